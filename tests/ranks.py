@@ -1,0 +1,39 @@
+"""Trains with each algorithm named, and leaves weights and choices in a folder: `composer -n 2 ranks.py FOLDER NAME...`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from composer import Callback
+from composer.utils import dist
+
+from tiny import fit, loader, weights
+
+
+class Choices(Callback):
+    """What an algorithm chose for all ranks, batch by batch."""
+
+    def __init__(self):
+        self.record = []
+
+    def batch_end(self, state, logger):
+        self.record += [getattr(algorithm, "mixing", None) for algorithm in state.algorithms]
+
+
+def main(folder: Path, names: list[str]) -> None:
+    from test_contract import CASES
+
+    for name in names:
+        choices = Choices()
+        run = fit(
+            [CASES[name].build()],
+            train_dataloader=loader(batch_size=4, drop_last=True),
+            device="cpu",
+            callbacks=choices,
+        )
+        torch.save({"weights": weights(run), "choices": choices.record}, folder / f"{name}-{dist.get_global_rank()}.pt")
+        run.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,236 @@
+"""What every algorithm promises, one suite for all of them. A new algorithm joins by one entry in CASES."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import composer.algorithms
+import numpy as np
+import pytest
+import torch
+from composer import Algorithm, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import accelerando.algorithms as ours
+import ranks
+from tiny import assert_same, classifier, differ, examples, fit, loader, trainer, weights
+
+
+@dataclass
+class Case:
+    """How to build an algorithm, and what it says of itself."""
+
+    build: Callable[[], Algorithm]
+    changed: Callable[[Trainer], bool]
+    """Whether the trained run shows the effect; the plain run must not."""
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """Arguments that do nothing or cannot work; the error must name the first of them."""
+    changes_training: bool = True
+    """Whether the trained weights differ from the plain run's."""
+
+
+def blurred(run: Trainer) -> bool:
+    return any(isinstance(module, ours.BlurConv2d) for module in run.state.model.modules())
+
+
+def in_channels_last(run: Trainer) -> bool:
+    weight = next(parameter for parameter in run.state.model.parameters() if parameter.ndim == 4)
+    return weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def trains_differently(run: Trainer) -> bool:
+    return differ(weights(run), weights(fit()))
+
+
+CASES = {
+    "BlurPool": Case(ours.BlurPool, blurred, [{"replace_convs": False, "replace_maxpools": False}]),
+    "ChannelsLast": Case(ours.ChannelsLast, in_channels_last, changes_training=False),
+    "LabelSmoothing": Case(
+        lambda: ours.LabelSmoothing(0.2),
+        trains_differently,
+        [{"smoothing": 0.0}, {"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": float("nan")}],
+    ),
+    "MixUp": Case(
+        lambda: ours.MixUp(0.5),
+        trains_differently,
+        [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}],
+    ),
+}
+
+every = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_algorithm_is_here():
+    exported = [getattr(ours, name) for name in ours.__all__]
+    classes = {item.__name__ for item in exported if isinstance(item, type) and issubclass(item, Algorithm)}
+    assert classes == set(CASES)
+
+
+@every
+def test_1_changes_what_it_says(name):
+    case = CASES[name]
+    run = fit([case.build()])
+    assert case.changed(run) and not case.changed(fit())
+    assert differ(weights(run), weights(fit())) == case.changes_training
+
+
+@every
+def test_2_resumes_bit_for_bit_after_a_kill(name, tmp_path):
+    def start(**options):
+        return trainer([CASES[name].build()], train_dataloader=loader(shuffle=True), **options)
+
+    whole = start()
+    whole.fit()
+    killed = start(save_folder=str(tmp_path), save_interval="1ba")
+    killed.fit(duration="5ba")  # of 8, in the middle of the second epoch
+    torch.manual_seed(999)
+    np.random.seed(999)
+    resumed = start(load_path=str(tmp_path / "ep1-ba5-rank0.pt"))
+    resumed.fit()
+    assert resumed.state.timestamp.batch == 8
+    assert_same(weights(resumed), weights(whole))
+
+
+@every
+def test_3_microbatches_change_nothing(name):
+    whole, split = (fit([CASES[name].build()], device_train_microbatch_size=size) for size in (8, 2))
+    assert_same(weights(split), weights(whole), atol=1e-5)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory) -> Path:
+    """One launch for all: each algorithm trains under two gloo processes, which leave their weights here."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = Path(sys.executable).with_name("composer")
+    script = Path(ranks.__file__)
+    done = subprocess.run([launcher, "-n", "2", script, folder, *CASES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@every
+def test_4_two_ranks_agree_with_each_other_and_with_one(name, two_ranks):
+    first, second = (torch.load(two_ranks / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert_same(first["weights"], second["weights"])
+    assert first["choices"] == second["choices"]
+    if name == "MixUp":
+        expected = mixup_over_two_ranks()
+    else:
+        expected = weights(fit([CASES[name].build()], train_dataloader=loader(batch_size=8, drop_last=True)))
+    assert_same(first["weights"], expected, atol=1e-5)
+
+
+def mixup_over_two_ranks(alpha=0.5, seed=7):
+    """One process that mixes each rank's half of the global batch as that rank does: Composer deals them out in turn."""
+    run = trainer()
+    model, optimizer = run.state.model, run.state.optimizers[0]
+    batches = [*zip(*(tensor.split(8) for tensor in examples()), strict=True)]
+    for step, (x, y) in enumerate(batches * 2):
+        loss = torch.zeros(())
+        for rank in (0, 1):
+            z = np.random.default_rng((seed, step)).beta(alpha, alpha)
+            pairs = np.random.default_rng((seed, step, rank)).permutation(len(x) // 2)
+            mixed, other, mixing = ours.mixup_batch(
+                x[rank::2], y[rank::2], min(z, 1 - z), indices=torch.from_numpy(pairs)
+            )
+            outputs = model.module(mixed)
+            both = [torch.nn.functional.cross_entropy(outputs, target) for target in (y[rank::2], other)]
+            loss = loss + ((1 - mixing) * both[0] + mixing * both[1]) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return weights(run)
+
+
+@every
+def test_5_state_is_tensors_and_builtins(name, tmp_path):
+    run = fit([CASES[name].build()])
+    state = run.state.algorithms[0].state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == state
+    json.dumps(state)
+    CASES[name].build().load_state_dict(state)
+
+
+@every
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
+def test_6_compiles_without_a_graph_break(name):
+    torch._dynamo.reset()
+    compiled = fit([CASES[name].build()], compile_config={"fullgraph": True, "backend": "aot_eager"})
+    assert_same(weights(compiled), weights(fit([CASES[name].build()])), atol=1e-5)
+
+
+@every
+def test_7_bf16_autocast(name):
+    # Composer refuses its own amp_bf16 on the CPU.
+    seen = set()
+    model = classifier()
+    model.module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    run = trainer([CASES[name].build()], model=model)
+    with torch.autocast("cpu", torch.bfloat16):
+        run.fit()
+    assert seen == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in weights(run).values())
+    assert_same(weights(run), weights(fit([CASES[name].build()])), atol=0.05)
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(CASES, 2)), ids="-".join)
+def test_8_pairs_train_together_in_either_order(pair):
+    one, other = (fit([CASES[name].build() for name in order]) for order in (pair, pair[::-1]))
+    for name in pair:
+        assert CASES[name].changed(one) and CASES[name].changed(other)
+    assert_same(weights(one), weights(other), atol=1e-5)
+
+
+@every
+def test_8_twins_are_refused(name):
+    for twin in (CASES[name].build(), getattr(composer.algorithms, name)()):
+        for order in ([CASES[name].build(), twin], [twin, CASES[name].build()]):
+            with pytest.raises(ValueError, match=f"more than one {name}"):
+                trainer(order)
+
+
+def test_8_mixed_losses_beside_smoothed_labels_are_refused():
+    with pytest.raises(ValueError, match="Use interpolate_loss=False beside LabelSmoothing"):
+        trainer([ours.MixUp(interpolate_loss=True), ours.LabelSmoothing()])
+
+
+@pytest.mark.parametrize(
+    "name, arguments", [(name, arguments) for name, case in CASES.items() for arguments in case.refused], ids=str
+)
+def test_9_constructor_refuses(name, arguments):
+    with pytest.raises(ValueError, match=f"{name}.*{next(iter(arguments))}"):
+        getattr(ours, name)(**arguments)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make the host wait for what a tensor holds."""
+
+    NAMES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::unique")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name().startswith(self.NAMES)
+        return func(*args, **(kwargs or {}))
+
+
+@every
+def test_10_reads_nothing_from_the_device(name):
+    def reads(algorithms):
+        model = classifier()
+        model.get_metrics = lambda is_train: {}
+        run = trainer(algorithms, model=model)
+        with HostReads() as counter:
+            run.fit()
+        return counter.count
+
+    assert 0 < reads([CASES[name].build()]) <= reads([])
