@@ -49,6 +49,17 @@ def mixup_batch(
     return original[indices].lerp_(original, 1 - mixing), target[indices], mixing
 
 
+def mix_targets(logits: Tensor, target: Tensor, permuted: Tensor, mixing: float) -> Tensor:
+    """`(1 - mixing) * target + mixing * permuted` as float32 rows, of the shape of `logits`, `(N, C, ...)`.
+
+    Both hold class indices `(N, ...)`, of which negative ones count for nothing, or probabilities `(N, C, ...)`.
+    """
+    if target.shape == logits.shape:
+        return target.float().lerp(permuted.float(), mixing)
+    rows, index = dense_targets(logits, target, on=1 - mixing), permuted.long().unsqueeze(1)
+    return rows.scatter_add_(1, index.clamp(min=0), torch.where(index < 0, 0.0, mixing))
+
+
 def draw_mixing(alpha: float, generator: Any) -> float:
     """`min(z, 1 - z)` with `z ~ Beta(alpha, alpha)`: the original example weighs most, so accuracy has a meaning."""
     z = float(generator.beta(alpha, alpha))
@@ -141,7 +152,7 @@ class MixUp(Algorithm):
         logits = outputs["logits"] if computes_own_loss(outputs) else outputs
         if not isinstance(logits, Tensor):
             raise unsupported("MixUp", outputs)
-        mixed = dense_targets(logits, permuted).lerp(dense_targets(logits, target), 1 - self.mixing)
+        mixed = mix_targets(logits, target, permuted, self.mixing)
         state.batch_set_item(self.target_key, mixed)
         if computes_own_loss(outputs):
             outputs["loss"] = cross_entropy(logits, mixed)

@@ -1,4 +1,4 @@
-"""Trains with each algorithm named, and leaves weights and choices in a folder: `composer -n 2 ranks.py FOLDER NAME...`."""
+"""Trains with the algorithms named, and leaves weights and choices: `composer -n 2 ranks.py FOLDER NAME...`."""
 
 import sys
 from pathlib import Path

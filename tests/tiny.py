@@ -1,7 +1,11 @@
 """The tiny run that the algorithm tests share."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,3 +82,14 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 
 def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() != b.keys() or any(not torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def launch(processes: int, *command: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`composer -n processes ...`, one thread each, since more than the cores can serve slow each other down."""
+    launcher = Path(sys.executable).with_name("composer")
+    return subprocess.run(
+        [launcher, "-n", str(processes), *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )

@@ -221,7 +221,7 @@ class TestCheckpoints:
         self.save(ours.BlurPool())
         with (
             pytest.warns(UserWarning, match="Potential parameter discrepancies"),
-            pytest.raises(ValueError, match="min_channels=16.*but this run has.*min_channels=64"),
+            pytest.raises(ValueError, match=r"min_channels=16.*but this run has.*min_channels=64"),
         ):
             self.resume([ours.BlurPool(min_channels=64)])
 

@@ -146,7 +146,7 @@ def test_outputs_without_logits_are_refused():
             return super().forward(batch), 0
 
     run = trainer([LabelSmoothing()], model=Pair(network(), num_classes=CLASSES))
-    with pytest.raises(TypeError, match="one tensor of logits.*got tuple"):
+    with pytest.raises(TypeError, match=r"one tensor of logits.*got tuple"):
         run.fit()
 
 
