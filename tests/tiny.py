@@ -85,11 +85,11 @@ def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def launch(processes: int, *command: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`composer -n processes ...`, one thread each, since more than the cores can serve slow each other down."""
+    """`composer -n processes ...`, as somebody would launch it."""
     launcher = Path(sys.executable).with_name("composer")
     return subprocess.run(
         [launcher, "-n", str(processes), *map(str, command)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | environment,
     )

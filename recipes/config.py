@@ -1,0 +1,283 @@
+"""From a YAML file and dotted overrides to a checked `Recipe`, or to one `ConfigError` that names the key.
+
+Under a section, a name is the snake_case of a class or function in the section's modules, or an import path
+``package.module:Name``; its arguments are checked against its signature. Underscores and case do not matter, and
+``name: false`` leaves the entry out. A top-level key that is no section is an argument of `composer.Trainer`, but for
+`variables`, to which other values refer as ``${variables.name}``; ``???`` is for the command line to fill in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from accelerando.recipes.names import TIME_HINT, ArgumentError, Namespace, check_arguments, check_value, nearest, show
+
+SECTIONS = {
+    "model": Namespace(("accelerando.recipes.models",)),
+    "train_data": Namespace(("accelerando.recipes.images", "accelerando.recipes.text")),
+    "eval_data": Namespace(("accelerando.recipes.images", "accelerando.recipes.text")),
+    "optimizer": Namespace(("composer.optim", "torch.optim"), "torch.optim:Optimizer"),
+    "scheduler": Namespace(
+        ("accelerando.algorithms", "composer.optim"), "composer.optim:ComposerScheduler", suffix="Scheduler"
+    ),
+    "algorithms": Namespace(("accelerando.algorithms", "composer.algorithms"), "composer.core:Algorithm"),
+    "callbacks": Namespace(("composer.callbacks",), "composer.core:Callback"),
+    "loggers": Namespace(("composer.loggers",), "composer.loggers:LoggerDestination", suffix="Logger"),
+}
+MANY = ("algorithms", "callbacks", "loggers")
+OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
+REQUIRED = ("run_name", "max_duration", "global_batch_size", "model", "train_data", "optimizer")
+RENAMED = {
+    "train_dataloader": "train_data",
+    "eval_dataloader": "eval_data",
+    "optimizers": "optimizer",
+    "schedulers": "scheduler",
+    "save_folder": "folder",
+}
+EXTRAS = {"transformers": "nlp", "datasets": "nlp", "tokenizers": "nlp", "streaming": "streaming", "wandb": "wandb"}
+
+
+class ConfigError(Exception):
+    """What is wrong with a config, in one line: the file (or ``command line``), the key, and what was expected."""
+
+    def __init__(self, file: str, key: str, message: str):
+        self.file, self.key, self.message = file, key, " ".join(message.split())
+        super().__init__(": ".join(part for part in (file, key, self.message) if part))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a config came from, so that an error can point there."""
+
+    file: str = "config"
+    overridden: frozenset[str] = frozenset()
+
+    def error(self, key: str, message: str) -> ConfigError:
+        on_command_line = any(key == name or key.startswith(f"{name}.") for name in self.overridden)
+        return ConfigError("command line" if on_command_line else self.file, key, message)
+
+    @contextmanager
+    def blame(self, key: str, *kinds: type[Exception]) -> Iterator[None]:
+        """Turns what a constructor or a check says against its arguments into an error at `key`."""
+        try:
+            yield
+        except ArgumentError as error:
+            raise self.error(f"{key}.{error.name}" if key else error.name, error.message) from error
+        except ImportError as error:
+            # Composer raises an ImportError of its own from the original one, which alone names the package.
+            name = error.name or getattr(error.__cause__, "name", None) or ""
+            extra = EXTRAS.get(name.partition(".")[0])
+            hint = f"needs the package {name}; install it with: pip install 'accelerando[{extra}]'"
+            raise self.error(key, hint if extra else str(error)) from error
+        except kinds as error:
+            raise self.error(key, str(error)) from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class or function found by name, with its checked arguments."""
+
+    source: Source
+    key: str
+    target: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    def build(self, *supplied: Any) -> Any:
+        with self.source.blame(self.key, OSError, TypeError, ValueError):
+            return self.target(*supplied, **self.arguments)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML."""
+
+    source: Source
+    config: dict[str, Any]
+    run_name: str
+    folder: Path
+    batch_size: int
+    eval_batch_size: int
+    model: Part
+    train_data: Any
+    eval_data: Any | None
+    optimizer: Part
+    scheduler: Part | None
+    algorithms: list[Part]
+    callbacks: list[Part]
+    loggers: list[Part]
+    trainer: dict[str, Any]
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[DictConfig, Source]:
+    """Reads a YAML file, on disk or shipped in `accelerando.yamls`, and applies ``key=value`` overrides."""
+    file = str(path)
+    try:
+        config = OmegaConf.load(_find(file))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(file, "", f"not readable as YAML; {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(file, "", "expected a mapping of keys to values")
+    keys = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not (key and equals):
+            raise ConfigError("command line", override, "expected key=value, such as max_duration=10ep")
+        try:
+            config = _merge(config, OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
+        keys.append(key)
+    return config, Source(file, frozenset(keys))
+
+
+def _find(file: str) -> Path:
+    shipped = Path(inspect.getfile(importlib.import_module("accelerando.yamls"))).parent
+    inside = file.removeprefix("yamls/")
+    for candidate in (Path(file), shipped / inside):
+        if candidate.is_file():
+            return candidate
+    names = [path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")]
+    raise ConfigError(file, "", f"no such file{nearest(inside, names)}")
+
+
+def _merge(config: DictConfig, update: DictConfig) -> DictConfig:
+    """An override that names another model (optimizer, ...) replaces the one in the file instead of joining it."""
+    for key in SECTIONS.keys() - MANY:
+        old, new = config.get(key), update.get(key)
+        if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
+            del config[key]
+    merged = OmegaConf.merge(config, update)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -> Recipe:
+    """Checks every key. Of what the config describes it builds only the data sources, which look for their data."""
+    source = source or Source()
+    config = _resolve(config, source)
+    for key in REQUIRED:
+        if config.get(key) is None:
+            raise source.error(key, "missing; every run needs it")
+    config = {"folder": "runs", "eval_batch_size": config["global_batch_size"], "seed": 17} | config
+    with source.blame(""):
+        for key, kind in OWN_KEYS.items():
+            check_value(key, kind, config[key])
+    entries = {key: _entries(source, key, config.get(key)) for key in SECTIONS}
+    ranks = _check_ranks(source, config)
+    trainer = _check_trainer(source, {key: config[key] for key in config if key not in {*OWN_KEYS, *SECTIONS}})
+    parts = {key: _check_parts(source, key, entries[key]) for key in SECTIONS}
+    return Recipe(
+        source=source,
+        config=config,
+        run_name=config["run_name"],
+        folder=Path(config["folder"], config["run_name"]),
+        batch_size=config["global_batch_size"] // ranks,
+        eval_batch_size=config["eval_batch_size"] // ranks,
+        model=parts["model"][0],
+        train_data=_check_data(parts["train_data"][0]),
+        eval_data=_check_data(parts["eval_data"][0]) if parts["eval_data"] else None,
+        optimizer=parts["optimizer"][0],
+        scheduler=parts["scheduler"][0] if parts["scheduler"] else None,
+        algorithms=parts["algorithms"],
+        callbacks=parts["callbacks"],
+        loggers=parts["loggers"],
+        trainer=trainer,
+    )
+
+
+def _resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str, Any]:
+    """Plain data, with interpolations replaced by what they stand for and without the `variables` made for them."""
+    node = OmegaConf.create(config)  # type: ignore[arg-type]
+    hint = "missing; the file leaves it to you, as KEY=VALUE on the command line"
+    try:
+        plain = OmegaConf.to_container(node, resolve=True)
+    except InterpolationToMissingValueError as error:
+        raise source.error(str(error).partition("\n")[0].rpartition(" ")[2], hint) from error
+    except OmegaConfBaseException as error:
+        raise source.error(error.full_key or "", str(error).partition("\n")[0]) from error
+    for key in sorted(OmegaConf.missing_keys(node)):
+        if not key.startswith("variables."):
+            raise source.error(key, hint)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "variables"}
+
+
+def _entries(source: Source, key: str, value: Any) -> dict[str, dict[str, Any]]:
+    """The names in a section and their arguments."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, dict):
+        raise source.error(key, f"{show(value)} given; expected names with their arguments, such as {{name: {{}}}}")
+    entries = {str(name): arguments for name, arguments in value.items() if arguments is not False}
+    for name, arguments in entries.items():
+        if not isinstance(arguments, dict):
+            hint = "its arguments as a mapping, {} for none, or false to leave it out"
+            raise source.error(f"{key}.{name}", f"{show(arguments)} given; expected {hint}")
+    if key not in MANY and (len(entries) > 1 or (key in REQUIRED and not entries)):
+        raise source.error(key, f"expected one name, found {', '.join(entries) or 'none'}")
+    return entries
+
+
+def _check_ranks(source: Source, config: dict[str, Any]) -> int:
+    from composer.utils import dist
+
+    ranks = dist.get_world_size()
+    for key in ("global_batch_size", "eval_batch_size"):
+        if config[key] < 1 or config[key] % ranks:
+            raise source.error(key, f"{config[key]} given; expected a positive multiple of the {ranks} rank(s)")
+    return ranks
+
+
+def _check_trainer(source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
+    from composer import Trainer
+    from composer.core import Time, TimeUnit
+    from composer.utils import get_device
+
+    known = inspect.signature(Trainer).parameters.keys() - RENAMED
+    for key in arguments:
+        if key in RENAMED:
+            raise source.error(key, f"the recipe fills it in; use {RENAMED[key]} instead")
+        if key not in known:
+            raise source.error(key, f"unknown key{nearest(key, (*known, *OWN_KEYS, *SECTIONS))}")
+    with source.blame(""):
+        arguments = check_arguments(Trainer.__init__, arguments, supplied=2)
+        duration = Time.from_input(arguments["max_duration"], TimeUnit.EPOCH)
+    if duration.value <= 0 or duration.unit == TimeUnit.SECOND:
+        raise source.error("max_duration", f"{duration} given; expected {TIME_HINT}, above zero and not in seconds")
+    with source.blame("device", ValueError):
+        get_device(arguments.get("device"))
+    return arguments
+
+
+def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]) -> list[Part]:
+    parts: list[Part] = []
+    for name, arguments in entries.items():
+        key = f"{section}.{name}"
+        with source.blame(key, LookupError):
+            target = SECTIONS[section].find(name)
+        if any(part.target is target for part in parts):
+            raise source.error(key, f"{target.__name__} is given twice; expected once")
+        with source.blame(key):
+            checked = check_arguments(target, arguments, supplied=1 if section == "optimizer" else 0)
+        parts.append(Part(source, key, target, checked))
+    return parts
+
+
+def _check_data(part: Part) -> Any:
+    data = part.build()
+    with part.source.blame(part.key, OSError, ValueError):
+        data.check()
+    return data

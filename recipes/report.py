@@ -1,0 +1,209 @@
+"""What a run did: the `History` that it records, and the `Result`'s table, `results.json` and `curves.png`."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Record = dict[str, float]
+
+TRAIN_LOSS = "loss/train/total"
+EVAL_PREFIX = "metrics/eval/"
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class History(LoggerDestination):
+    """Every number that is logged, and what reaching those weights had cost; goes into the checkpoint.
+
+    There is one record per batch: the state of the weights after `batch` updates, which saw `samples` samples and took
+    `seconds` of training, and whatever was measured on these weights. Seconds count from asking for a batch to the end
+    of its update, so neither evaluation nor checkpoints nor the replay of batches on resume.
+    """
+
+    def __init__(self):
+        self.records: list[Record] = []
+        self.seconds = 0.0
+        self._since = 0.0
+        self._state: State | None = None
+
+    def init(self, state: State, logger: Logger) -> None:
+        self._state = state
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self._since = time.perf_counter()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.seconds += time.perf_counter() - self._since
+        # A callback that logged at this event has begun the record with the time of the previous one.
+        self._record(state)["seconds"] = self.seconds
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if self._state is None:
+            return
+        record = self._record(self._state)
+        for name, value in metrics.items():
+            if not name.startswith("time/") and getattr(value, "ndim", 0) == 0 and not isinstance(value, str):
+                record[name] = float(value)
+
+    def _record(self, state: State) -> Record:
+        batch, samples = int(state.timestamp.batch), int(state.timestamp.sample)
+        if not self.records or self.records[-1]["batch"] != batch:
+            self.records.append({"batch": batch, "samples": samples, "seconds": self.seconds})
+        return self.records[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self.records, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records, self.seconds = state["records"], state["seconds"]
+
+
+class Lines(LoggerDestination):
+    """One plain line per evaluation (per epoch where there is none), for output that is not a terminal."""
+
+    def __init__(self, history: History):
+        self.history = history
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._print(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        if not state.evaluators:
+            self._print(state)
+
+    def _print(self, state: State) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        values = [f"train loss {loss:.4g}" for loss in self._last_losses()]
+        values += [f"{label(name)} {value:.4g}" for name, value in final_metrics(self.history.records).items()]
+        place = f"epoch {int(state.timestamp.epoch)}, batch {int(state.timestamp.batch)} of {state.max_duration}"
+        print(f"{place}, {self.history.seconds:.1f} s: {', '.join(values)}", file=sys.stderr, flush=True)
+
+    def _last_losses(self) -> list[float]:
+        return [record[TRAIN_LOSS] for record in self.history.records[-2:] if TRAIN_LOSS in record][-1:]
+
+
+@dataclass
+class Result:
+    """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation."""
+
+    run_name: str
+    folder: str
+    algorithms: list[str]
+    metrics: dict[str, float]
+    batches: int
+    samples: int
+    seconds: float
+    samples_per_second: float
+    records: list[Record]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Result:
+        """The result of the run in `folder`."""
+        return cls(**json.loads(Path(folder, "results.json").read_text()))
+
+    def save(self) -> None:
+        """Writes `results.json`; a number that is not finite becomes null, as JSON has none."""
+        records, metrics = [_finite(record) for record in self.records], _finite(self.metrics)
+        text = json.dumps(asdict(self) | {"records": records, "metrics": metrics}, allow_nan=False)
+        write(Path(self.folder, "results.json"), text.encode())
+
+
+def _finite(numbers: Record) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def final_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """The latest value of every evaluation metric."""
+    return {name: value for record in records for name, value in record.items() if name.startswith(EVAL_PREFIX)}
+
+
+def label(name: str) -> str:
+    """A metric's name for people: ``metrics/eval/MulticlassAccuracy`` is ``accuracy``."""
+    short = name.rpartition("/")[2].removeprefix("Multiclass").removeprefix("Binary")
+    return "".join(f" {c.lower()}" if c.isupper() else c for c in short).strip()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def table(results: Iterable[Result]) -> str:
+    """One aligned row per run."""
+    results = list(results)
+    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
+    rows = [("run", *map(label, metrics), "seconds", "samples/s", "algorithms")]
+    for result in results:
+        values = ("" if (value := result.metrics.get(m)) is None else f"{value:.4f}" for m in metrics)
+        speed = (f"{result.seconds:.1f}", f"{result.samples_per_second:,.0f}")
+        rows.append((result.run_name, *values, *speed, ", ".join(result.algorithms) or "none"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    lines = (
+        "  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width) for i, (cell, width) in enumerate(cells))
+        for cells in ([*zip(row, widths, strict=True)] for row in rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
+    """Draws the first accuracy (or metric) and the training loss over training time; returns the picture's pixels."""
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    metric = next((name for name in names if "Accuracy" in name), names[0] if names else None)
+    panels: list[tuple[str, str]] = [(metric, f"evaluation {label(metric)}")] if metric else []
+    # Label smoothing, say, changes what is minimised: the losses of two runs need not be comparable.
+    panels.append((TRAIN_LOSS, "training loss" if len(results) == 1 else "training loss, each run's own"))
+    canvas = FigureCanvasAgg(figure := Figure(figsize=(5 * len(panels), 3.8), dpi=150, layout="constrained"))
+    figure.suptitle(title, fontweight="bold")
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, text) in zip(row, panels, strict=True):
+        for result, colour in zip(results, COLOURS * (len(results) // len(COLOURS) + 1), strict=False):
+            records = [record for record in result.records if _is_finite(record.get(name))]
+            seconds, values = (np.array([record[key] for record in records]) for key in ("seconds", name))
+            smooth = _running_mean(values) if name == TRAIN_LOSS else values
+            axes.plot(seconds, values, color=colour, alpha=0.25 if smooth is not values else 0, linewidth=0.8)
+            marker = "o" if smooth is values and len(values) <= 50 else ""
+            axes.plot(seconds, smooth, color=colour, label=result.run_name, linewidth=1.8, marker=marker, markersize=3)
+        axes.set(xlabel="training time (s)", ylabel=text)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(left=0)
+    if len(results) > 1:
+        row[-1].legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write(path, buffer.getvalue())
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Over the last 5 % of the values, or all there are so far."""
+    window = max(1, len(values) // 20)
+    total = np.cumsum(np.concatenate(([0.0], values)))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (total[ends] - total[starts]) / (ends - starts)

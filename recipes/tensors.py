@@ -1,0 +1,134 @@
+"""What the data sources share: small sets served from memory, and the folders of those that stay on disk."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.devices import Device
+from composer.utils import dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+
+AnyDevice = Device | torch.device | str
+
+SEED_STRIDE = 100_000
+
+
+def to_device(tensor: Tensor, device: AnyDevice) -> Tensor:
+    return device.tensor_to_device(tensor) if isinstance(device, Device) else tensor.to(device)  # type: ignore
+
+
+class TensorLoader(DataLoader):
+    """Batches of in-memory tensors: shuffled anew each epoch in training, in order and complete in evaluation.
+
+    No worker processes, and one transfer an epoch. It is a `DataLoader` with a `DistributedSampler`, because that is
+    what Composer looks for when it sets the epoch, spins to the middle of an epoch on resume, and drops padded samples
+    in evaluation. All randomness is a function of (seed, epoch, sample): it depends neither on the number of ranks, nor
+    on the batch size, nor on interruptions.
+
+    Args:
+        tensors: the data set, equally long along dimension 0, on the device that trains.
+        batch_size: samples per batch on this rank.
+        train: shuffle, and drop the last incomplete global batch.
+        seed: of the order and of the noise.
+        transform: called as `transform(batch, noise)` with a tuple of tensors; what it returns is served instead.
+        noise_shape: shape of the uniform [0, 1) noise that `transform` gets for each sample; redrawn each epoch in
+            training, the same every time in evaluation.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        train: bool,
+        seed: int,
+        transform: Callable[[tuple[Tensor, ...], Tensor], Any] | None = None,
+        noise_shape: Sequence[int] = (),
+    ):
+        self.tensors, self.transform, self.noise_shape = tuple(tensors), transform, noise_shape
+        self.shards = _sampler(TensorDataset(*tensors), train, seed)
+        self.samples_per_batch = batch_size
+        super().__init__(self.shards.dataset, batch_size, sampler=self.shards, drop_last=train)
+        if len(self) == 0:
+            ranks = self.shards.num_replicas
+            raise ValueError(f"{len(tensors[0])} samples do not fill a batch of {batch_size} on {ranks} rank(s)")
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        order = torch.tensor(list(self.shards), device=self.tensors[0].device)
+        noise = self._noise()
+        for indices in order.split(self.samples_per_batch)[: len(self)]:
+            batch = tuple(tensor[indices] for tensor in self.tensors)
+            yield self.transform(batch, noise[indices]) if self.transform else batch
+
+    def _noise(self) -> Tensor:
+        """Drawn on the CPU, so that every kind of device gets the same numbers."""
+        # Complements are seeds that no sampler uses: the noise must not follow the order.
+        seed = ~(self.shards.seed + self.shards.epoch) if self.drop_last else -1
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand(len(self.tensors[0]), *self.noise_shape, generator=generator)
+        return noise.to(self.tensors[0].device)
+
+
+def worker_loader(
+    dataset: Dataset, collate_fn: Callable[[Any], Any], batch_size: int, train: bool, seed: int, num_workers: int
+) -> DataLoader:
+    """Batches made by worker processes, for data that does not fit in memory; an iterable data set shards itself."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=None if isinstance(dataset, IterableDataset) else _sampler(dataset, train, seed),
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        drop_last=train,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: what the workers draw repeats on resume, differs from rank to rank, and is drawn from
+        # nobody else's.
+        generator=torch.Generator().manual_seed(seed + dist.get_global_rank()),
+    )
+
+
+def _sampler(dataset: Dataset, train: bool, seed: int) -> DistributedSampler:
+    # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
+    return dist.get_sampler(dataset, drop_last=train, shuffle=train, seed=seed * SEED_STRIDE)
+
+
+def check_folder(folder: Path, content: str) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: expected {content}")
+
+
+def check_hub_name(name: str) -> None:
+    """Raise if the name can only be a local folder, and is none."""
+    if name.startswith(("/", "./", "../")):
+        check_folder(Path(name), "what save_to_disk or save_pretrained wrote, or a name on the hub")
+
+
+def check_shards(local: str, remote: str | None, split: str | None, columns: set[str]) -> None:
+    """Raise if `streaming` is missing, or a folder of MDS shards is missing, unreadable or of other columns."""
+    if find_spec("streaming") is None:
+        raise ImportError("MDS shards need mosaicml-streaming: pip install 'accelerando[streaming]'")
+    if "://" in (source := remote or local):
+        return
+    index = Path(source, split or "", "index.json")
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} is missing: expected a folder of MDS shards")
+    try:
+        found = {name for shard in json.loads(index.read_text())["shards"] for name in shard["column_names"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not the index of MDS shards") from error
+    if not columns <= found:
+        raise ValueError(f"{index.parent} has the columns {sorted(found)}: expected {sorted(columns)}")
+
+
+def shard_arguments(
+    local: str, remote: str | None, split: str | None, batch_size: int, train: bool, seed: int
+) -> dict[str, Any]:
+    """The arguments of a `StreamingDataset`."""
+    arguments = {"local": local, "remote": remote, "split": split, "batch_size": batch_size}
+    if train:
+        return arguments | {"shuffle": True, "shuffle_seed": seed}
+    # Each canonical node's last sample may be repeated; the default is 64 of them per node.
+    return arguments | {"num_canonical_nodes": dist.get_world_size() // dist.get_local_world_size()}

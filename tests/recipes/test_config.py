@@ -1,0 +1,177 @@
+"""Every mistake in a config is one line that names the file, the key and what was expected, and nothing is built."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from composer.algorithms import EMA
+from composer.core import Precision
+from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+
+from accelerando.recipes import names
+from accelerando.recipes.config import ConfigError, check, load
+from accelerando.recipes.train import main
+
+YAML = """
+run_name: mistaken
+folder: {folder}
+max_duration: 2ep
+global_batch_size: 128
+model: {{"test_config:bomb": {{size: 3}}}}
+train_data: {{digits: {{split: train}}}}
+optimizer: {{decoupled_sgdw: {{lr: 1e-1}}}}
+scheduler: {{cosine_annealing_with_warmup: {{t_warmup: 1ep}}}}
+algorithms: {{ema: {{half_life: 100ba}}, label_smoothing: {{smoothing: 0.1}}}}
+precision: fp32
+"""
+TIME = "expected a time string such as 10ep, 500ba or 0.5dur"
+
+
+def bomb(size: int = 1):
+    raise AssertionError("built")
+
+
+@pytest.fixture
+def yaml(tmp_path):
+    file = tmp_path / "mistaken.yaml"
+    file.write_text(YAML.format(folder=tmp_path))
+    return file
+
+
+def refusal(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error.strip()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("foo", "foo: expected key=value"),
+        ("run_name={a", "run_name: not readable as a YAML value"),
+        ("run_name=3", "run_name: 3 given; expected text"),
+        ("run_name=null", "run_name: missing"),
+        ("optimizr=adam", "optimizr: unknown key; did you mean optimizer?"),
+        ("save_folder=here", "save_folder: the recipe fills it in; use folder instead"),
+        ("model=null", "model: missing"),
+        ("model=3", "model: 3 given; expected names with their arguments"),
+        ("model.resnet=1", "model.resnet: 1 given; expected its arguments as a mapping"),
+        ("model={resnet: {}, bert: {}}", "model: expected one name, found resnet, bert"),
+        ("model=rezznet", "model.rezznet: unknown name; did you mean resnet?"),
+        ("model={'test_config:bom': {}}", "model.test_config:bom: the module test_config has no bom"),
+        ("model={'no_such.module:Model': {}}", "model.no_such.module:Model: No module named 'no_such'"),
+        ("algorithms.blurpol={}", "algorithms.blurpol: unknown name; did you mean blur_pool?"),
+        ("algorithms.labelsmoothing={}", "algorithms.labelsmoothing: LabelSmoothing is given twice"),
+        ("algorithms.ema=null", "algorithms.ema: null given; expected its arguments as a mapping, {} for none"),
+        ("algorithms.ema.halflife=9ba", "algorithms.ema.halflife: unknown argument; did you mean half_life?"),
+        ("algorithms.ema.half_life=9batches", f"algorithms.ema.half_life: '9batches' given; {TIME}"),
+        ("algorithms.label_smoothing.smoothing=2", "algorithms.label_smoothing: "),
+        ("optimizer.decoupled_sgdw.lr=high", "optimizer.decoupled_sgdw.lr: 'high' given; expected a number"),
+        ("optimizer.decoupled_sgdw.lr=true", "optimizer.decoupled_sgdw.lr: true given; expected a number"),
+        ("optimizer={adam: {betas: [0.9]}}", "optimizer.adam.betas: [0.9] given; expected tuple"),
+        ("scheduler={linear_with_warmup: {}}", "scheduler.linear_with_warmup.t_warmup: missing; it has no default"),
+        ("scheduler.cosine_annealing_with_warmup.t_warmup=4", f"t_warmup: 4 given; {TIME}"),
+        ("max_duration=40epochs", f"max_duration: '40epochs' given; {TIME}"),
+        ("max_duration=1h", f"max_duration: 3600sec given; {TIME}, above zero and not in seconds"),
+        ("max_duration=0ep", f"max_duration: 0ep given; {TIME}, above zero"),
+        ("eval_interval=1e", f"eval_interval: '1e' given; {TIME}"),
+        ("precision=fp33", "precision: 'fp33' given; expected one of fp32, amp_fp16, amp_bf16, amp_fp8"),
+        ("autoresume=1", "autoresume: 1 given; expected true or false"),
+        ("global_batch_size=0", "global_batch_size: 0 given; expected a positive multiple of the 1 rank(s)"),
+        ("device=toaster", "device: device (toaster) must be one of"),
+        ("train_data={cifar10: {path: /nowhere}}", "train_data.cifar10: /nowhere"),
+    ],
+)
+def test_a_mistake_on_the_command_line(yaml, capsys, override, message):
+    error = refusal(capsys, yaml, override)
+    place, _, rest = error.partition(": ")
+    assert message in rest
+    # What refuses an algorithm as a whole is its constructor, to which the file contributed.
+    assert place == "command line" or override.startswith("algorithms.label_smoothing")
+
+
+def test_a_mistake_in_the_file_names_the_file(yaml, capsys):
+    yaml.write_text(yaml.read_text().replace("half_life: 100ba", "half_life: soon"))
+    assert refusal(capsys, yaml) == f"{yaml}: algorithms.ema.half_life: 'soon' given; {TIME}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not readable as YAML"),
+        ("a: 1\na: 2", "not readable as YAML"),
+        ("- a", "expected a mapping of keys to values"),
+        ("run_name: ${name}", "run_name: Interpolation key 'name' not found"),
+        ("variables: {data: '???'}\nrun_name: ${variables.data}", "variables.data: missing; the file leaves it to you"),
+        ("run_name: ???", "run_name: missing; the file leaves it to you"),
+        ("run_name: a", "max_duration: missing; every run needs it"),
+    ],
+)
+def test_a_broken_file(yaml, capsys, text, message):
+    yaml.write_text(text)
+    assert refusal(capsys, yaml).startswith(f"{yaml}: {message}")
+
+
+def test_a_missing_file(capsys):
+    assert refusal(capsys, "no/such.yaml").startswith("no/such.yaml: no such file")
+
+
+def test_a_batch_that_the_ranks_do_not_divide(yaml, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "global_batch_size: 128 given; expected a positive multiple of the 3 rank(s)" in refusal(capsys, yaml)
+
+
+def test_a_missing_package_names_the_extra(yaml, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    error = refusal(capsys, yaml, "loggers.wandb={}")
+    assert error.endswith("loggers.wandb: needs the package wandb; install it with: pip install 'accelerando[wandb]'")
+
+
+def test_two_ranks_tell_it_once(yaml):
+    script = Path(__file__).parents[2] / "recipes" / "train.py"
+    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2"]
+    done = subprocess.run(
+        [*launcher, script, yaml, "model=resnet", "algorithms.emma={}"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("algorithms.emma: unknown name; did you mean ema?") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_what_is_right_is_found_and_converted(yaml):
+    recipe = check(
+        *load(
+            yaml,
+            [
+                "run_name=right",
+                "optimizer={DecoupledAdamW: {betas: [0.9, 0.98], lr: 1}}",
+                "algorithms.label_smoothing=false",
+                "eval_batch_size=64",
+                "variables={size: 5, unused: '???'}",
+                "model={'test_config:bomb': {size: '${variables.size}'}}",
+            ],
+        )
+    )
+    assert recipe.model.arguments == {"size": 5} and "variables" not in recipe.config
+    assert recipe.optimizer.target is DecoupledAdamW
+    assert recipe.optimizer.arguments == {"betas": (0.9, 0.98), "lr": 1.0}
+    assert [part.target for part in recipe.algorithms] == [EMA]
+    assert recipe.scheduler and recipe.scheduler.target is CosineAnnealingWithWarmupScheduler
+    assert (recipe.batch_size, recipe.eval_batch_size, recipe.folder.name) == (128, 64, "right")
+    assert Precision(recipe.trainer["precision"]) is Precision.FP32
+
+
+def test_a_mapping_is_as_good_as_a_file(yaml):
+    config, _ = load(yaml)
+    with pytest.raises(ConfigError, match=r"^config: max_duration: '1' given"):
+        check(config | {"max_duration": "1"})
+
+
+def test_a_name_is_found_however_it_is_spelt():
+    callbacks = names.Namespace(("composer.callbacks",), "composer.core:Callback")
+    spellings = ("lr_monitor", "lrmonitor", "LRMonitor", "composer.callbacks:LRMonitor")
+    assert len({callbacks.find(spelling) for spelling in spellings}) == 1

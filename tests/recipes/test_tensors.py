@@ -1,0 +1,110 @@
+"""The in-memory loader: what it serves, to whom, and again after a kill."""
+
+import pytest
+import torch
+from composer import Callback, Trainer
+from composer.models import ComposerClassifier
+
+from accelerando.recipes.tensors import TensorLoader
+
+N = 23
+
+
+def loader(batch_size=4, train=True, seed=7, epoch=0, world=1, rank=0, monkeypatch=None, **kwargs):
+    if monkeypatch:
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("RANK", str(rank))
+    built = TensorLoader([torch.arange(N)], batch_size, train, seed, **kwargs)
+    built.sampler.set_epoch(epoch)
+    return built
+
+
+def served(**kwargs):
+    return torch.cat([batch[0] for batch in loader(**kwargs)]).tolist()
+
+
+def test_training_shuffles_anew_each_epoch_and_drops_the_last_incomplete_batch():
+    first, second = served(epoch=0), served(epoch=1)
+    assert len(loader()) == 5 and len(set(first)) == len(first) == 20
+    assert first != second and first == served(epoch=0) and first != sorted(first)
+
+
+def test_no_epoch_of_one_seed_is_an_epoch_of_the_next():
+    assert served(seed=1, epoch=1) != served(seed=2, epoch=0)
+
+
+def test_evaluation_is_in_order_and_complete():
+    assert served(train=False) == list(range(N)) and len(loader(train=False)) == 6
+
+
+def test_ranks_share_each_global_batch_of_one_process(monkeypatch):
+    whole = [set(batch[0].tolist()) for batch in loader(batch_size=6)]
+    ranks = [list(loader(batch_size=3, world=2, rank=r, monkeypatch=monkeypatch)) for r in (0, 1)]
+    halves = [[set(batch[0].tolist()) for batch in rank] for rank in ranks]
+    assert len(whole) == len(halves[0]) == len(halves[1]) == 3
+    for together, left, right in zip(whole, *halves, strict=True):
+        assert left | right == together and not left & right
+
+
+def noise_by_sample(**kwargs):
+    batches = loader(transform=lambda batch, noise: (batch[0], noise), noise_shape=(2,), **kwargs)
+    return {int(i): tuple(noise.tolist()) for batch in batches for i, noise in zip(*batch, strict=True)}
+
+
+def test_noise_depends_on_seed_epoch_and_sample_alone(monkeypatch):
+    one = noise_by_sample(batch_size=1)
+    assert len(set(one.values())) == N
+    assert noise_by_sample(batch_size=1, epoch=1) != one != noise_by_sample(batch_size=1, seed=8)
+    assert noise_by_sample(batch_size=8).items() <= one.items()
+    assert noise_by_sample(batch_size=2, world=2, rank=1, monkeypatch=monkeypatch).items() <= one.items()
+
+
+def test_noise_of_evaluation_never_changes():
+    assert noise_by_sample(train=False) == noise_by_sample(train=False, epoch=3, seed=9)
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(ValueError, match="23 samples do not fill a batch of 24 on 1 rank"):
+        loader(batch_size=24)
+
+
+class Record(Callback):
+    def __init__(self):
+        self.batches = []
+
+    def after_dataloader(self, state, logger):
+        self.batches.append([tensor.clone() for tensor in state.batch])
+
+
+def train(folder, duration, record, resume=None):
+    torch.manual_seed(0)
+    images, labels = torch.randn(N, 3), torch.arange(N) % 2
+    data = TensorLoader([images, labels], 4, True, 3, lambda batch, noise: (batch[0] + noise, batch[1]), (3,))
+    model = ComposerClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()), num_classes=2)
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=data,
+        max_duration="3ep",
+        save_folder=str(folder),
+        save_interval="8ba",
+        save_filename="{batch}.pt",
+        load_path=resume,
+        callbacks=[record],
+        progress_bar=False,
+        device="cpu",
+        seed=5,
+    )
+    trainer.fit(duration=duration)
+    trainer.close()
+    return model.state_dict()
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path):
+    whole, resumed = Record(), Record()
+    expected = train(tmp_path / "whole", "15ba", whole)
+    weights = train(tmp_path / "resumed", "7ba", resumed, resume=str(tmp_path / "whole" / "8.pt"))
+    assert len(whole.batches) == 15 and len(resumed.batches) == 7
+    for ours, theirs in zip(resumed.batches, whole.batches[8:], strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

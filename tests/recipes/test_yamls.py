@@ -1,0 +1,120 @@
+"""Every shipped YAML trains for two batches on small data in the format that it names."""
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from streaming import MDSWriter
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+import accelerando.yamls
+from accelerando.recipes.config import check, load
+from accelerando.recipes.train import train
+from tiny import launch
+
+SHIPPED = Path(inspect.getfile(accelerando.yamls)).parent
+SMALL = {"digits/baseline", "digits/mild", "digits/all", "python_docs/bert_tiny"}
+BIG = {f"resnet50/{name}" for name in ("baseline", "mild", "medium", "hot")} | {
+    "bert/pretrain_base",
+    "bert/finetune_mnli",
+}
+
+
+def test_every_yaml_is_run_here():
+    shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
+    assert shipped == SMALL | BIG
+
+
+def test_every_yaml_says_what_it_is_and_how_to_launch_it():
+    for name in SMALL | BIG:
+        head = (SHIPPED / f"{name}.yaml").read_text().split("\nrun_name:")[0]
+        assert all(line.startswith("#") for line in head.splitlines()), name
+        assert "recipes/train.py" in head and f"yamls/{name}.yaml" in head, name
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_small(name, tmp_path):
+    overrides = ["max_duration=2ba", f"folder={tmp_path}"]
+    if name == "python_docs/bert_tiny":
+        overrides.append("scheduler.linear_with_warmup.t_warmup=1ba")  # 6 % of two batches is none
+    result = train(check(*load(f"{name}.yaml", overrides)))
+    assert result.batches == 2 and result.metrics
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """Small data in the formats of the big ones, one launch of two ranks for all, and where their results lie."""
+    data = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(2):
+            folder = data / "imagenet" / split / f"n{label:08}"
+            folder.mkdir(parents=True)
+            for image in range(6):
+                pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{image}.jpeg")
+        with MDSWriter(out=str(data / "shards" / split), columns={"x": "jpeg", "y": "int"}) as shards:
+            for sample in range(64):
+                pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+                shards.write({"x": Image.fromarray(pixels), "y": sample % 2})
+        with MDSWriter(out=str(data / "c4" / split), columns={"text": "str"}) as shards:
+            for sample in range(64):
+                shards.write({"text": f"the cat number {sample} sat on the mat " * 5})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "number", "sat", "on", "mat"]
+    (data / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(data / "vocab.txt"))
+    tokenizer.save_pretrained(data / "bert")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertForSequenceClassification(BertConfig(vocab_size=11, **sizes)).save_pretrained(data / "bert")
+    rows = {"premise": ["the cat sat"] * 16, "hypothesis": ["on the mat"] * 16, "label": [0, 1, 2, 0] * 4}
+    mnli = DatasetDict({split: Dataset.from_dict(rows) for split in ("train", "validation_matched")})
+    mnli.save_to_disk(data / "mnli")
+
+    runs = data / "runs"
+    common = [
+        "max_duration=2ba",
+        f"folder={runs}",
+        "precision=fp32",
+        "global_batch_size=4",
+        "eval_batch_size=4",
+        "eval_interval=1ba",
+        "device=cpu",
+    ]
+    images = [f"variables.imagenet={data / 'imagenet'}"]
+    images += [f"{part}.image_folder.num_workers=0" for part in ("train_data", "eval_data")]
+    shards = []
+    for part, split in (("train_data", "train"), ("eval_data", "val")):
+        shards += [f"{part}.streaming_images.local={data / 'shards' / split}"]
+        shards += [f"{part}.streaming_images.{option}" for option in ("num_workers=0", "crop_size=64")]
+    text = [
+        f"variables.remote={data / 'c4'}",
+        f"variables.local={data / 'cache'}",
+        f"variables.tokenizer={data / 'bert'}",
+    ]
+    text += [f"{part}.streaming_text.num_workers=0" for part in ("train_data", "eval_data")]
+    text += [f"model.bert.config.{option}" for option in ("num_hidden_layers=1", "hidden_size=24")]
+    pairs = [f"variables.model={data / 'bert'}", f"variables.data={data / 'mnli'}"]
+    extra = {"bert/pretrain_base": [*text, "device_train_microbatch_size=1"], "bert/finetune_mnli": pairs}
+    commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra.get(name, images)] for name in sorted(BIG)}
+    commands["streaming"] = ["resnet50/baseline.yaml", *common, "run_name=streaming", *shards]
+    (data / "commands.json").write_text(json.dumps(list(commands.values())))
+    done = launch(2, Path(__file__).with_name("run_yamls.py"), data / "commands.json", WANDB_MODE="offline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs
+
+
+@pytest.mark.parametrize("name", sorted(BIG | {"streaming"}))
+def test_big_under_two_ranks(name, big):
+    result = json.loads((big / name / "results.json").read_text())
+    assert result["batches"] == 2 and result["samples"] == 8
+    assert all(np.isfinite(value) for value in result["metrics"].values()) and result["metrics"]
+    assert (big / name / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((big / name).glob("wandb/offline-run-*"))
+    (checkpoint,) = (big / name / "checkpoints").glob("ep*.pt")
+    saved = torch.load(checkpoint, weights_only=False)["state"]
+    assert saved["timestamp"]["Timestamp"]["batch"] == 2
