@@ -1,5 +1,7 @@
-# Everything lives in .venv; delete it to start anew. PYTHON names another interpreter (3.10 to 3.12).
+# Everything lives in .venv; delete it to start anew. PYTHON names another interpreter (3.10 to 3.12), INSTALL=
+# installs the built wheel in place of the checkout.
 PYTHON ?= python3
+INSTALL ?= --editable
 BIN := .venv/bin
 
 .PHONY: demo test check benchmark clean
@@ -8,11 +10,12 @@ demo: .venv/ready
 	$(BIN)/python -m accelerando.recipes.demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p build/types && ln -sfn ../.. build/types/accelerando
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 benchmark: .venv/ready
@@ -21,7 +24,7 @@ benchmark: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt $(INSTALL) '.[dev]'
 	touch $@
 
 clean:

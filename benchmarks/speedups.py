@@ -25,6 +25,7 @@ import composer
 import composer.functional as theirs
 import torch
 import torchvision
+from composer.loss.utils import ensure_targets_one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,8 +112,7 @@ def label_arithmetic(runs: int, device: torch.device) -> None:
         permuted = target[torch.randperm(rows, device=device)]
 
         def composers_mix(x=logits, y=target, other=permuted):
-            one_hot = composer.loss.utils.ensure_targets_one_hot
-            return 0.7 * one_hot(x, y) + 0.3 * one_hot(x, other)
+            return 0.7 * ensure_targets_one_hot(x, y) + 0.3 * ensure_targets_one_hot(x, other)
 
         def our_mix(x=logits, y=target, other=permuted):
             return ours.mixup.mix_targets(x, y, other, 0.3)
@@ -137,7 +137,8 @@ def graph_breaks() -> None:
         model = torchvision.models.resnet50()
         surgery(model)
         torch._dynamo.reset()
-        print(f"  {arm:8}  {torch._dynamo.explain(model)(images).graph_break_count}")
+        explained = torch._dynamo.explain(model)(images)  # type: ignore[operator]
+        print(f"  {arm:8}  {explained.graph_break_count}")
 
 
 def hardware(device: torch.device) -> str:

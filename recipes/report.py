@@ -17,6 +17,7 @@ import numpy as np
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -176,7 +177,7 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
     canvas = FigureCanvasAgg(figure := Figure(figsize=(5 * len(panels), 3.8), dpi=150, layout="constrained"))
     figure.suptitle(title, fontweight="bold")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (name, text) in zip(row, panels, strict=True):
+    for axes, (name, title_of_axis) in zip(row, panels, strict=True):
         for result, colour in zip(results, COLOURS * (len(results) // len(COLOURS) + 1), strict=False):
             records = [record for record in result.records if _is_finite(record.get(name))]
             seconds, values = (np.array([record[key] for record in records]) for key in ("seconds", name))
@@ -184,10 +185,17 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
             axes.plot(seconds, values, color=colour, alpha=0.25 if smooth is not values else 0, linewidth=0.8)
             marker = "o" if smooth is values and len(values) <= 50 else ""
             axes.plot(seconds, smooth, color=colour, label=result.run_name, linewidth=1.8, marker=marker, markersize=3)
-        axes.set(xlabel="training time (s)", ylabel=text)
+            if name == metric and len(values):
+                text = f"{values[-1]:.4g}"
+                axes.annotate(
+                    text, (seconds[-1], values[-1]), (4, 0), "data", "offset points", color=colour, va="center"
+                )
+        axes.set(xlabel="training time (s)", ylabel=title_of_axis)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(left=0)
+        if name == metric and "Accuracy" in name:
+            axes.set_ylim(*_where_it_settles(axes))
     if len(results) > 1:
         row[-1].legend(frameon=False)
     buffer = io.BytesIO()
@@ -198,6 +206,14 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
 
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def _where_it_settles(axes: Axes) -> tuple[float, float]:
+    """Limits that leave out the first steep rise, beside which runs of different quality would look alike."""
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    bottom, top = min(np.quantile(curve, 0.2) for curve in curves), max(curve.max() for curve in curves)
+    margin = 0.1 * (top - bottom) or 0.1
+    return float(bottom - margin), float(top + margin)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -85,11 +85,11 @@ def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def launch(processes: int, *command: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`composer -n processes ...`, as somebody would launch it."""
-    launcher = Path(sys.executable).with_name("composer")
+    """`composer -n processes ...`, as somebody would launch it; plain Python for a single process."""
+    launcher = [Path(sys.executable).with_name("composer"), "-n", str(processes)] if processes > 1 else [sys.executable]
     return subprocess.run(
-        [launcher, "-n", str(processes), *map(str, command)],
+        [*launcher, *map(str, command)],
         capture_output=True,
         text=True,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | environment,
     )

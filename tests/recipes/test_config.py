@@ -1,6 +1,5 @@
 """Every mistake in a config is one line that names the file, the key and what was expected, and nothing is built."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
 from accelerando.recipes import names
 from accelerando.recipes.config import ConfigError, check, load
 from accelerando.recipes.train import main
+from tiny import launch
 
 YAML = """
 run_name: mistaken
@@ -133,10 +133,7 @@ def test_a_missing_package_names_the_extra(yaml, capsys, monkeypatch):
 
 def test_two_ranks_tell_it_once(yaml):
     script = Path(__file__).parents[2] / "recipes" / "train.py"
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2"]
-    done = subprocess.run(
-        [*launcher, script, yaml, "model=resnet", "algorithms.emma={}"], capture_output=True, text=True
-    )
+    done = launch(2, script, yaml, "model=resnet", "algorithms.emma={}")
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("algorithms.emma: unknown name; did you mean ema?") == 1
     assert "Traceback" not in done.stdout + done.stderr

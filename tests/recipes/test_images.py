@@ -1,10 +1,7 @@
 """Image data: every source read from files of its own format, whole and damaged."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +16,7 @@ from torchvision.datasets import CIFAR10
 
 from accelerando.recipes.images import Cifar10, Digits, FashionMnist, ImageFolder, StreamingImages, _crop_and_flip
 from accelerando.recipes.models import resnet
+from tiny import launch
 
 
 def batches(spec):
@@ -315,11 +313,8 @@ if dist.get_global_rank() == 0:
 
 def test_two_ranks_count_no_sample_twice_in_evaluation(folder, shards, tmp_path):
     (tmp_path / "evaluate.py").write_text(TWO_RANKS)
-    arguments = [str(tmp_path / "evaluate.py"), str(folder), str(shards), str(tmp_path / "seen.json")]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    subprocess.run(
-        [sys.executable, "-m", "composer.cli.launcher", "-n", "2", *arguments], check=True, env=environment, timeout=120
-    )
+    done = launch(2, tmp_path / "evaluate.py", folder, shards, tmp_path / "seen.json")
+    assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["folder"] == seen["tensors"] == pytest.approx(3 / 11)
     # Streaming repeats a sample, the last but one, to give each rank as many.
