@@ -1,15 +1,13 @@
 """ChannelsLast: the format of parameters and inputs, in training and in evaluation."""
 
-from types import SimpleNamespace
-
 import composer.functional
 import pytest
 import torch
-from composer.core import Event
+from composer.utils.parallelism import FSDP2Config
 
 from accelerando.algorithms import ChannelsLast, apply_channels_last
 from accelerando.algorithms.channels_last import batch_channels_last
-from tiny import assert_same, classifier, fit, loader, network, weights
+from tiny import assert_same, classifier, fit, loader, network, trainer, weights
 
 
 def is_channels_last(tensor):
@@ -48,6 +46,5 @@ def test_nested_batches_keep_their_types_and_values():
 
 
 def test_fsdp2_is_refused_with_advice():
-    state = SimpleNamespace(algorithms=[], fsdp_config_version=2, model=network())
     with pytest.raises(ValueError, match=r"cannot run under FSDP2.*Take it out of the algorithms, or train with DDP"):
-        ChannelsLast().apply(Event.INIT, state, None)  # type: ignore[arg-type]
+        trainer([ChannelsLast()], parallelism_config={"fsdp": FSDP2Config()})
