@@ -1,6 +1,7 @@
 """Training-efficiency techniques: classes for the Composer Trainer, and the pure functions under them."""
 
-from .blurpool import BlurConv2d, BlurMaxPool2d, BlurPool, BlurPool2d, apply_blurpool, blur_2d, blurmax_pool2d
+from .blur_layers import BlurConv2d, BlurMaxPool2d, BlurPool2d, blur_2d, blurmax_pool2d
+from .blurpool import BlurPool, apply_blurpool
 from .channels_last import ChannelsLast, apply_channels_last
 from .label_smoothing import LabelSmoothing, smooth_labels
 from .mixup import MixUp, mixup_batch

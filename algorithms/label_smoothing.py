@@ -1,8 +1,8 @@
 """LabelSmoothing: targets shrunk towards the uniform distribution (Szegedy et al. 2015, arXiv 1512.00567, section 7).
 
 Same names, arguments and meaning as in `composer.algorithms`. Here nothing is read back from the device, ignored
-targets (negative indices) stay ignored, and Hugging Face models, which compute their loss in `forward`, are smoothed
-too.
+targets (negative indices) get no smoothing either, and Hugging Face models, which compute their loss in `forward`, are
+smoothed too.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,8 @@ class LabelSmoothing(Algorithm):
             that is a mapping the default means "labels".
 
     With a loss of Composer's own, such as `ComposerClassifier`'s default, dense targets make *the loss* read from the
-    device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without.
+    device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without. Where targets are ignored,
+    though, Composer's is the one that leaves them out of its mean; torch's counts them once targets are dense.
     """
 
     def __init__(self, smoothing: float = 0.1, target_key: str | int | tuple[Callable, Callable] | Any = 1):
@@ -80,6 +81,8 @@ def _smoothed_loss(model: Module, logits: Tensor, target: Tensor, smoothing: flo
         return F.binary_cross_entropy_with_logits(logits.float(), smooth_labels(logits, target, smoothing))
     if problem == "regression":
         raise ValueError("LabelSmoothing needs classes, but the model does regression (its config has num_labels=1).")
+    if logits.ndim > 3:
+        raise ValueError(f"LabelSmoothing expects the classes last in a model's own logits, got {tuple(logits.shape)}.")
     if getattr(model, "shift_labels", False):
         logits, target = logits[:, :-1], target[:, 1:]
     return cross_entropy(logits, target, smoothing)

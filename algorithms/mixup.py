@@ -35,7 +35,7 @@ def mixup_batch(
         input: `(N, ...)`; integers (such as uint8 images) come back as float32.
         target: `(N, ...)`.
         mixing: weight of the other example, in [0, 1]; by default `min(z, 1 - z)` with `z ~ Beta(alpha, alpha)`.
-        alpha: parameter of that distribution.
+        alpha: parameter of that distribution; 0 mixes nothing.
         indices: `(N,)`, the other example of each; a random permutation by default.
 
     Returns the mixed input, `target[indices]` and `mixing`. What is not given is drawn from NumPy's global generator.
@@ -45,7 +45,7 @@ def mixup_batch(
     if indices is None:
         indices = torch.from_numpy(np.random.permutation(len(input)))
     indices = indices.to(input.device, non_blocking=True)  # type: ignore[union-attr]
-    original = input if input.is_floating_point() else input.float()
+    original = input if input.is_floating_point() or input.is_complex() else input.float()
     return original[indices].lerp_(original, 1 - mixing), target[indices], mixing
 
 
@@ -62,7 +62,7 @@ def mix_targets(logits: Tensor, target: Tensor, permuted: Tensor, mixing: float)
 
 def draw_mixing(alpha: float, generator: Any) -> float:
     """`min(z, 1 - z)` with `z ~ Beta(alpha, alpha)`: the original example weighs most, so accuracy has a meaning."""
-    z = float(generator.beta(alpha, alpha))
+    z = float(generator.beta(alpha, alpha)) if alpha > 0 else 0.0
     return min(z, 1 - z)
 
 
@@ -116,7 +116,7 @@ class MixUp(Algorithm):
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):
             raise ValueError(
                 "MixUp(interpolate_loss=True) adds the loss of targets that LabelSmoothing has not smoothed. Use "
-                "interpolate_loss=False beside LabelSmoothing: for cross entropy it is the same."
+                "interpolate_loss=False beside LabelSmoothing; for cross entropy over classes it is the same."
             )
         self._seed = state.rank_zero_seed
 

@@ -174,6 +174,18 @@ def test_filter_is_in_no_state_dict_and_checkpoints_of_others_load():
     assert_same(plain.state_dict(), pretrained.state_dict())
 
 
+def test_built_on_the_meta_device():
+    with torch.device("meta"):
+        model = network()
+        ours.apply_blurpool(model)
+    model.to_empty(device="cpu")
+    for layer in model.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    assert torch.equal(model[3].blur_filter, ours.blur_layers.blur_filter())
+    assert model(torch.randn(1, 3, 12, 12)).isfinite().all()
+
+
 def test_resnet50_compiles_whole_and_exports():
     model = torchvision.models.resnet50(num_classes=10).eval()
     ours.apply_blurpool(model)

@@ -45,6 +45,7 @@ def test_nested_batches_keep_their_types_and_values():
     assert not is_channels_last(batch["a"][0])
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2 Config")
 def test_fsdp2_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"cannot run under FSDP2.*Take it out of the algorithms, or train with DDP"):
         trainer([ChannelsLast()], parallelism_config={"fsdp": FSDP2Config()})

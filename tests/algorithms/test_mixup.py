@@ -33,6 +33,7 @@ def test_mixup_batch_draws_what_it_is_not_given():
     torch.testing.assert_close(mixed, (1 - mixing) * input + mixing * input[permuted])
     assert torch.equal(input, before)
     assert mixup_batch(torch.ones(2, 3, dtype=torch.uint8), target[:2], 0.5)[0].dtype == torch.float32
+    assert mixup_batch(input, target, alpha=0)[2] == 0
 
 
 def test_mixing_has_the_distribution():
