@@ -1,8 +1,8 @@
 """The layers of BlurPool (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), in plain torch.
 
-Names, arguments and numbers are those of `composer.algorithms.blurpool`. Along an axis where the convolution's kernel is
-1 wide, as in the shortcuts of a ResNet, the filter runs at the stride and the convolution at stride 1, on a quarter of
-the pixels; and on the CPU contiguous maps are pooled in channels_last.
+Names, arguments and numbers are those of `composer.algorithms.blurpool`. Along an axis where the convolution's kernel
+is 1 wide, as in the shortcuts of a ResNet, the filter runs at the stride and the convolution at stride 1, on a quarter
+of the pixels; and on the CPU contiguous maps are pooled in channels_last.
 """
 
 import torch

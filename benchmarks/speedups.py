@@ -1,6 +1,6 @@
 """The four algorithms against Composer's own, arms taken in turn within one run: medians, ratios, run counts.
 
-    python benchmarks/speedups.py [--runs 15] [--batch 8] [--device cpu]
+    python benchmarks/speedups.py [--runs 25] [--batch 8] [--device cpu]
 
 ResNet-50 at 224 x 224: the whole step, forward and backward, plain, with Composer's and with ours. Labels: what the
 algorithm itself does to a batch's targets or inputs, for ImageNet's 1000 classes and for BERT's vocabulary of 30522.
@@ -151,7 +151,7 @@ def hardware(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15, help="counted rounds; five times as many for the small parts")
+    parser.add_argument("--runs", type=int, default=25, help="counted rounds; five times as many for the small parts")
     parser.add_argument("--batch", type=int, default=8, help="images in a ResNet-50 step")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--bf16", action="store_true", help="run the ResNet-50 steps under bfloat16 autocast")
