@@ -11,9 +11,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from accelerando.recipes.names import TIME_HINT, ArgumentError, Namespace, check_arguments, check_value, nearest, show
+from accelerando.recipes.names import (
+    REFUSALS,
+    ConfigError,
+    Namespace,
+    Source,
+    check_arguments,
+    check_value,
+    nearest,
+    show,
+)
 
 SECTIONS = {
     "model": Namespace(("accelerando.recipes.models",)),
@@ -37,6 +45,13 @@ SECTIONS = {
 }
 MANY = ("algorithms", "callbacks", "loggers")
 OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
+DURATIONS = ("ep", "ba", "sp")
+# The least whole number, and what else is allowed.
+RANGES = {
+    "seed": (0, ()),
+    "train_subset_num_batches": (1, (-1,)),
+    "device_train_microbatch_size": (1, ("auto", None)),
+}
 REQUIRED = ("run_name", "max_duration", "global_batch_size", "model", "train_data", "optimizer")
 RENAMED = {
     "train_dataloader": "train_data",
@@ -45,43 +60,7 @@ RENAMED = {
     "schedulers": "scheduler",
     "save_folder": "folder",
 }
-EXTRAS = {"transformers": "nlp", "datasets": "nlp", "tokenizers": "nlp", "streaming": "streaming", "wandb": "wandb"}
-
-
-class ConfigError(Exception):
-    """What is wrong with a config, in one line: the file (or ``command line``), the key, and what was expected."""
-
-    def __init__(self, file: str, key: str, message: str):
-        self.file, self.key, self.message = file, key, " ".join(message.split())
-        super().__init__(": ".join(part for part in (file, key, self.message) if part))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a config came from, so that an error can point there."""
-
-    file: str = "config"
-    overridden: frozenset[str] = frozenset()
-
-    def error(self, key: str, message: str) -> ConfigError:
-        on_command_line = any(key == name or key.startswith(f"{name}.") for name in self.overridden)
-        return ConfigError("command line" if on_command_line else self.file, key, message)
-
-    @contextmanager
-    def blame(self, key: str, *kinds: type[Exception]) -> Iterator[None]:
-        """Turns what a constructor or a check says against its arguments into an error at `key`."""
-        try:
-            yield
-        except ArgumentError as error:
-            raise self.error(f"{key}.{error.name}" if key else error.name, error.message) from error
-        except ImportError as error:
-            # Composer raises an ImportError of its own from the original one, which alone names the package.
-            name = error.name or getattr(error.__cause__, "name", None) or ""
-            extra = EXTRAS.get(name.partition(".")[0])
-            hint = f"needs the package {name}; install it with: pip install 'accelerando[{extra}]'"
-            raise self.error(key, hint if extra else str(error)) from error
-        except kinds as error:
-            raise self.error(key, str(error)) from error
+UNREADABLE = (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException)
 
 
 @dataclass(frozen=True)
@@ -94,13 +73,16 @@ class Part:
     arguments: dict[str, Any]
 
     def build(self, *supplied: Any) -> Any:
-        with self.source.blame(self.key, OSError, TypeError, ValueError):
+        with self.source.blame(self.key, *REFUSALS):
             return self.target(*supplied, **self.arguments)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML."""
+    """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML.
+
+    The parts of the data are the `build` of sources that have found their data.
+    """
 
     source: Source
     config: dict[str, Any]
@@ -109,8 +91,8 @@ class Recipe:
     batch_size: int
     eval_batch_size: int
     model: Part
-    train_data: Any
-    eval_data: Any | None
+    train_data: Part
+    eval_data: Part | None
     optimizer: Part
     scheduler: Part | None
     algorithms: list[Part]
@@ -124,7 +106,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
     file = str(path)
     try:
         config = OmegaConf.load(_find(file))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise ConfigError(file, "", f"not readable as YAML; {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(file, "", "expected a mapping of keys to values")
@@ -173,10 +155,14 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     with source.blame(""):
         for key, kind in OWN_KEYS.items():
             check_value(key, kind, config[key])
+    if not {"", ".", ".."}.isdisjoint(config["run_name"].split("/")):
+        raise source.error("run_name", f"{config['run_name']!r} given; expected the name of a folder inside `folder`")
     entries = {key: _entries(source, key, config.get(key)) for key in SECTIONS}
     ranks = _check_ranks(source, config)
     trainer = _check_trainer(source, {key: config[key] for key in config if key not in {*OWN_KEYS, *SECTIONS}})
     parts = {key: _check_parts(source, key, entries[key]) for key in SECTIONS}
+    counts_tokens = "seq_len" in inspect.signature(parts["train_data"][0].target).parameters
+    _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
     return Recipe(
         source=source,
         config=config,
@@ -243,7 +229,8 @@ def _check_ranks(source: Source, config: dict[str, Any]) -> int:
 
 def _check_trainer(source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
     from composer import Trainer
-    from composer.core import Time, TimeUnit
+    from composer.core import Precision
+    from composer.core.precision import _validate_precision
     from composer.utils import get_device
 
     known = inspect.signature(Trainer).parameters.keys() - RENAMED
@@ -254,12 +241,28 @@ def _check_trainer(source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
             raise source.error(key, f"unknown key{nearest(key, (*known, *OWN_KEYS, *SECTIONS))}")
     with source.blame(""):
         arguments = check_arguments(Trainer.__init__, arguments, supplied=2)
-        duration = Time.from_input(arguments["max_duration"], TimeUnit.EPOCH)
-    if duration.value <= 0 or duration.unit == TimeUnit.SECOND:
-        raise source.error("max_duration", f"{duration} given; expected {TIME_HINT}, above zero and not in seconds")
-    with source.blame("device", ValueError):
-        get_device(arguments.get("device"))
+    for key in RANGES.keys() & arguments.keys():
+        value, (least, others) = arguments[key], RANGES[key]
+        if value not in others and not (type(value) is int and least <= value < 2**32):
+            expected = " or ".join([f"a whole number from {least} to {2**32 - 1}", *map(show, others)])
+            raise source.error(key, f"{show(value)} given; expected {expected}")
+    with source.blame("device", *REFUSALS):
+        device = get_device(arguments.get("device"))
+    if arguments.get("precision") is not None:
+        with source.blame("precision", ValueError):
+            _validate_precision(Precision(arguments["precision"]), device)
     return arguments
+
+
+def _check_duration(source: Source, value: Any, units: tuple[str, ...]) -> None:
+    """In a unit that the run counts: in another it would never end."""
+    from composer.core import Time, TimeUnit
+
+    with source.blame("max_duration", *REFUSALS):
+        duration = Time.from_input(value, TimeUnit.EPOCH)
+    if duration.value <= 0 or duration.unit.value not in units:
+        hint = f"expected a time string such as 10ep, above zero and in {', '.join(units)}"
+        raise source.error("max_duration", f"{value} given; {hint}")
 
 
 def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]) -> list[Part]:
@@ -270,14 +273,16 @@ def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]
             target = SECTIONS[section].find(name)
         if any(part.target is target for part in parts):
             raise source.error(key, f"{target.__name__} is given twice; expected once")
-        with source.blame(key):
+        with source.blame(key, TypeError, ValueError):  # of a thing that has no signature
             checked = check_arguments(target, arguments, supplied=1 if section == "optimizer" else 0)
         parts.append(Part(source, key, target, checked))
     return parts
 
 
-def _check_data(part: Part) -> Any:
+def _check_data(part: Part) -> Part:
     data = part.build()
-    with part.source.blame(part.key, OSError, ValueError):
+    if not all(callable(getattr(data, method, None)) for method in ("check", "build")):
+        raise part.source.error(part.key, f"{show(data)} is no data source; expected one with check() and build()")
+    with part.source.blame(part.key, *REFUSALS):
         data.check()
-    return data
+    return replace(part, target=data.build, arguments={})

@@ -28,8 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the runs and demo.png go")
     options = parser.parse_args(arguments)
     names = [f"demo-{Path(yaml).stem}" for yaml in options.yamls]
-    for yaml, name in zip(options.yamls, names, strict=True):
-        launch(yaml, f"run_name={name}", f"folder={options.folder}")
+    try:
+        for yaml, name in zip(options.yamls, names, strict=True):
+            launch(yaml, f"run_name={name}", f"folder={options.folder}")
+    except subprocess.CalledProcessError as error:  # the run itself has said what was wrong
+        sys.exit(error.returncode)
     results = [Result.load(options.folder / name) for name in names]
     figure = options.folder / "demo.png"
     draw(results, figure, "Handwritten digits, with and without the algorithms")

@@ -26,6 +26,7 @@ from accelerando.recipes.tensors import (
     AnyDevice,
     TensorLoader,
     check_folder,
+    check_least,
     check_shards,
     shard_arguments,
     to_device,
@@ -124,6 +125,7 @@ class ImageFolder:
     num_workers: int = 8  # processes per rank that decode
 
     def check(self) -> None:
+        _check_sizes(self)
         check_folder(Path(self.path), "a folder of images")
         if not any(entry.is_dir() for entry in Path(self.path).iterdir()):
             raise FileNotFoundError(f"{self.path} holds no folder: expected one folder of images per class")
@@ -150,6 +152,7 @@ class StreamingImages:
     num_workers: int = 8  # processes per rank that decode
 
     def check(self) -> None:
+        _check_sizes(self)
         check_shards(self.local, self.remote, self.split, {"x", "y"})
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
@@ -159,6 +162,11 @@ class StreamingImages:
         arguments = shard_arguments(self.local, self.remote, self.split, batch_size, train, seed)
         dataset = StreamingImageNet(**arguments, transform=transform)
         return _decoded(worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers), device)
+
+
+def _check_sizes(source: ImageFolder | StreamingImages) -> None:
+    check_least(1, crop_size=source.crop_size, resize_size=source.resize_size)
+    check_least(0, num_workers=source.num_workers)
 
 
 def _crop_and_flip(batch: tuple[Tensor, ...], noise: Tensor, padding: int = 4) -> tuple[Tensor, ...]:

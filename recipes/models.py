@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from accelerando.algorithms.targets import dense_targets
 from accelerando.recipes.names import nearest
-from accelerando.recipes.tensors import check_hub_name
+from accelerando.recipes.tensors import check_hub_name, check_least
 
 Loss = Literal["cross_entropy", "bce"]
 
@@ -45,6 +45,7 @@ def resnet(
     depth: Literal[18, 34, 50, 101, 152] = 50, num_classes: int = 1000, loss: Loss = "cross_entropy"
 ) -> ComposerClassifier:
     """torchvision's ResNet for ImageNet. Images: (N, 3, H, W)."""
+    check_least(1, num_classes=num_classes)
     module = getattr(torchvision.models, f"resnet{depth}")(num_classes=num_classes)
     return _classifier(module, module.fc, loss)
 
@@ -75,6 +76,7 @@ def resnet_cifar(
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ... 56), not {depth}")
+    check_least(1, num_classes=num_classes, in_channels=in_channels, width=width)
     stem = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     blocks = [_Block(width, width, stride=1) for _ in range(depth // 6)]
     for channels in (2 * width, 4 * width):

@@ -1,4 +1,7 @@
-"""Things by name: a class or function from the snake_case of its name, and its arguments against its signature."""
+"""Things by name: a class or function from the snake_case of its name, and its arguments against its signature.
+
+What is wrong with them becomes a `ConfigError`, to which a `Source` gives the place.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import difflib
 import enum
 import importlib
 import inspect
+import pickle
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +24,10 @@ TIME_HINT = "a time string such as 10ep, 500ba or 0.5dur"
 TIME_NAMES = re.compile(r"t_\w+|start|end|half_life|\w+_(start|end|interval|duration)")
 DESCRIPTIONS = {"NoneType": "null", "Time": TIME_HINT, "bool": "true or false", "float": "a number", "str": "text"}
 
+# What somebody else's constructor raises over arguments, files and checkpoints that it cannot work with.
+REFUSALS = (OSError, TypeError, ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError)
+EXTRAS = {"transformers": "nlp", "datasets": "nlp", "tokenizers": "nlp", "streaming": "streaming", "wandb": "wandb"}
+
 
 class ArgumentError(ValueError):
     """What is wrong with the argument `name`."""
@@ -26,6 +35,44 @@ class ArgumentError(ValueError):
     def __init__(self, name: str, message: str):
         self.name, self.message = name, message
         super().__init__(f"{name}: {message}")
+
+
+class ConfigError(Exception):
+    """What is wrong with a config, in one line: the file (or ``command line``), the key, and what was expected."""
+
+    def __init__(self, file: str, key: str, message: str):
+        self.file, self.key, self.message = file, key, " ".join(message.split())
+        super().__init__(": ".join(part for part in (file, key, self.message) if part))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a config came from, so that an error can point there."""
+
+    file: str = "config"
+    overridden: frozenset[str] = frozenset()
+
+    def error(self, key: str, message: str) -> ConfigError:
+        # To blame if it gave the key, what the key lies in, or a part of what the key holds.
+        on_command_line = any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in self.overridden)
+        return ConfigError("command line" if on_command_line else self.file, key, message)
+
+    @contextmanager
+    def blame(self, key: str, *kinds: type[Exception]) -> Iterator[None]:
+        """Turns what a constructor or a check says against its arguments into an error at `key`."""
+        try:
+            yield
+        except ArgumentError as error:
+            raise self.error(f"{key}.{error.name}" if key else error.name, error.message) from error
+        except ImportError as error:
+            # Composer raises an ImportError of its own from the original one, which alone names the package.
+            name = error.name or getattr(error.__cause__, "name", None) or ""
+            extra = EXTRAS.get(name.partition(".")[0])
+            hint = f"needs the package {name}; install it with: pip install 'accelerando[{extra}]'"
+            raise self.error(key, hint if extra else str(error)) from error
+        except kinds as error:
+            poor = isinstance(error, KeyError) or not str(error)
+            raise self.error(key, f"{type(error).__name__}: {error}" if poor else str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -39,7 +86,11 @@ class Namespace:
     def find(self, name: str) -> Any:
         """The class or function called `name`, or at the import path ``package.module:Name``."""
         if ":" in name:
-            return import_path(name)
+            thing, base = import_path(name), import_path(self.base) if self.base else object
+            if not callable(thing) or (self.base and not (inspect.isclass(thing) and issubclass(thing, base))):
+                kind = f"a subclass of {base.__name__}" if self.base else "a class or function"
+                raise LookupError(f"not of the kind that belongs here; expected {kind}")
+            return thing
         known: list[str] = []
         for module in self.modules:
             things = self._things(module)
@@ -62,6 +113,8 @@ class Namespace:
 def import_path(path: str) -> Any:
     """The thing at ``package.module:Name``."""
     module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise LookupError("not an import path; expected package.module:Name")
     try:
         return getattr(importlib.import_module(module), name)
     except AttributeError:
@@ -105,9 +158,11 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], supplied: int = 0
 def check_value(name: str, annotation: Any, value: Any) -> Any:
     """The value as its annotation wants it (a list may become a tuple; text, no number), or an ArgumentError."""
     members = _members(annotation)
-    timed = any(getattr(member, "__name__", "") == "Time" for member in members)
-    if isinstance(value, str) and (timed or (str in members and TIME_NAMES.fullmatch(name))):
-        _check_time(name, value)
+    timed = any(getattr(member, "__name__", "") == "Time" for member in _leaves(annotation))
+    if timed or (str in members and TIME_NAMES.fullmatch(name)):
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                _check_time(name, text)
     kinds = [member for member in members if inspect.isclass(member) and issubclass(member, enum.Enum)]
     choices = [choice.value for kind in kinds for choice in kind]
     if isinstance(value, str) and choices and value.lower() not in choices:
@@ -143,6 +198,12 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(member for argument in typing.get_args(annotation) for member in _members(argument))
     return (annotation,)
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """The members, and the members of the lists among them."""
+    arguments = typing.get_args(annotation)
+    return [leaf for argument in arguments for leaf in _leaves(argument)] if arguments else [annotation]
 
 
 def show(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer import Callback, Logger, State
 from composer.devices import Device
 from composer.utils import dist
 from torch import Tensor
@@ -52,9 +53,7 @@ class TensorLoader(DataLoader):
         self.shards = _sampler(TensorDataset(*tensors), train, seed)
         self.samples_per_batch = batch_size
         super().__init__(self.shards.dataset, batch_size, sampler=self.shards, drop_last=train)
-        if len(self) == 0:
-            ranks = self.shards.num_replicas
-            raise ValueError(f"{len(tensors[0])} samples do not fill a batch of {batch_size} on {ranks} rank(s)")
+        _check_length(self, len(tensors[0]), batch_size)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         order = torch.tensor(list(self.shards), device=self.tensors[0].device)
@@ -72,11 +71,25 @@ class TensorLoader(DataLoader):
         return noise.to(self.tensors[0].device)
 
 
+class OneSetOfBuffers(Callback):
+    """Every rank evaluates with rank 0's buffers, which are those that are saved.
+
+    Each rank's BatchNorm follows its own share of the data; DDP evens that out at the next training forward only.
+    """
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        if dist.get_world_size() > 1:
+            for buffer in state.model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    eval_standalone_start = eval_start
+
+
 def worker_loader(
     dataset: Dataset, collate_fn: Callable[[Any], Any], batch_size: int, train: bool, seed: int, num_workers: int
 ) -> DataLoader:
     """Batches made by worker processes, for data that does not fit in memory; an iterable data set shards itself."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size,
         sampler=None if isinstance(dataset, IterableDataset) else _sampler(dataset, train, seed),
@@ -88,11 +101,25 @@ def worker_loader(
         # nobody else's.
         generator=torch.Generator().manual_seed(seed + dist.get_global_rank()),
     )
+    _check_length(loader, getattr(dataset, "num_samples", None) or len(dataset), batch_size)  # type: ignore[arg-type]
+    return loader
+
+
+def _check_length(loader: DataLoader, samples: int, batch_size: int) -> None:
+    """An epoch without a batch would never end the run."""
+    if len(loader) == 0:
+        raise ValueError(f"{samples} samples do not fill a batch of {batch_size} on {dist.get_world_size()} rank(s)")
 
 
 def _sampler(dataset: Dataset, train: bool, seed: int) -> DistributedSampler:
     # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
     return dist.get_sampler(dataset, drop_last=train, shuffle=train, seed=seed * SEED_STRIDE)
+
+
+def check_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, not {number}")
 
 
 def check_folder(folder: Path, content: str) -> None:
@@ -116,7 +143,10 @@ def check_shards(local: str, remote: str | None, split: str | None, columns: set
     if not index.is_file():
         raise FileNotFoundError(f"{index} is missing: expected a folder of MDS shards")
     try:
-        found = {name for shard in json.loads(index.read_text())["shards"] for name in shard["column_names"]}
+        contents = json.loads(index.read_text())
+        found = {name for shard in contents["shards"] for name in shard["column_names"]}
+        if {part["version"] for part in (contents, *contents["shards"])} != {2}:
+            raise ValueError("streaming reads version 2 alone")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is not the index of MDS shards") from error
     if not columns <= found:

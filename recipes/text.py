@@ -28,6 +28,7 @@ from accelerando.recipes.tensors import (
     AnyDevice,
     TensorLoader,
     check_hub_name,
+    check_least,
     check_shards,
     shard_arguments,
     to_device,
@@ -103,6 +104,7 @@ class HuggingFaceText:
 
     def _columns(self) -> dict[str, list[Any]]:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         if any(Path(self.name, file).is_file() for file in ("dataset_dict.json", "state.json")):
             data = datasets.load_from_disk(self.name)
@@ -111,7 +113,10 @@ class HuggingFaceText:
                     raise ValueError(f"{self.name} has no split {self.split}: expected one of {sorted(data)}")
                 data = data[self.split]
         else:
-            data = datasets.load_dataset(self.name, self.config, split=self.split)
+            try:
+                data = datasets.load_dataset(self.name, self.config, split=self.split)
+            except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
+                raise ValueError(f"{self.name} cannot be read: {error.__cause__ or repr(error)}") from error
         wanted = [*self.text_columns, *([self.label_column] if self.label_column else [])]
         if missing := set(wanted) - set(data.column_names):
             raise ValueError(f"{self.name} has no column {missing.pop()}: expected one of {sorted(data.column_names)}")
@@ -136,6 +141,7 @@ class StreamingText:
 
     def check(self) -> None:
         _check(self.seq_len, self.mask_probability, self.tokenizer)
+        check_least(0, num_workers=self.num_workers)
         check_shards(self.local, self.remote, self.split, {"text"})
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:

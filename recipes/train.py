@@ -9,17 +9,23 @@ code 2, before anything is built.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import ConfigError, Part, Recipe, check, load
+from accelerando.recipes.config import UNREADABLE, ConfigError, Part, Recipe, check, load
+from accelerando.recipes.names import REFUSALS
 
 if TYPE_CHECKING:
     from accelerando.recipes.report import History, Result
@@ -38,34 +44,41 @@ def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[st
     else:
         recipe = check(*load(config)) if isinstance(config, str | os.PathLike) else check(config)
 
-    from composer import Trainer
+    from composer import ComposerModel, Trainer
     from composer.utils import dist, get_device, reproducibility
 
     from accelerando.recipes.report import EVAL_PREFIX, History, Lines
+    from accelerando.recipes.tensors import OneSetOfBuffers
 
     device = get_device(recipe.trainer.get("device"))
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, recipe.trainer.get("dist_timeout", 300.0))
     arguments = _defaults(recipe) | recipe.trainer
+    with recipe.source.blame("folder", OSError, ValueError):
+        recipe.folder.mkdir(parents=True, exist_ok=True)
     # Without a checkpoint to go on from, Composer would look for one among W&B's artifacts, which needs an account.
-    arguments["autoresume"] = arguments["autoresume"] and _has_checkpoint(recipe)
-    if arguments["autoresume"]:
+    resumes = arguments["autoresume"] = arguments["autoresume"] and _has_checkpoint(recipe)
+    if resumes:
         _refuse_another_run(recipe)
+    if resumes or (arguments.get("load_path") and not arguments.get("load_weights_only")):
+        _refuse_sam(recipe)
 
     history = History()
     loggers = [history] if arguments["progress_bar"] or arguments.get("log_to_console") else [history, Lines(history)]
     loggers += [_wandb_resumes(part, recipe).build() for part in recipe.loggers]
     algorithms = [part.build() for part in recipe.algorithms]
-    callbacks = [part.build() for part in recipe.callbacks]
+    callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
     scheduler = recipe.scheduler.build() if recipe.scheduler else None
 
     seed = recipe.config["seed"]
     reproducibility.seed_all(seed)
     model = recipe.model.build()
+    if not isinstance(model, ComposerModel):
+        raise recipe.source.error(recipe.model.key, f"makes a {type(model).__name__}; expected a ComposerModel")
     optimizer = recipe.optimizer.build(model.parameters())
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
-    with recipe.source.blame("", ValueError):
+    with recipe.source.blame("", *REFUSALS), _blame_checkpoint(recipe, arguments):
         trainer = Trainer(
             model=model,
             train_dataloader=train_data,
@@ -78,7 +91,7 @@ def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[st
             **arguments,
         )
     try:
-        _write_config(recipe)
+        _write_config(recipe, resumes)
         trainer.logger.log_hyperparameters(recipe.config)
         elapsed = trainer.state.get_elapsed_duration()
         if elapsed is not None and elapsed < 1:
@@ -112,9 +125,63 @@ def _has_checkpoint(recipe: Recipe) -> bool:
     """Whether rank 0 finds the link to the latest checkpoint; ranks that disagreed would wait for each other."""
     from composer.utils import dist
 
-    found = [any(path.is_symlink() for path in recipe.folder.glob("checkpoints/*"))]
+    found = [False]
+    if dist.get_global_rank() == 0:
+        with recipe.source.blame("folder", OSError):
+            found = [_mend_link(recipe)]
     dist.broadcast_object_list(found)
     return found[0]
+
+
+def _links(recipe: Recipe) -> list[Path]:
+    return [path for path in recipe.folder.glob("checkpoints/*") if path.is_symlink()]
+
+
+def _mend_link(recipe: Recipe) -> bool:
+    """Composer removes the link once the new checkpoint is whole, then links that: a kill in between leaves no link.
+
+    Without one, a checkpoint older than config.yaml belongs to a run that was there before this one.
+    """
+    from composer.utils.file_helpers import format_name_with_dist
+
+    links, saved = _links(recipe), recipe.folder / "config.yaml"
+    if any(link.exists() for link in links):
+        return True
+    since = saved.stat().st_mtime if saved.exists() and not links else 0.0
+    # A kill may also leave half a file, which lacks the directory that ends a zip.
+    files = [path for path in recipe.folder.glob("checkpoints/*.pt") if path.is_file() and zipfile.is_zipfile(path)]
+    files = sorted((file for file in files if file.stat().st_mtime >= since), key=lambda file: file.stat().st_mtime)
+    for link in links:
+        link.unlink()
+    name = recipe.trainer.get("save_latest_filename", "latest-rank{rank}.pt")
+    if files and name:
+        (recipe.folder / "checkpoints" / format_name_with_dist(name, recipe.run_name)).symlink_to(files[-1].name)
+    return bool(files and name)
+
+
+def _refuse_sam(recipe: Recipe) -> None:
+    from composer.algorithms import SAM
+
+    for part in recipe.algorithms:
+        if isinstance(part.target, type) and issubclass(part.target, SAM):
+            hint = "its optimizer's state is in no checkpoint; start anew with autoresume=false"
+            raise recipe.source.error(part.key, f"cannot resume from a checkpoint, {hint}")
+
+
+@contextmanager
+def _blame_checkpoint(recipe: Recipe, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Says which file could not be loaded, and what to do; other errors pass."""
+    try:
+        yield
+    except REFUSALS as error:
+        if "load_checkpoint" not in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
+            raise
+        message = f"cannot be loaded; {type(error).__name__}: {error}"
+        if not arguments["autoresume"]:
+            raise recipe.source.error("load_path", f"{arguments['load_path']} {message}") from error
+        file = next((link.resolve() for link in _links(recipe)), recipe.folder / "checkpoints")
+        hint = f"delete it to go on from another one, or {recipe.folder} to start anew"
+        raise ConfigError(str(file), "", f"{message}; {hint}") from error
 
 
 def _refuse_another_run(recipe: Recipe) -> None:
@@ -122,18 +189,27 @@ def _refuse_another_run(recipe: Recipe) -> None:
     saved = recipe.folder / "config.yaml"
     if not saved.exists():
         return
-    old, new = _flatten(OmegaConf.to_container(OmegaConf.load(saved))), _flatten(recipe.config)
+    try:
+        was = OmegaConf.to_container(OmegaConf.load(saved))
+        if not (isinstance(was, dict) and was):
+            raise ValueError("expected a mapping of keys to values")
+    except UNREADABLE as error:
+        hint = "delete it if the checkpoints beside it are of this config, or the folder to start anew"
+        raise ConfigError(str(saved), "", f"unreadable; {hint}; {error}") from error
+    old, new = _flatten(was), _flatten(recipe.config)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0]):
-            was, now = (values.get(key, "absent") for values in (old, new))
+            there, here = (values.get(key, "absent") for values in (old, new))
             hint = "choose another run_name, or delete the folder"
-            raise recipe.source.error(key, f"{now} given, but the run in {recipe.folder} has {was}; {hint}")
+            raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
+    """Dotted keys. An entry of a section stands for itself too, so that one without arguments counts."""
+    if not isinstance(value, dict):
         return {key: value}
-    return {k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()}
+    itself = {key: "present"} if "." in key else {}
+    return itself | {k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()}
 
 
 def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
@@ -143,11 +219,12 @@ def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
 
     if part.target is not WandBLogger:
         return part
-    recipe.folder.mkdir(parents=True, exist_ok=True)
     rank = None if part.arguments.get("rank_zero_only", True) else f"rank{dist.get_global_rank()}"
     name = "-".join(filter(None, (part.arguments.get("project"), recipe.run_name, rank)))
+    plain = re.sub(r"[^\w.-]", "-", name)
     ours = {
-        "id": re.sub(r"[^\w.-]", "-", name),
+        # Other names may look the same without their slashes.
+        "id": plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}",
         "resume": "allow",
         "dir": str(recipe.folder),
         "allow_val_change": True,  # max_duration, say, when a finished run is prolonged
@@ -155,13 +232,18 @@ def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
     return replace(part, arguments=part.arguments | {"init_kwargs": ours | (part.arguments.get("init_kwargs") or {})})
 
 
-def _write_config(recipe: Recipe) -> None:
+def _write_config(recipe: Recipe, resumes: bool) -> None:
     from composer.utils import dist
 
     from accelerando.recipes.report import write
 
     if dist.get_global_rank() == 0:
-        write(recipe.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.config)).encode())
+        with recipe.source.blame("folder", OSError):
+            # From here on the folder is this run's: a kill must not leave it with the checkpoint of another.
+            for link in [] if resumes else _links(recipe):
+                link.unlink()
+            write(recipe.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.config)).encode())
+    dist.barrier()
 
 
 def _report(recipe: Recipe, trainer: Any, history: History) -> Result:

@@ -1,5 +1,6 @@
 """Every mistake in a config is one line that names the file, the key and what was expected, and nothing is built."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -24,8 +25,13 @@ optimizer: {{decoupled_sgdw: {{lr: 1e-1}}}}
 scheduler: {{cosine_annealing_with_warmup: {{t_warmup: 1ep}}}}
 algorithms: {{ema: {{half_life: 100ba}}, label_smoothing: {{smoothing: 0.1}}}}
 precision: fp32
+device: cpu
 """
 TIME = "expected a time string such as 10ep, 500ba or 0.5dur"
+
+DURATION = "expected a time string such as 10ep, above zero and in ep, ba, sp"
+NEVER = ("1h", "0ep", "2iter", "0.5dur", "100tok")
+SMALL = "model={resnet_cifar: {depth: 8, width: 4, in_channels: 1}}"
 
 
 def bomb(size: int = 1):
@@ -76,8 +82,8 @@ def refusal(capsys, *arguments) -> str:
         ("scheduler={linear_with_warmup: {}}", "scheduler.linear_with_warmup.t_warmup: missing; it has no default"),
         ("scheduler.cosine_annealing_with_warmup.t_warmup=4", f"t_warmup: 4 given; {TIME}"),
         ("max_duration=40epochs", f"max_duration: '40epochs' given; {TIME}"),
-        ("max_duration=1h", f"max_duration: 3600sec given; {TIME}, above zero and not in seconds"),
-        ("max_duration=0ep", f"max_duration: 0ep given; {TIME}, above zero"),
+        # In these units the run would never end.
+        *((f"max_duration={time}", f"max_duration: {time} given; {DURATION}") for time in NEVER),
         ("eval_interval=1e", f"eval_interval: '1e' given; {TIME}"),
         ("precision=fp33", "precision: 'fp33' given; expected one of fp32, amp_fp16, amp_bf16, amp_fp8"),
         ("autoresume=1", "autoresume: 1 given; expected true or false"),
@@ -89,9 +95,65 @@ def refusal(capsys, *arguments) -> str:
 def test_a_mistake_on_the_command_line(yaml, capsys, override, message):
     error = refusal(capsys, yaml, override)
     place, _, rest = error.partition(": ")
+    assert place == "command line" and message in rest
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_subset_num_batches=0", "train_subset_num_batches: 0 given; expected a whole number from 1"),
+        ("seed=-1", "seed: -1 given; expected a whole number from 0 to 4294967295"),
+        ("seed=4294967296", "seed: 4294967296 given"),
+        ("seed=null", "seed: null given"),
+        ("global_batch_size=5000", "train_data.digits: 1437 samples do not fill a batch of 5000 on 1 rank"),
+        ("train_data={image_folder: {path: '{folder}', crop_size: 0}}", "train_data.image_folder: crop_size must be"),
+        ("train_data={image_folder: {path: '{folder}', num_workers: -1}}", "num_workers must be at least 0, not -1"),
+        ("train_data={image_folder: {path: '{folder}'}}", "train_data.image_folder: Found no valid file for the class"),
+        ("train_data={cifar10: {path: '{folder}'}}", "train_data.cifar10: Dataset not found or corrupted"),
+        ("train_data={fashion_mnist: {path: '{folder}'}}", "train_data.fashion_mnist: Dataset not found"),
+        ("train_data={streaming_images: {local: '{folder}'}}", "index.json is not the index of MDS shards"),
+        ("folder=/proc/nope", "folder: "),
+        ("folder={folder}/file", "folder: "),
+        ("load_path=/nope.pt", "load_path: /nope.pt cannot be loaded; FileNotFoundError"),
+        ("load_path={folder}/file", "cannot be loaded; "),
+        ("precision=amp_bf16", "precision: "),
+        ("device=mps", "device: "),
+        ("device_train_microbatch_size=0", "device_train_microbatch_size: 0 given; expected a whole number from 1"),
+        ("device_train_microbatch_size=1.5", "device_train_microbatch_size: 1.5 given"),
+        ("device_train_microbatch_size=few", "device_train_microbatch_size: 'few' given"),
+        ("model={'os:getcwd': {}}", "model.os:getcwd: makes a str; expected a ComposerModel"),
+        ("model={'os:path': {}}", "model.os:path: not of the kind that belongs here; expected a class or function"),
+        ("model={':x': {}}", "model.:x: not an import path; expected package.module:Name"),
+        ("model={'.os:path': {}}", "model..os:path: not an import path"),
+        (
+            "algorithms={'os:getcwd': {}}",
+            "algorithms.os:getcwd: not of the kind that belongs here; expected a subclass",
+        ),
+        ("train_data={'os:getcwd': {}}", "is no data source; expected one with check() and build()"),
+        ("model={resnet_cifar: {width: 0}}", "model.resnet_cifar: width must be at least 1, not 0"),
+        ("model={resnet: {num_classes: 0}}", "model.resnet: num_classes must be at least 1, not 0"),
+        ("scheduler={multi_step: {milestones: [xx]}}", f"scheduler.multi_step.milestones: 'xx' given; {TIME}"),
+        ("optimizer.decoupled_sgdw.lr=-1", "optimizer.decoupled_sgdw: Invalid learning rate: -1"),
+        *((f"run_name={name}", "expected the name of a folder") for name in ("/a", "''", "..", "a/../b", "./a", "a/")),
+    ],
+)
+def test_a_mistake_that_only_building_finds(yaml, tmp_path, capsys, override, message):
+    for folder in ("cat", "cifar-10-batches-py", "FashionMNIST/raw"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "index.json").write_text('{"shards": [{"column_names": ["x", "y"]}]}')
+    error = refusal(capsys, yaml, SMALL, override.replace("{folder}", str(tmp_path)))
+    gc.collect()  # the Trainer that was not to be
+    place, _, rest = error.partition(": ")
     assert message in rest
-    # What refuses an algorithm as a whole is its constructor, to which the file contributed.
-    assert place == "command line" or override.startswith("algorithms.label_smoothing")
+    # What the file asks for does not fit the batch size of the command line.
+    assert place == "command line" or override.startswith("global_batch_size")
+
+
+def test_tokens_are_counted_in_text_alone(yaml):
+    recipe = check(*load(yaml, ["max_duration=100tok", "train_data=python_docs"]))
+    assert recipe.trainer["max_duration"] == "100tok"
 
 
 def test_a_mistake_in_the_file_names_the_file(yaml, capsys):
@@ -114,6 +176,12 @@ def test_a_mistake_in_the_file_names_the_file(yaml, capsys):
 def test_a_broken_file(yaml, capsys, text, message):
     yaml.write_text(text)
     assert refusal(capsys, yaml).startswith(f"{yaml}: {message}")
+
+
+@pytest.mark.parametrize("text", ["run_name: é".encode("latin-1"), "run_name: a".encode("utf-16"), bytes(range(256))])
+def test_a_file_that_is_no_text(yaml, capsys, text):
+    yaml.write_bytes(text)
+    assert refusal(capsys, yaml).startswith(f"{yaml}: not readable as YAML; ")
 
 
 def test_a_missing_file(capsys):

@@ -285,12 +285,16 @@ TWO_RANKS = """
 import json, sys
 import torch
 from accelerando.recipes.images import ImageFolder, StreamingImages
-from accelerando.recipes.tensors import TensorLoader
+from accelerando.recipes.tensors import OneSetOfBuffers, TensorLoader
 from composer import DataSpec, Evaluator, Trainer
 from composer.models import ComposerClassifier
 from composer.utils import dist
 
 class SaysCat(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rank", torch.tensor(dist.get_global_rank()))
+
     def forward(self, images):
         return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 2).float()
 
@@ -302,20 +306,23 @@ specs = {
     "shards": StreamingImages(shards, split="val", crop_size=8, resize_size=8, num_workers=0).build(2, False, 0, "cpu"),
     "tensors": DataSpec(TensorLoader([torch.zeros(11, 1), labels], 2, False, 0)),
 }
-trainer = Trainer(model=ComposerClassifier(SaysCat(), num_classes=2), device="cpu", progress_bar=False)
+model = ComposerClassifier(SaysCat(), num_classes=2)
+trainer = Trainer(model=model, device="cpu", callbacks=OneSetOfBuffers(), progress_bar=False)
 trainer.eval([Evaluator(label=name, dataloader=spec) for name, spec in specs.items()])
 seen = {name: trainer.state.eval_metrics[name]["MulticlassAccuracy"].compute().item() for name in specs}
+seen["buffers"] = dist.all_gather_object(model.module.rank.item())
 if dist.get_global_rank() == 0:
     with open(out, "w") as file:
         json.dump(seen, file)
 """
 
 
-def test_two_ranks_count_no_sample_twice_in_evaluation(folder, shards, tmp_path):
+def test_two_ranks_evaluate_one_model_and_count_no_sample_twice(folder, shards, tmp_path):
     (tmp_path / "evaluate.py").write_text(TWO_RANKS)
     done = launch(2, tmp_path / "evaluate.py", folder, shards, tmp_path / "seen.json")
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["buffers"] == [0, 0]
     assert seen["folder"] == seen["tensors"] == pytest.approx(3 / 11)
     # Streaming repeats a sample, the last but one, to give each rank as many.
     assert seen["shards"] == pytest.approx(3 / 12)

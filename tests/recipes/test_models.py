@@ -74,6 +74,12 @@ def test_resnet_cifar_refuses_other_depths():
         resnet_cifar(depth=18)
 
 
+@pytest.mark.parametrize(("model", "size"), [(resnet, "num_classes"), (resnet_cifar, "width")])
+def test_sizes_below_one_are_refused(model, size):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, not 0"):
+        model(**{size: 0})
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_bert_for_masked_lm(attention):
     model = bert(config=TINY_BERT, attention=attention)

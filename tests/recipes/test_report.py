@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from accelerando.recipes import report
+from accelerando.recipes import demo, report
 from accelerando.recipes.report import History, Result, draw, label, table, write
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -97,3 +98,11 @@ def test_the_figure_shows_both_runs(tmp_path):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         left, right = np.split((pixels == rgb).all(-1), 2, axis=1)
         assert left.any() and right.any()
+
+
+def test_the_demo_ends_with_the_code_of_the_run_that_failed(tmp_path, monkeypatch):
+    run = subprocess.run
+    monkeypatch.setattr(demo.subprocess, "run", lambda _, check: run(["sh", "-c", "exit 2"], check=check))
+    with pytest.raises(SystemExit) as exit:
+        demo.main(["--folder", str(tmp_path)])
+    assert exit.value.code == 2

@@ -4,8 +4,9 @@ import pytest
 import torch
 from composer import Callback, Trainer
 from composer.models import ComposerClassifier
+from torch.utils.data import TensorDataset
 
-from accelerando.recipes.tensors import TensorLoader
+from accelerando.recipes.tensors import TensorLoader, worker_loader
 
 N = 23
 
@@ -66,6 +67,8 @@ def test_noise_of_evaluation_never_changes():
 def test_too_few_samples_are_refused():
     with pytest.raises(ValueError, match="23 samples do not fill a batch of 24 on 1 rank"):
         loader(batch_size=24)
+    with pytest.raises(ValueError, match="23 samples do not fill a batch of 24 on 1 rank"):
+        worker_loader(TensorDataset(torch.arange(N)), list, 24, True, 0, num_workers=0)
 
 
 class Record(Callback):

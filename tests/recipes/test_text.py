@@ -7,6 +7,7 @@ from composer import Trainer
 from streaming import MDSWriter
 
 from accelerando.recipes.models import bert
+from accelerando.recipes.names import REFUSALS
 from accelerando.recipes.text import HuggingFaceText, PythonDocs, StreamingText, _MaskTokens, _python_docs_tokenizer
 
 KEYS = {"input_ids", "attention_mask", "labels"}
@@ -231,6 +232,17 @@ def test_what_is_missing_is_named(tmp_path, vocabulary, shards):
     for source, error, message in expectations:
         with pytest.raises(error, match=message):
             source.check()
+
+
+def test_empty_and_broken_files_are_refused(tmp_path, vocabulary):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(REFUSALS, match="empty"):
+        HuggingFaceText(str(tmp_path / "empty"), vocabulary).build(1, False, 0, "cpu")
+    for file, content in (("a.jsonl", b""), ("b.parquet", b"broken")):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(REFUSALS, match=r"cannot be read|Parquet file size"):
+            HuggingFaceText(str(tmp_path), vocabulary).build(1, False, 0, "cpu")
+        (tmp_path / file).unlink()
 
 
 def test_wrong_columns_and_splits_are_named(tmp_path, vocabulary):

@@ -1,5 +1,6 @@
 """Whole runs of `train`: killed, resumed, repeated, prolonged, and logged to W&B, on the real digits."""
 
+import gc
 import json
 import time
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from accelerando.recipes.config import ConfigError
+from accelerando.recipes.tensors import OneSetOfBuffers
 from accelerando.recipes.train import train
 
 
@@ -44,6 +46,7 @@ class Watch(Callback):
 
     def init(self, state, logger):
         Watch.trained = False
+        assert any(isinstance(callback, OneSetOfBuffers) for callback in state.callbacks)
 
     def before_train_batch(self, state, logger):
         Watch.trained = True
@@ -97,6 +100,76 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_reported_again(config, tmp_p
     )
 
 
+def test_a_run_begun_anew_and_killed_before_its_first_save_leaves_no_trace_of_the_old_one(config, tmp_path):
+    anew = {"seed": 5, "autoresume": False}
+    whole, weights = trained(config, run_name="whole", seed=5)
+    trained(config)
+    with pytest.raises(KeyboardInterrupt):
+        train(config | anew | {"callbacks": {"test_train:Watch": {"kill_at": 2}}})
+    assert [path.is_symlink() for path in (tmp_path / "run/checkpoints").iterdir()] == [False]
+    resumed, resumed_weights = trained(config, seed=5)
+    assert same(weights, resumed_weights) and measured(resumed) == measured(whole)
+
+
+@pytest.mark.parametrize("damage", ["no link", "dangling link"])
+def test_a_kill_while_linking_loses_no_checkpoint(config, tmp_path, damage):
+    config["scheduler"] = {"constant": {}}
+    with pytest.raises(KeyboardInterrupt):
+        train(config | KILL)
+    (link,) = (path for path in (tmp_path / "run/checkpoints").iterdir() if path.is_symlink())
+    file = link.resolve()
+    link.unlink()
+    if damage == "dangling link":
+        link.symlink_to("nowhere.pt")
+    (file.parent / "half.pt").write_bytes(file.read_bytes()[:1000])
+    result, _ = trained(config, max_duration="3ba")
+    assert not Watch.trained and result.batches == 3 and link.resolve() == file
+
+    link.unlink()
+    file.unlink()
+    trained(config)
+    assert Watch.trained
+
+
+@pytest.mark.filterwarnings("ignore:SAM has known issues:UserWarning")
+def test_sam_is_not_resumed(config):
+    config["algorithms"] = {"sam": {}}
+    with pytest.raises(KeyboardInterrupt):
+        train(config | KILL)
+    with pytest.raises(ConfigError, match=r"algorithms\.sam: cannot resume from a checkpoint, .*autoresume=false"):
+        trained(config)
+    trained(config, autoresume=False)
+    assert Watch.trained
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_what_a_run_cannot_go_on_from_is_named(config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(config | KILL)
+    saved, link = tmp_path / "run/config.yaml", tmp_path / "run/checkpoints/latest-rank0.pt"
+    file, text = link.resolve(), saved.read_text()
+    for whole in (file.read_bytes(), b""):
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ConfigError) as refused:
+            trained(config)
+        assert refused.value.file == str(file) and f"delete it to go on from another one, or {tmp_path}/run to" in str(
+            refused.value
+        )
+        assert link.exists()
+    for broken in (b"\xff\xfe", b"", b"- a", b"a: [", None):
+        saved.write_bytes(broken) if broken is not None else (saved.unlink(), saved.mkdir())
+        with pytest.raises(ConfigError, match=r"config\.yaml: unreadable; delete it if .* or the folder"):
+            trained(config)
+    saved.rmdir()
+    saved.write_text(text)
+    with pytest.raises(ConfigError, match=r"algorithms\.mix_up\.alpha: 0\.3 given, but the run in .* has absent"):
+        trained(config, algorithms=config["algorithms"] | {"mix_up": {"alpha": 0.3}})
+    with pytest.raises(ConfigError, match=r"algorithms\.mix_up: absent given, but the run in .* has present"):
+        trained(config, algorithms={"label_smoothing": {"smoothing": 0.1}})
+    del refused
+    gc.collect()  # the Trainers that were not to be
+
+
 def test_the_folder_tells_what_the_run_did(config, tmp_path, capsys):
     result, _ = trained(config, run_name="${.seed}-digits", seed=3)
     folder = tmp_path / "3-digits"
@@ -142,13 +215,14 @@ def test_wandb_offline_has_the_config_the_id_and_the_figure(config, tmp_path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     loggers = {"wandb": {"project": "accelerando"}}
-    for name in ("run/one", "two"):  # two runs in one process are two W&B runs
+    # The hash tells run/one from run-one.
+    for name, run_id in (("run/one", "run-one-31501744"), ("two", "two")):  # two runs in one process are two W&B runs
         with pytest.raises(KeyboardInterrupt):
             train(config | {"run_name": name, "loggers": loggers} | KILL)
         trained(config, run_name=name, loggers=loggers)
         records = wandb_records(tmp_path / name, runs=2)
         runs = [record.run for record in records if record.HasField("run")]
-        assert {run.run_id for run in runs} == {"accelerando-" + name.replace("/", "-")}
+        assert {run.run_id for run in runs} == {f"accelerando-{run_id}"}
         assert {run.project for run in runs} == {"accelerando"}
         configs = [*(run.config for run in runs), *(record.config for record in records if record.HasField("config"))]
         values = {item.key: json.loads(item.value_json) for update in configs for item in update.update if item.key}
