@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerando.recipes.report import Result, draw, table
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             launch(yaml, f"run_name={name}", f"folder={options.folder}")
     except subprocess.CalledProcessError as error:  # the run itself has said what was wrong
         sys.exit(error.returncode)
-    results = [Result.load(options.folder / name) for name in names]
+    results = [
+        replace(Result.load(options.folder / name), run_name=Path(yaml).stem)
+        for yaml, name in zip(options.yamls, names, strict=True)
+    ]
     figure = options.folder / "demo.png"
     draw(results, figure, "Handwritten digits, with and without the algorithms")
     print(f"\n{table(results)}\n\n{figure}: accuracy and loss over training time")

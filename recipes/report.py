@@ -186,13 +186,12 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
             marker = "o" if smooth is values and len(values) <= 50 else ""
             axes.plot(seconds, smooth, color=colour, label=result.run_name, linewidth=1.8, marker=marker, markersize=3)
             if name == metric and len(values):
-                text = f"{values[-1]:.4g}"
-                axes.annotate(
-                    text, (seconds[-1], values[-1]), (4, 0), "data", "offset points", color=colour, va="center"
-                )
+                end = (seconds[-1], values[-1])
+                axes.annotate(f"{end[1]:.4f}", end, (4, 0), "data", "offset points", color=colour, va="center")
         axes.set(xlabel="training time (s)", ylabel=title_of_axis)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.15)  # room for the figure at the end
         axes.set_xlim(left=0)
         if name == metric and "Accuracy" in name:
             axes.set_ylim(*_where_it_settles(axes))
