@@ -10,6 +10,7 @@ import torch
 import torchvision
 from composer.algorithms.blurpool import blurpool_layers as theirs
 from composer.algorithms.warnings import NoEffectWarning
+from composer.loggers import InMemoryLogger
 from torch import nn
 from torch.nn import functional as F
 
@@ -197,6 +198,17 @@ def test_resnet50_compiles_whole_and_exports():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(input)
     torch.testing.assert_close(exported, expected)
     torch.testing.assert_close(compiled, expected)
+
+
+def test_logs_the_hyperparameters_that_composers_does():
+    def logged(algorithm):
+        logger = InMemoryLogger()
+        trainer([algorithm], loggers=logger)
+        return {name: value for name, value in logger.hyperparameters.items() if name.startswith("blurpool/")}
+
+    mine = logged(ours.BlurPool())
+    assert mine == logged(composer.algorithms.BlurPool())
+    assert mine == {"blurpool/num_blurpool_layers": 1, "blurpool/num_blurconv_layers": 2}
 
 
 class TestCheckpoints:
