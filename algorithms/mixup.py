@@ -93,7 +93,8 @@ class MixUp(Algorithm):
         self.input_key, self.target_key = input_key, target_key
         self.mixing = 0.0
         self._seed = 0
-        self._permuted_target = self._microbatch_target = torch.empty(0)
+        # Of the whole batch; then, of the microbatch at hand, what its loss is mixed with, or what is put back after it.
+        self._permuted_target = self._other_target = self._original_target = torch.empty(0)
         self._done = 0
 
     def __repr__(self) -> str:
@@ -142,33 +143,32 @@ class MixUp(Algorithm):
         self._done = 0
 
     def _mix_target(self, state: State) -> None:
-        target = self._microbatch_target = state.batch_get_item(self.target_key)
-        permuted = self._permuted_target[self._done : self._done + len(target)]
+        target = self._original_target = state.batch_get_item(self.target_key)
+        other = self._other_target = self._permuted_target[self._done : self._done + len(target)]
         self._done += len(target)
         if self.interpolate_loss:
-            self._microbatch_target = permuted
             return
         outputs: Any = state.outputs
         logits = outputs["logits"] if computes_own_loss(outputs) else outputs
         if not isinstance(logits, Tensor):
             raise unsupported("MixUp", outputs)
-        mixed = mix_targets(logits, target, permuted, self.mixing)
+        mixed = mix_targets(logits, target, other, self.mixing)
         state.batch_set_item(self.target_key, mixed)
         if computes_own_loss(outputs):
             outputs["loss"] = cross_entropy(logits, mixed)
 
     def _finish_microbatch(self, state: State) -> None:
         if not self.interpolate_loss:
-            state.batch_set_item(self.target_key, self._microbatch_target)
+            state.batch_set_item(self.target_key, self._original_target)
             return
         loss, outputs = state.loss, state.outputs
         if not isinstance(loss, Tensor):
             raise TypeError(f"MixUp(interpolate_loss=True) needs one loss, but the model gives {type(loss).__name__}.")
         with get_precision_context(state.precision, state.precision_config):
             if computes_own_loss(outputs):
-                other = cross_entropy(outputs["logits"], self._microbatch_target)
+                other = cross_entropy(outputs["logits"], self._other_target)
             else:
-                batch = batch_set(copy.copy(state.batch), self.target_key, self._microbatch_target)
+                batch = batch_set(copy.copy(state.batch), self.target_key, self._other_target)
                 other = composer_model(state).loss(outputs, batch)
         state.loss = (1 - self.mixing) * loss + self.mixing * other  # type: ignore[operator]
 
