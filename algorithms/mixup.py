@@ -93,7 +93,7 @@ class MixUp(Algorithm):
         self.input_key, self.target_key = input_key, target_key
         self.mixing = 0.0
         self._seed = 0
-        # Of the whole batch; then, of the microbatch at hand, what its loss is mixed with, or what is put back after it.
+        # Of the whole batch; then of the microbatch at hand: what is mixed in, and what is put back after the loss.
         self._permuted_target = self._other_target = self._original_target = torch.empty(0)
         self._done = 0
 
