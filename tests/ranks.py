@@ -1,4 +1,4 @@
-"""Trains with the algorithms named, and leaves weights and choices: `composer -n 2 ranks.py FOLDER NAME...`."""
+"""Trains with the algorithms named, and leaves weights, choices and points: `composer -n 2 ranks.py FOLDER NAME...`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from composer import Callback
 from composer.utils import dist
 
-from tiny import fit, loader, weights
+from tiny import loader, weights
 
 
 class Choices(Callback):
@@ -21,17 +21,18 @@ class Choices(Callback):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    from test_contract import CASES
+    from test_contract import fit, points
 
     for name in names:
         choices = Choices()
         run = fit(
-            [CASES[name].build()],
+            name,
             train_dataloader=loader(batch_size=4, drop_last=True),
             device="cpu",
             callbacks=choices,
         )
-        torch.save({"weights": weights(run), "choices": choices.record}, folder / f"{name}-{dist.get_global_rank()}.pt")
+        left = {"weights": weights(run), "choices": choices.record, "points": points(run)}
+        torch.save(left, folder / f"{name}-{dist.get_global_rank()}.pt")
         run.close()
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import composer.algorithms
 import numpy as np
 import pytest
 import torch
-from composer import Algorithm, Trainer
+from composer import Algorithm, Callback, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import accelerando.algorithms as ours
 import ranks
-from tiny import assert_same, classifier, differ, examples, fit, launch, loader, trainer, weights
+from tiny import Kill, assert_same, classifier, differ, examples, launch, loader, timeless, trainer, weights
 
 
 @dataclass
@@ -24,25 +24,49 @@ class Case:
     """How to build an algorithm, and what it says of itself."""
 
     build: Callable[[], Algorithm]
-    changed: Callable[[Trainer], bool]
-    """Whether the trained run shows the effect; the plain run must not."""
+    changed: Callable[[Trainer, Trainer], bool]
+    """Whether the trained run shows the effect, beside one without the algorithm."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Arguments that do nothing or cannot work; the error must name the first of them."""
     changes_training: bool = True
     """Whether the trained weights differ from the plain run's."""
+    needs: Callable[[Any], dict[str, Any]] = lambda algorithm: {}
+    """What the Trainer must be given beside the algorithm; the plain run is given the same."""
 
 
-def blurred(run: Trainer) -> bool:
+def start(*names: str, without: Sequence[str] = (), **options: Any) -> Trainer:
+    """A run with the algorithms named, or only with what those in `without` need."""
+    algorithms = {name: CASES[name].build() for name in names}
+    for name, algorithm in algorithms.items():
+        options = CASES[name].needs(algorithm) | options
+    return trainer([algorithms[name] for name in names if name not in without], **options)
+
+
+def fit(*names: str, without: Sequence[str] = (), **options: Any) -> Trainer:
+    run = start(*names, without=without, **options)
+    run.fit()
+    return run
+
+
+def blurred(run: Trainer, plain: Trainer) -> bool:
     return any(isinstance(module, ours.BlurConv2d) for module in run.state.model.modules())
 
 
-def in_channels_last(run: Trainer) -> bool:
+def in_channels_last(run: Trainer, plain: Trainer) -> bool:
     weight = next(parameter for parameter in run.state.model.parameters() if parameter.ndim == 4)
     return weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def trains_differently(run: Trainer) -> bool:
-    return differ(weights(run), weights(fit()))
+def trains_differently(run: Trainer, plain: Trainer) -> bool:
+    return differ(weights(run), weights(plain))
+
+
+def has_points(run: Trainer, plain: Trainer) -> bool:
+    return [point["batch"] for point in points(run)] == [2, 8]
+
+
+def points(run: Trainer) -> list[dict[str, float]]:
+    return next((each.points for each in run.state.algorithms if isinstance(each, ours.TradeoffCurve)), [])
 
 
 CASES = {
@@ -58,6 +82,12 @@ CASES = {
         trains_differently,
         [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}],
     ),
+    "TradeoffCurve": Case(
+        lambda: ours.TradeoffCurve(ours.MultiplicativeCyclicScheduler("0dur", "0.25dur", growth=3)),
+        has_points,
+        changes_training=False,
+        needs=lambda curve: {"schedulers": curve.scheduler, "eval_dataloader": loader(batch_size=5)},
+    ),
 }
 
 every = pytest.mark.parametrize("name", CASES)
@@ -72,31 +102,33 @@ def test_every_algorithm_is_here():
 @every
 def test_1_changes_what_it_says(name):
     case = CASES[name]
-    run = fit([case.build()])
-    assert case.changed(run) and not case.changed(fit())
-    assert differ(weights(run), weights(fit())) == case.changes_training
+    run, plain = fit(name), fit(name, without=[name])
+    assert case.changed(run, plain) and not case.changed(plain, fit(name, without=[name]))
+    assert differ(weights(run), weights(plain)) == case.changes_training
 
 
 @every
 def test_2_resumes_bit_for_bit_after_a_kill(name, tmp_path):
-    def start(**options):
-        return trainer([CASES[name].build()], train_dataloader=loader(shuffle=True), **options)
-
-    whole = start()
-    whole.fit()
-    killed = start(save_folder=str(tmp_path), save_interval="1ba")
-    killed.fit(duration="5ba")  # of 8, in the middle of the second epoch
+    whole = fit(name, train_dataloader=loader(shuffle=True))
+    with pytest.raises(KeyboardInterrupt):  # after 5 updates of 8, in the middle of the second epoch
+        fit(
+            name,
+            train_dataloader=loader(shuffle=True),
+            save_folder=str(tmp_path),
+            save_interval="1ba",
+            callbacks=Kill(5),
+        )
     torch.manual_seed(999)
     np.random.seed(999)
-    resumed = start(load_path=str(tmp_path / "ep1-ba5-rank0.pt"))
-    resumed.fit()
+    resumed = fit(name, train_dataloader=loader(shuffle=True), load_path=str(tmp_path / "ep1-ba5-rank0.pt"))
     assert resumed.state.timestamp.batch == 8
     assert_same(weights(resumed), weights(whole))
+    assert timeless(resumed.state.algorithms[0].state_dict()) == timeless(whole.state.algorithms[0].state_dict())
 
 
 @every
 def test_3_microbatches_change_nothing(name):
-    whole, split = (fit([CASES[name].build()], device_train_microbatch_size=size) for size in (8, 2))
+    whole, split = (fit(name, device_train_microbatch_size=size) for size in (8, 2))
     assert_same(weights(split), weights(whole), atol=1e-5)
 
 
@@ -114,11 +146,11 @@ def test_4_two_ranks_agree_with_each_other_and_with_one(name, two_ranks):
     first, second = (torch.load(two_ranks / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_same(first["weights"], second["weights"])
     assert first["choices"] == second["choices"]
-    if name == "MixUp":
-        expected = mixup_over_two_ranks()
-    else:
-        expected = weights(fit([CASES[name].build()], train_dataloader=loader(batch_size=8, drop_last=True)))
-    assert_same(first["weights"], expected, atol=1e-5)
+    assert first["points"] == second["points"]
+    one = fit(name, train_dataloader=loader(batch_size=8, drop_last=True))
+    assert_same(first["weights"], mixup_over_two_ranks() if name == "MixUp" else weights(one), atol=1e-5)
+    for point, expected in zip(timeless(first["points"]), timeless(points(one)), strict=True):
+        assert point == pytest.approx(expected, abs=1e-5)
 
 
 def mixup_over_two_ranks(alpha=0.5, seed=7):
@@ -145,7 +177,7 @@ def mixup_over_two_ranks(alpha=0.5, seed=7):
 
 @every
 def test_5_state_is_tensors_and_builtins(name, tmp_path):
-    run = fit([CASES[name].build()])
+    run = fit(name)
     state = run.state.algorithms[0].state_dict()
     torch.save(state, tmp_path / "state.pt")
     assert torch.load(tmp_path / "state.pt", weights_only=True) == state
@@ -158,8 +190,8 @@ def test_5_state_is_tensors_and_builtins(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 def test_6_compiles_without_a_graph_break(name):
     torch._dynamo.reset()
-    compiled = fit([CASES[name].build()], compile_config={"fullgraph": True, "backend": "aot_eager"})
-    assert_same(weights(compiled), weights(fit([CASES[name].build()])), atol=1e-5)
+    compiled = fit(name, compile_config={"fullgraph": True, "backend": "aot_eager"})
+    assert_same(weights(compiled), weights(fit(name)), atol=1e-5)
 
 
 @every
@@ -168,28 +200,28 @@ def test_7_bf16_autocast(name):
     seen = set()
     model = classifier()
     model.module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    run = trainer([CASES[name].build()], model=model, max_duration="1ba")
+    run = start(name, model=model, max_duration="1ba")
     with torch.autocast("cpu", torch.bfloat16):
         run.fit()
     assert seen == {torch.bfloat16}
     assert all(value.dtype == torch.float32 for value in weights(run).values())
-    assert_same(weights(run), weights(fit([CASES[name].build()], max_duration="1ba")), atol=0.01)
+    assert_same(weights(run), weights(fit(name, max_duration="1ba")), atol=0.01)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(CASES, 2)), ids="-".join)
 def test_8_pairs_train_together_in_either_order(pair):
-    one, other = (fit([CASES[name].build() for name in order]) for order in (pair, pair[::-1]))
+    one, other = fit(*pair), fit(*pair[::-1])
     assert_same(weights(one), weights(other), atol=1e-5)
-    for name, alone in (pair, pair[::-1]):
-        assert CASES[name].changed(one)
-        if CASES[name].changes_training:
-            assert differ(weights(one), weights(fit([CASES[alone].build()])))
+    for name in pair:
+        without = fit(*pair, without=[name])
+        assert CASES[name].changed(one, without)
+        assert differ(weights(one), weights(without)) == CASES[name].changes_training
 
 
 @every
 def test_8_twins_are_refused(name):
-    for twin in (CASES[name].build(), getattr(composer.algorithms, name)()):
-        for order in ([CASES[name].build(), twin], [twin, CASES[name].build()]):
+    for build in (CASES[name].build, getattr(composer.algorithms, name, CASES[name].build)):
+        for order in ([CASES[name].build(), build()], [build(), CASES[name].build()]):
             with pytest.raises(ValueError, match=f"more than one {name}"):
                 trainer(order)
 
@@ -221,14 +253,27 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class StepsOnly(Callback):
+    """Takes back what an evaluation added to the count."""
+
+    def __init__(self, reads: HostReads):
+        self.reads = reads
+
+    def eval_before_all(self, state, logger):
+        self.before = self.reads.count
+
+    def eval_after_all(self, state, logger):
+        self.reads.count = self.before
+
+
 @every
 def test_10_reads_nothing_from_the_device(name):
-    def reads(algorithms):
-        model = classifier()
+    def reads(**options):
+        model, counter = classifier(), HostReads()
         model.get_metrics = lambda is_train: {}
-        run = trainer(algorithms, model=model)
-        with HostReads() as counter:
+        run = start(name, model=model, callbacks=StepsOnly(counter), **options)
+        with counter:
             run.fit()
         return counter.count
 
-    assert 0 < reads([CASES[name].build()]) <= reads([])
+    assert 0 < reads() <= reads(without=[name])

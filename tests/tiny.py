@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Algorithm, Trainer
+from composer import Algorithm, Callback, Trainer
 from composer.models import ComposerClassifier
 from composer.utils import dist
 from torch import nn
@@ -69,6 +69,17 @@ def fit(algorithms: Algorithm | Sequence[Algorithm] = (), **options: Any) -> Tra
     return result
 
 
+class Kill(Callback):
+    """Stops the run after `batch` updates and the checkpoint of the last of them, if any."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def before_dataloader(self, state, logger):
+        if state.timestamp.batch == self.batch:
+            raise KeyboardInterrupt
+
+
 def weights(run: Trainer) -> dict[str, torch.Tensor]:
     model = getattr(run.state.model, "module", run.state.model) if dist.get_world_size() > 1 else run.state.model
     return copy.deepcopy({name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()})
@@ -82,6 +93,13 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 
 def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() != b.keys() or any(not torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def timeless(state: Any) -> Any:
+    """The same without the seconds, in which no two runs agree."""
+    if isinstance(state, dict):
+        return {name: timeless(value) for name, value in state.items() if name != "seconds"}
+    return [timeless(value) for value in state] if isinstance(state, list) else state
 
 
 def launch(processes: int, *command: Any, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,127 @@
+"""TradeoffCurve: accuracy over training time, for every length of training, from one run with cyclic learning rates.
+
+Source: "Fast Benchmarking of Accuracy vs. Training Time with Cyclic Learning Rates" (arXiv 2206.00832). What is reached
+at the end of a cycle stands for what a run of its own of that length would have reached.
+
+    scheduler = MultiplicativeCyclicScheduler(t_warmup="8ep", t_period="8ep", growth=2)
+    curve = TradeoffCurve(scheduler)
+    Trainer(..., max_duration="512ep", schedulers=scheduler, algorithms=[curve])
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from .cyclic import MultiplicativeCyclicScheduler
+from .host import refuse_twins
+
+
+class TradeoffCurve(Algorithm):
+    """Evaluate at the end of every cycle, before the learning rate rises again, and keep what was reached at what cost.
+
+    Every evaluator of the Trainer runs there, beside the times at which it runs anyway. Each point is logged as
+    `tradeoff/...`, and stands in `points` (and in the checkpoint) as a dict of numbers:
+
+    - `cycle`, counted from 0, and the updates and samples that training took: `batch`, `samples`;
+    - `seconds`: from asking for a batch to the end of its update, summed over all of them, hence without evaluation,
+      checkpoints and the replay of batches on resume; that of the slowest rank;
+    - every metric, such as `eval/MulticlassAccuracy`.
+
+    Args:
+        scheduler: the one that the Trainer was given.
+    """
+
+    def __init__(self, scheduler: MultiplicativeCyclicScheduler):
+        if not isinstance(scheduler, MultiplicativeCyclicScheduler):
+            name = type(scheduler).__name__
+            raise TypeError(f"TradeoffCurve: scheduler must be a MultiplicativeCyclicScheduler, got {name}.")
+        self.scheduler = scheduler
+        self.points: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._since = 0.0
+        self._ended = 0
+
+    def __repr__(self) -> str:
+        return "TradeoffCurve(scheduler)"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "points": self.points, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.points, self.seconds = state.get("points", []), state.get("seconds", 0.0)
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in _STEPS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        _STEPS[event](self, state, logger)
+
+    def _begin(self, state: State, logger: Logger) -> None:
+        refuse_twins(self, state)
+        self.points, self.seconds = [], 0.0
+        # Another Trainer may have had it before; this one asks it for the first learning rate after this event.
+        self.scheduler.stretch = None
+
+    def _start(self, state: State, logger: Logger) -> None:
+        if not state.evaluators:
+            raise ValueError("TradeoffCurve has nothing to evaluate on; give the Trainer an eval_dataloader.")
+        if self.scheduler.stretch is None or state.max_duration is None:
+            raise ValueError("TradeoffCurve needs the Trainer's own scheduler: Trainer(schedulers=curve.scheduler).")
+        if state.timestamp.batch.value == 0:
+            self.scheduler.check_duration(state.max_duration, state.dataloader_len)
+        self._ended = self.scheduler.cycles_ended(state)
+        for evaluator in state.evaluators:
+            interval: Any = evaluator.eval_interval
+            # Wrapped already where fit() was called before, or where the evaluator comes from another Trainer.
+            if getattr(getattr(interval, "func", None), "__func__", None) is TradeoffCurve._is_due:
+                (interval,) = interval.args
+            evaluator.eval_interval = partial(self._is_due, interval)
+
+    def _is_due(self, interval: Callable[[State, Event], bool], state: State, event: Event) -> bool:
+        asked = interval(state, event)
+        if self.scheduler.cycles_ended(state) > self._ended:
+            return True
+        # The same weights, at the end of the epoch or of the run.
+        measured = bool(self.points) and self.points[-1]["batch"] == state.timestamp.batch.value
+        return asked and not measured
+
+    def _start_clock(self, state: State, logger: Logger) -> None:
+        self._since = time.perf_counter()
+
+    def _stop_clock(self, state: State, logger: Logger) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+    def _record(self, state: State, logger: Logger) -> None:
+        if (ended := self.scheduler.cycles_ended(state)) == self._ended:
+            return
+        self._ended = ended
+        slowest = state.device.tensor_to_device(torch.tensor(self.seconds))
+        dist.all_reduce(slowest, reduce_operation="MAX")
+        point: dict[str, float] = {
+            "cycle": ended - 1,
+            "batch": state.timestamp.batch.value,
+            "samples": state.timestamp.sample.value,
+            "seconds": slowest.item(),
+        }
+        for label in (evaluator.label for evaluator in state.evaluators):
+            values: dict[str, Any] = {name: metric.compute() for name, metric in state.eval_metrics[label].items()}
+            scalars = {name: v for name, v in values.items() if isinstance(v, Tensor) and v.numel() == 1}
+            point |= {f"{label}/{name}": value.item() for name, value in scalars.items()}
+        self.points.append(point)
+        logger.log_metrics({f"tradeoff/{name}": value for name, value in point.items()})
+
+
+_STEPS = {
+    Event.INIT: TradeoffCurve._begin,
+    Event.FIT_START: TradeoffCurve._start,
+    Event.BEFORE_DATALOADER: TradeoffCurve._start_clock,
+    Event.BATCH_END: TradeoffCurve._stop_clock,
+    Event.EVAL_AFTER_ALL: TradeoffCurve._record,
+}
