@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test check benchmark clean
 
 demo: .venv/ready
-	$(BIN)/python -m accelerando.recipes.demo
+	$(BIN)/composer -n 1 -m accelerando.recipes.tradeoff digits/tradeoff.yaml run_name=demo seeds=[17,18] max_duration=32ep
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

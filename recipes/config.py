@@ -116,7 +116,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
         if not (key and equals):
             raise ConfigError("command line", override, "expected key=value, such as max_duration=10ep")
         try:
-            config = _merge(config, OmegaConf.from_dotlist([override]))
+            config = merge(config, OmegaConf.from_dotlist([override]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
         keys.append(key)
@@ -133,8 +133,8 @@ def _find(file: str) -> Path:
     raise ConfigError(file, "", f"no such file{nearest(inside, names)}")
 
 
-def _merge(config: DictConfig, update: DictConfig) -> DictConfig:
-    """An override that names another model (optimizer, ...) replaces the one in the file instead of joining it."""
+def merge(config: DictConfig, update: DictConfig) -> DictConfig:
+    """The update wins; where it names another model (optimizer, ...), that one replaces the old one."""
     for key in SECTIONS.keys() - MANY:
         old, new = config.get(key), update.get(key)
         if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
@@ -274,9 +274,15 @@ def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]
         if any(part.target is target for part in parts):
             raise source.error(key, f"{target.__name__} is given twice; expected once")
         with source.blame(key, TypeError, ValueError):  # of a thing that has no signature
-            checked = check_arguments(target, arguments, supplied=1 if section == "optimizer" else 0)
+            supplied = 1 if section == "optimizer" or takes_scheduler(target) else 0
+            checked = check_arguments(target, arguments, supplied)
         parts.append(Part(source, key, target, checked))
     return parts
+
+
+def takes_scheduler(target: Callable[..., Any]) -> bool:
+    """Whether this algorithm follows the run's scheduler, which the recipe then gives it."""
+    return next(iter(inspect.signature(target).parameters), None) == "scheduler"
 
 
 def _check_data(part: Part) -> Part:

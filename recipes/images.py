@@ -28,7 +28,7 @@ from accelerando.recipes.tensors import (
     check_folder,
     check_least,
     check_shards,
-    shard_arguments,
+    open_shards,
     to_device,
     worker_loader,
 )
@@ -159,8 +159,9 @@ class StreamingImages:
         from streaming.vision import StreamingImageNet
 
         transform = _imagenet_transform(train, self.crop_size, self.resize_size)
-        arguments = shard_arguments(self.local, self.remote, self.split, batch_size, train, seed)
-        dataset = StreamingImageNet(**arguments, transform=transform)
+        dataset = open_shards(
+            StreamingImageNet, self.local, self.remote, self.split, batch_size, train, seed, transform=transform
+        )
         return _decoded(worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers), device)
 
 

@@ -51,8 +51,12 @@ class Source:
 
     file: str = "config"
     overridden: frozenset[str] = frozenset()
+    part: str = ""  # where in the file the top-level keys `moved` really stand
+    moved: frozenset[str] = frozenset()
 
     def error(self, key: str, message: str) -> ConfigError:
+        if key.partition(".")[0] in self.moved:
+            key = f"{self.part}.{key}"
         # To blame if it gave the key, what the key lies in, or a part of what the key holds.
         on_command_line = any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in self.overridden)
         return ConfigError("command line" if on_command_line else self.file, key, message)

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from composer.utils import dist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 Record = dict[str, float]
 
 TRAIN_LOSS = "loss/train/total"
 EVAL_PREFIX = "metrics/eval/"
+MOST_RECORDS = 10_000
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -35,6 +37,9 @@ class History(LoggerDestination):
     There is one record per batch: the state of the weights after `batch` updates, which saw `samples` samples and took
     `seconds` of training, and whatever was measured on these weights. Seconds count from asking for a batch to the end
     of its update, so neither evaluation nor checkpoints nor the replay of batches on resume.
+
+    Of a long run only every second, fourth, ... record stays, `MOST_RECORDS` at most; besides these, all that hold an
+    evaluation, and the last two: the newest loss stands in the last but one, with the weights that had it.
     """
 
     def __init__(self):
@@ -66,13 +71,26 @@ class History(LoggerDestination):
         batch, samples = int(state.timestamp.batch), int(state.timestamp.sample)
         if not self.records or self.records[-1]["batch"] != batch:
             self.records.append({"batch": batch, "samples": samples, "seconds": self.seconds})
+            # Between the batches at which the stride may double, all but one are as they should be.
+            self._thin(0 if batch % MOST_RECORDS == 0 else -3)
         return self.records[-1]
+
+    def _thin(self, start: int) -> None:
+        # By the batch alone, so that a resumed run keeps the same records.
+        stride = 1 << (int(self.records[-1]["batch"]) // MOST_RECORDS).bit_length()
+        self.records[start:-2] = [
+            record
+            for record in self.records[start:-2]
+            if record["batch"] % stride == 0 or any(name.startswith((EVAL_PREFIX, "tradeoff/")) for name in record)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": self.records, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.records, self.seconds = state["records"], state["seconds"]
+        if self.records:
+            self._thin(0)  # an older checkpoint holds them all
 
 
 class Lines(LoggerDestination):
@@ -158,13 +176,13 @@ def table(results: Iterable[Result]) -> str:
         values = ("" if (value := result.metrics.get(m)) is None else f"{value:.4f}" for m in metrics)
         speed = (f"{result.seconds:.1f}", f"{result.samples_per_second:,.0f}")
         rows.append((result.run_name, *values, *speed, ", ".join(result.algorithms) or "none"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    lines = (
-        "  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width) for i, (cell, width) in enumerate(cells))
-        for cells in ([*zip(row, widths, strict=True)] for row in rows)
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows, left=("run", "algorithms"))
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+    """The first row's names over columns of text: to the left those named in `left`, to the right the others."""
+    sides = ["left" if name in left else "right" for row in rows[:1] for name in row]
+    return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
 
 
 def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:

@@ -1,7 +1,10 @@
 """What the data sources share: small sets served from memory, and the folders of those that stay on disk."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -153,12 +156,42 @@ def check_shards(local: str, remote: str | None, split: str | None, columns: set
         raise ValueError(f"{index.parent} has the columns {sorted(found)}: expected {sorted(columns)}")
 
 
-def shard_arguments(
-    local: str, remote: str | None, split: str | None, batch_size: int, train: bool, seed: int
-) -> dict[str, Any]:
-    """The arguments of a `StreamingDataset`."""
-    arguments = {"local": local, "remote": remote, "split": split, "batch_size": batch_size}
+def open_shards(
+    kind: Callable[..., Any],
+    local: str,
+    remote: str | None,
+    split: str | None,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    **options: Any,
+) -> Any:
+    """A `StreamingDataset`, or a `kind` of one that takes more options."""
     if train:
-        return arguments | {"shuffle": True, "shuffle_seed": seed}
-    # Each canonical node's last sample may be repeated; the default is 64 of them per node.
-    return arguments | {"num_canonical_nodes": dist.get_world_size() // dist.get_local_world_size()}
+        options |= {"shuffle": True, "shuffle_seed": seed}
+    else:
+        # Each canonical node's last sample may be repeated; the default is 64 of them per node.
+        options |= {"num_canonical_nodes": dist.get_world_size() // dist.get_local_world_size()}
+    with _one_job_at_a_time():
+        return kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
+
+
+@contextmanager
+def _one_job_at_a_time() -> Iterator[None]:
+    """Streaming looks for a free name of shared memory, then takes it: two jobs on a machine may take the same one.
+
+    All ranks of a job are inside together, for Streaming has them wait for one another.
+    """
+    from filelock import FileLock, Timeout
+
+    # Another user could not open this one's file.
+    lock = FileLock(Path(tempfile.gettempdir(), f"accelerando-{os.getuid()}.lock"))
+    try:
+        if dist.get_local_rank() == 0:
+            # Of two jobs on the same two machines, each may hold one lock: a small risk is better than a deadlock.
+            with suppress(Timeout):
+                lock.acquire(timeout=60)
+        dist.barrier()
+        yield
+    finally:
+        lock.release()

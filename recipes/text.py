@@ -30,7 +30,7 @@ from accelerando.recipes.tensors import (
     check_hub_name,
     check_least,
     check_shards,
-    shard_arguments,
+    open_shards,
     to_device,
     worker_loader,
 )
@@ -148,7 +148,7 @@ class StreamingText:
         from streaming import StreamingDataset
         from transformers import AutoTokenizer
 
-        dataset = StreamingDataset(**shard_arguments(self.local, self.remote, self.split, batch_size, train, seed))
+        dataset = open_shards(StreamingDataset, self.local, self.remote, self.split, batch_size, train, seed)
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         mask = _MaskTokens(tokenizer, self.mask_probability)
         collate = _TokeniseAndMask(tokenizer, mask, self.seq_len, seed, dataset if train else None)

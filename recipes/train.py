@@ -14,31 +14,29 @@ import os
 import re
 import sys
 import time
-import traceback
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from accelerando.recipes.config import UNREADABLE, ConfigError, Part, Recipe, check, load
-from accelerando.recipes.names import REFUSALS
+from accelerando.recipes.config import ConfigError, Part, Recipe, check, load, takes_scheduler
+from accelerando.recipes.folder import blame_checkpoint, has_checkpoint, refuse_another_run, write_config
+from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
+    from composer.loggers import LoggerDestination
+
     from accelerando.recipes.report import History, Result
 
-# What may differ between a run and its continuation: how long, how it is watched, where it runs.
-MAY_CHANGE = re.compile(
-    r"max_duration|folder|callbacks|loggers|eval_interval|eval_subset_num_batches|eval_batch_size|progress_bar"
-    r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
-)
 
+def train(
+    config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[str], watch: LoggerDestination | None = None
+) -> Result:
+    """Trains, or goes on training, what `config` (a mapping, or the path of a YAML file) describes.
 
-def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[str]) -> Result:
-    """Trains, or goes on training, what `config` (a mapping, or the path of a YAML file) describes."""
+    What `watch` shows of it takes the place of progress bar, lines and table.
+    """
     if isinstance(config, Recipe):
         recipe = config
     else:
@@ -57,18 +55,22 @@ def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[st
     with recipe.source.blame("folder", OSError, ValueError):
         recipe.folder.mkdir(parents=True, exist_ok=True)
     # Without a checkpoint to go on from, Composer would look for one among W&B's artifacts, which needs an account.
-    resumes = arguments["autoresume"] = arguments["autoresume"] and _has_checkpoint(recipe)
+    resumes = arguments["autoresume"] = arguments["autoresume"] and has_checkpoint(recipe)
     if resumes:
-        _refuse_another_run(recipe)
+        refuse_another_run(recipe)
     if resumes or (arguments.get("load_path") and not arguments.get("load_weights_only")):
         _refuse_sam(recipe)
 
     history = History()
-    loggers = [history] if arguments["progress_bar"] or arguments.get("log_to_console") else [history, Lines(history)]
-    loggers += [_wandb_resumes(part, recipe).build() for part in recipe.loggers]
-    algorithms = [part.build() for part in recipe.algorithms]
-    callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
+    loggers: list[Any] = [history]
+    if watch:
+        loggers, arguments["progress_bar"] = [history, watch], False
+    elif not (arguments["progress_bar"] or arguments.get("log_to_console")):
+        loggers = [history, Lines(history)]
+    loggers += build_loggers(recipe)
     scheduler = recipe.scheduler.build() if recipe.scheduler else None
+    algorithms = [p.build(scheduler) if takes_scheduler(p.target) else p.build() for p in recipe.algorithms]
+    callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
 
     seed = recipe.config["seed"]
     reproducibility.seed_all(seed)
@@ -78,7 +80,7 @@ def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[st
     optimizer = recipe.optimizer.build(model.parameters())
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
-    with recipe.source.blame("", *REFUSALS), _blame_checkpoint(recipe, arguments):
+    with recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, arguments):
         trainer = Trainer(
             model=model,
             train_dataloader=train_data,
@@ -91,14 +93,14 @@ def train(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[st
             **arguments,
         )
     try:
-        _write_config(recipe, resumes)
+        write_config(recipe, resumes)
         trainer.logger.log_hyperparameters(recipe.config)
         elapsed = trainer.state.get_elapsed_duration()
         if elapsed is not None and elapsed < 1:
             trainer.fit()
         if eval_data and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
             trainer.eval()  # an eval_interval that left out the end, or a kill in the last evaluation
-        result = _report(recipe, trainer, history)
+        result = _report(recipe, trainer, history, quiet=watch is not None)
     except BaseException:
         # Trainer.close waits for the other ranks, which may never come.
         trainer.engine.close()
@@ -121,44 +123,6 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _has_checkpoint(recipe: Recipe) -> bool:
-    """Whether rank 0 finds the link to the latest checkpoint; ranks that disagreed would wait for each other."""
-    from composer.utils import dist
-
-    found = [False]
-    if dist.get_global_rank() == 0:
-        with recipe.source.blame("folder", OSError):
-            found = [_mend_link(recipe)]
-    dist.broadcast_object_list(found)
-    return found[0]
-
-
-def _links(recipe: Recipe) -> list[Path]:
-    return [path for path in recipe.folder.glob("checkpoints/*") if path.is_symlink()]
-
-
-def _mend_link(recipe: Recipe) -> bool:
-    """Composer removes the link once the new checkpoint is whole, then links that: a kill in between leaves no link.
-
-    Without one, a checkpoint older than config.yaml belongs to a run that was there before this one.
-    """
-    from composer.utils.file_helpers import format_name_with_dist
-
-    links, saved = _links(recipe), recipe.folder / "config.yaml"
-    if any(link.exists() for link in links):
-        return True
-    since = saved.stat().st_mtime if saved.exists() and not links else 0.0
-    # A kill may also leave half a file, which lacks the directory that ends a zip.
-    files = [path for path in recipe.folder.glob("checkpoints/*.pt") if path.is_file() and zipfile.is_zipfile(path)]
-    files = sorted((file for file in files if file.stat().st_mtime >= since), key=lambda file: file.stat().st_mtime)
-    for link in links:
-        link.unlink()
-    name = recipe.trainer.get("save_latest_filename", "latest-rank{rank}.pt")
-    if files and name:
-        (recipe.folder / "checkpoints" / format_name_with_dist(name, recipe.run_name)).symlink_to(files[-1].name)
-    return bool(files and name)
-
-
 def _refuse_sam(recipe: Recipe) -> None:
     from composer.algorithms import SAM
 
@@ -168,48 +132,9 @@ def _refuse_sam(recipe: Recipe) -> None:
             raise recipe.source.error(part.key, f"cannot resume from a checkpoint, {hint}")
 
 
-@contextmanager
-def _blame_checkpoint(recipe: Recipe, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Says which file could not be loaded, and what to do; other errors pass."""
-    try:
-        yield
-    except REFUSALS as error:
-        if "load_checkpoint" not in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
-            raise
-        message = f"cannot be loaded; {type(error).__name__}: {error}"
-        if not arguments["autoresume"]:
-            raise recipe.source.error("load_path", f"{arguments['load_path']} {message}") from error
-        file = next((link.resolve() for link in _links(recipe)), recipe.folder / "checkpoints")
-        hint = f"delete it to go on from another one, or {recipe.folder} to start anew"
-        raise ConfigError(str(file), "", f"{message}; {hint}") from error
-
-
-def _refuse_another_run(recipe: Recipe) -> None:
-    """The checkpoints in the folder must come from this config."""
-    saved = recipe.folder / "config.yaml"
-    if not saved.exists():
-        return
-    try:
-        was = OmegaConf.to_container(OmegaConf.load(saved))
-        if not (isinstance(was, dict) and was):
-            raise ValueError("expected a mapping of keys to values")
-    except UNREADABLE as error:
-        hint = "delete it if the checkpoints beside it are of this config, or the folder to start anew"
-        raise ConfigError(str(saved), "", f"unreadable; {hint}; {error}") from error
-    old, new = _flatten(was), _flatten(recipe.config)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0]):
-            there, here = (values.get(key, "absent") for values in (old, new))
-            hint = "choose another run_name, or delete the folder"
-            raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted keys. An entry of a section stands for itself too, so that one without arguments counts."""
-    if not isinstance(value, dict):
-        return {key: value}
-    itself = {key: "present"} if "." in key else {}
-    return itself | {k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()}
+def build_loggers(recipe: Recipe) -> list[LoggerDestination]:
+    """Those of the config."""
+    return [_wandb_resumes(part, recipe).build() for part in recipe.loggers]
 
 
 def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
@@ -232,21 +157,7 @@ def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
     return replace(part, arguments=part.arguments | {"init_kwargs": ours | (part.arguments.get("init_kwargs") or {})})
 
 
-def _write_config(recipe: Recipe, resumes: bool) -> None:
-    from composer.utils import dist
-
-    from accelerando.recipes.report import write
-
-    if dist.get_global_rank() == 0:
-        with recipe.source.blame("folder", OSError):
-            # From here on the folder is this run's: a kill must not leave it with the checkpoint of another.
-            for link in [] if resumes else _links(recipe):
-                link.unlink()
-            write(recipe.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.config)).encode())
-    dist.barrier()
-
-
-def _report(recipe: Recipe, trainer: Any, history: History) -> Result:
+def _report(recipe: Recipe, trainer: Any, history: History, quiet: bool) -> Result:
     from composer.utils import dist
 
     from accelerando.recipes.report import Result, draw, final_metrics, table
@@ -267,17 +178,24 @@ def _report(recipe: Recipe, trainer: Any, history: History) -> Result:
         result.save()
         pixels = draw([result], recipe.folder / "curves.png", recipe.run_name)
         trainer.logger.log_images(pixels, name="curves", channels_last=True, use_table=False)
-        print(f"\n{table([result])}\n\n{recipe.folder}: config.yaml, results.json, curves.png, checkpoints", flush=True)
+        if not quiet:
+            files = "config.yaml, results.json, curves.png, checkpoints"
+            print(f"\n{table([result])}\n\n{recipe.folder}: {files}", flush=True)
     return result
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line; exits with code 2 after an error in the config."""
+    command_line(arguments, __doc__, lambda config, source: train(check(config, source)))
+
+
+def command_line(arguments: Sequence[str], usage: str | None, run: Callable[[DictConfig, Source], Any]) -> None:
+    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        print(usage)
         sys.exit(0 if arguments else 2)
     try:
-        train(check(*load(arguments[0], arguments[1:])))
+        run(*load(arguments[0], arguments[1:]))
     except ConfigError as error:
         _exit(error)
 

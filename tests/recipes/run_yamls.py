@@ -1,11 +1,12 @@
-"""Runs several command lines of recipes/train.py in one process group: `composer -n 2 run_yamls.py COMMANDS.json`."""
+"""Runs command lines of the recipes in one process group: `composer -n 2 run_yamls.py COMMANDS.json`."""
 
 import json
 import sys
 from pathlib import Path
 
-from accelerando.recipes.train import main
+from accelerando.recipes import tradeoff, train
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):
-        main(command)
+        program = tradeoff if command[0].endswith("/tradeoff.yaml") else train
+        program.main(command)

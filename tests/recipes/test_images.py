@@ -239,6 +239,32 @@ def test_streaming_images_go_on_in_the_middle_of_an_epoch(shards):
     assert labels(10, 3) == labels(0, 5)[10:]
 
 
+JOBS_AT_ONCE = """
+import os, sys
+from accelerando.recipes.images import StreamingImages
+
+source = StreamingImages(sys.argv[1], split="val", crop_size=8, num_workers=0)
+start, go = os.pipe()
+jobs = []
+for _ in range(4):
+    if not (job := os.fork()):
+        os.close(go)
+        os.read(start, 1)  # ends for all of them when the parent closes the other end
+        for _ in range(20):
+            source.build(4, False, 0, "cpu")
+        sys.exit()
+    jobs.append(job)
+os.close(go)
+sys.exit(any([os.waitpid(job, 0)[1] for job in jobs]))
+"""
+
+
+def test_jobs_on_one_machine_do_not_take_the_same_shared_memory(shards, tmp_path):
+    (tmp_path / "jobs.py").write_text(JOBS_AT_ONCE)
+    done = launch(1, tmp_path / "jobs.py", shards)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_missing_is_named(tmp_path, folder, shards):
     expectations = [
         (Cifar10(str(tmp_path)), FileNotFoundError, "cifar-10-batches-py is not a folder: .*download: true"),

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from accelerando.recipes import demo, report
+from accelerando.recipes import report
 from accelerando.recipes.report import History, Result, draw, label, table, write
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -50,6 +49,60 @@ def test_history_counts_training_and_nothing_else(monkeypatch):
     resumed = History()
     resumed.load_state_dict(json.loads(json.dumps(history.state_dict())))
     assert resumed.records == history.records and resumed.seconds == 6.0
+
+
+def run(history, first, last):
+    """Batches `first` to `last`, with a loss before each update and an evaluation at each 7th."""
+    for batch in range(first, last + 1):
+        state = SimpleNamespace(timestamp=SimpleNamespace(batch=batch - 1, sample=8 * (batch - 1)))
+        history.init(state, None)
+        history.log_metrics({"loss/train/total": 1 / batch})
+        state.timestamp = SimpleNamespace(batch=batch, sample=8 * batch)
+        history.batch_end(state, None)
+        assert [record["batch"] for record in history.records[-2:]] == [batch - 1, batch]
+        if batch % 7 == 0:
+            history.log_metrics({ACCURACY: batch / 1000})
+        if batch % 45 == 0:
+            history.log_metrics({"tradeoff/step": 1})
+    return history
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch):
+    monkeypatch.setattr(report.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(report, "MOST_RECORDS", 16)
+
+
+@pytest.mark.parametrize(("batches", "stride"), [(15, 1), (16, 2), (31, 2), (32, 4), (100, 8), (255, 16), (256, 32)])
+def test_a_long_history_is_thinned_evenly(stopped_clock, batches, stride):
+    records = run(History(), 1, batches).records
+    always = {b for b in range(7, batches + 1, 7)} | {b for b in range(45, batches + 1, 45)} | {batches - 1, batches}
+    assert [r["batch"] for r in records] == sorted(always | set(range(0, batches + 1, stride)))
+    assert len(range(0, batches + 1, stride)) <= 16
+    assert all(r["samples"] == 8 * r["batch"] for r in records)
+    assert all(r["loss/train/total"] == 1 / (r["batch"] + 1) for r in records[:-1])
+
+
+@pytest.mark.parametrize("killed", [1, 15, 16, 17, 31, 32, 33, 70, 128])
+def test_a_thinned_history_goes_on_after_a_resume(stopped_clock, killed):
+    whole, saved = run(History(), 1, 200), run(History(), 1, killed).state_dict()
+    resumed = History()
+    resumed.load_state_dict(json.loads(json.dumps(saved)))
+    assert resumed.records == saved["records"]
+    assert run(resumed, killed + 1, 200).records == whole.records
+
+
+def test_an_older_checkpoint_is_thinned_as_it_is_loaded(stopped_clock, monkeypatch):
+    thinned = run(History(), 1, 100).records
+    monkeypatch.setattr(report, "MOST_RECORDS", 1000)
+    everything = run(History(), 1, 100).state_dict()
+    assert len(everything["records"]) == 101
+    monkeypatch.setattr(report, "MOST_RECORDS", 16)
+    resumed = History()
+    resumed.load_state_dict(everything)
+    assert resumed.records == thinned
+    resumed.load_state_dict({"records": [], "seconds": 0.0})
+    assert resumed.records == []
 
 
 def test_a_result_survives_its_file_even_after_divergence(tmp_path):
@@ -98,11 +151,3 @@ def test_the_figure_shows_both_runs(tmp_path):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         left, right = np.split((pixels == rgb).all(-1), 2, axis=1)
         assert left.any() and right.any()
-
-
-def test_the_demo_ends_with_the_code_of_the_run_that_failed(tmp_path, monkeypatch):
-    run = subprocess.run
-    monkeypatch.setattr(demo.subprocess, "run", lambda _, check: run(["sh", "-c", "exit 2"], check=check))
-    with pytest.raises(SystemExit) as exit:
-        demo.main(["--folder", str(tmp_path)])
-    assert exit.value.code == 2

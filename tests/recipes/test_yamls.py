@@ -1,5 +1,6 @@
 """Every shipped YAML trains for two batches on small data in the format that it names."""
 
+import csv
 import inspect
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 import accelerando.yamls
 from accelerando.recipes.config import check, load
+from accelerando.recipes.tradeoff import tradeoff
 from accelerando.recipes.train import train
 from tiny import launch
 
@@ -23,18 +25,21 @@ BIG = {f"resnet50/{name}" for name in ("baseline", "mild", "medium", "hot")} | {
     "bert/pretrain_base",
     "bert/finetune_mnli",
 }
+TRADEOFFS = {"digits/tradeoff", "resnet50/tradeoff"}
+CYCLES = ["max_duration=4ba", "window=1ba", "scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 
 def test_every_yaml_is_run_here():
     shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
-    assert shipped == SMALL | BIG
+    assert shipped == SMALL | BIG | TRADEOFFS
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    for name in SMALL | BIG:
+    for name in SMALL | BIG | TRADEOFFS:
+        program = "recipes/tradeoff.py" if name in TRADEOFFS else "recipes/train.py"
         head = (SHIPPED / f"{name}.yaml").read_text().split("\nrun_name:")[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
-        assert "recipes/train.py" in head and f"yamls/{name}.yaml" in head, name
+        assert program in head and f"yamls/{name}.yaml" in head, name
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -44,6 +49,11 @@ def test_small(name, tmp_path):
         overrides.append("scheduler.linear_with_warmup.t_warmup=1ba")  # 6 % of two batches is none
     result = train(check(*load(f"{name}.yaml", overrides)))
     assert result.batches == 2 and result.metrics
+
+
+def test_small_tradeoff(tmp_path):
+    points = tradeoff(*load("digits/tradeoff.yaml", [*CYCLES, "seeds=[17]", f"folder={tmp_path}"]))
+    assert [point.batches for point in points] == [2, 4] * 6
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +112,22 @@ def big(tmp_path_factory):
     extra = {"bert/pretrain_base": [*text, "device_train_microbatch_size=1"], "bert/finetune_mnli": pairs}
     commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra.get(name, images)] for name in sorted(BIG)}
     commands["streaming"] = ["resnet50/baseline.yaml", *common, "run_name=streaming", *shards]
+    name = "resnet50/tradeoff"
+    arms = [f"arms.{arm}=false" for arm in load(f"{name}.yaml")[0].arms if arm not in ("baseline", "all")]
+    commands[name] = [f"{name}.yaml", *common, *images, f"run_name={name}", *CYCLES, *arms]
     (data / "commands.json").write_text(json.dumps(list(commands.values())))
     done = launch(2, Path(__file__).with_name("run_yamls.py"), data / "commands.json", WANDB_MODE="offline")
     assert done.returncode == 0, done.stdout + done.stderr
     return runs
+
+
+def test_tradeoff_under_two_ranks(big):
+    with (big / "resnet50" / "tradeoff" / "tradeoff.csv").open() as file:
+        rows = [(row["arm"], row["end"], row["samples"]) for row in csv.DictReader(file)]
+    assert rows == [
+        (arm, end, samples) for arm in ("baseline", "all") for end, samples in (("2ba", "8"), ("4ba", "16"))
+    ]
+    assert list((big / "resnet50" / "tradeoff").glob("wandb/offline-run-*"))
 
 
 @pytest.mark.parametrize("name", sorted(BIG | {"streaming"}))

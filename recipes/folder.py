@@ -1,0 +1,140 @@
+"""A run's folder: whether it holds this very run, finished or to be gone on with, and what is in the way of that."""
+
+from __future__ import annotations
+
+import re
+import traceback
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from accelerando.recipes.config import UNREADABLE, ConfigError, Recipe
+from accelerando.recipes.names import REFUSALS
+
+if TYPE_CHECKING:
+    from accelerando.recipes.report import Result
+
+# What may differ between a run and its continuation: how long, how it is watched, where it runs.
+MAY_CHANGE = re.compile(
+    r"max_duration|folder|callbacks|loggers|eval_interval|eval_subset_num_batches|eval_batch_size|progress_bar"
+    r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
+)
+
+
+def has_checkpoint(recipe: Recipe) -> bool:
+    """Whether rank 0 finds the link to the latest checkpoint; ranks that disagreed would wait for each other."""
+    from composer.utils import dist
+
+    found = [False]
+    if dist.get_global_rank() == 0:
+        with recipe.source.blame("folder", OSError):
+            found = [_mend_link(recipe)]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _links(recipe: Recipe) -> list[Path]:
+    return [path for path in recipe.folder.glob("checkpoints/*") if path.is_symlink()]
+
+
+def _mend_link(recipe: Recipe) -> bool:
+    """Composer removes the link once the new checkpoint is whole, then links that: a kill in between leaves no link.
+
+    Without one, a checkpoint older than config.yaml belongs to a run that was there before this one.
+    """
+    from composer.utils.file_helpers import format_name_with_dist
+
+    links, saved = _links(recipe), recipe.folder / "config.yaml"
+    if any(link.exists() for link in links):
+        return True
+    since = saved.stat().st_mtime if saved.exists() and not links else 0.0
+    # A kill may also leave half a file, which lacks the directory that ends a zip.
+    files = [path for path in recipe.folder.glob("checkpoints/*.pt") if path.is_file() and zipfile.is_zipfile(path)]
+    files = sorted((file for file in files if file.stat().st_mtime >= since), key=lambda file: file.stat().st_mtime)
+    for link in links:
+        link.unlink()
+    name = recipe.trainer.get("save_latest_filename", "latest-rank{rank}.pt")
+    if files and name:
+        (recipe.folder / "checkpoints" / format_name_with_dist(name, recipe.run_name)).symlink_to(files[-1].name)
+    return bool(files and name)
+
+
+def finished(recipe: Recipe) -> Result | None:
+    """What this very run has done, if it is in the folder already."""
+    from accelerando.recipes.report import Result
+
+    try:
+        return Result.load(recipe.folder) if _saved_config(recipe) == recipe.config else None
+    except (OSError, ValueError, TypeError, ConfigError):  # training goes on from the checkpoint, or says what is wrong
+        return None
+
+
+def refuse_another_run(recipe: Recipe) -> None:
+    """The checkpoints in the folder must come from this config."""
+    was = _saved_config(recipe)
+    if was is None:
+        return
+    old, new = _flatten(was), _flatten(recipe.config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0]):
+            there, here = (values.get(key, "absent") for values in (old, new))
+            hint = "choose another run_name, or delete the folder"
+            raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
+
+
+def _saved_config(recipe: Recipe) -> dict[str, Any] | None:
+    saved = recipe.folder / "config.yaml"
+    if not saved.exists():
+        return None
+    try:
+        was = OmegaConf.to_container(OmegaConf.load(saved))
+        if not (isinstance(was, dict) and was):
+            raise ValueError("expected a mapping of keys to values")
+    except UNREADABLE as error:
+        hint = "delete it if the checkpoints beside it are of this config, or the folder to start anew"
+        raise ConfigError(str(saved), "", f"unreadable; {hint}; {error}") from error
+    return {str(key): value for key, value in was.items()}
+
+
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted keys. An entry of a section stands for itself too, so that one without arguments counts."""
+    if not isinstance(value, dict):
+        return {key: value}
+    itself = {key: "present"} if "." in key else {}
+    return itself | {k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()}
+
+
+def write_config(recipe: Recipe, resumes: bool) -> None:
+    from composer.utils import dist
+
+    from accelerando.recipes.report import write
+
+    if dist.get_global_rank() == 0:
+        with recipe.source.blame("folder", OSError):
+            # From here on the folder is this run's: a kill must not leave it with the checkpoint of another.
+            for link in [] if resumes else _links(recipe):
+                link.unlink()
+            if not resumes or _saved_config(recipe) != recipe.config:
+                (recipe.folder / "results.json").unlink(missing_ok=True)
+            write(recipe.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.config)).encode())
+    dist.barrier()
+
+
+@contextmanager
+def blame_checkpoint(recipe: Recipe, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Says which file could not be loaded, and what to do; other errors pass."""
+    try:
+        yield
+    except REFUSALS as error:
+        if "load_checkpoint" not in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
+            raise
+        message = f"cannot be loaded; {type(error).__name__}: {error}"
+        if not arguments["autoresume"]:
+            raise recipe.source.error("load_path", f"{arguments['load_path']} {message}") from error
+        file = next((link.resolve() for link in _links(recipe)), recipe.folder / "checkpoints")
+        hint = f"delete it to go on from another one, or {recipe.folder} to start anew"
+        raise ConfigError(str(file), "", f"{message}; {hint}") from error

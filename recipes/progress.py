@@ -1,0 +1,80 @@
+"""Where a study of many runs is, and how long it still takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from composer.core import State, TimeUnit, ensure_time
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from tqdm.auto import tqdm
+
+from accelerando.recipes.report import label
+
+
+class Progress(LoggerDestination):
+    """A bar on a terminal; elsewhere one line for the end of each cycle. For `train(..., watch=progress)`.
+
+    Args:
+        total: the length of all runs together, in the unit of their durations.
+    """
+
+    def __init__(self, total: float):
+        self.total, self.done, self.skipped = total, 0.0, 0.0
+        self._place, self._length, self._cycles, self._before = "", 0.0, 1, 0.0
+        self._since = time.monotonic()
+        shown = dist.get_global_rank() == 0 and sys.stderr.isatty()
+        form = "{percentage:3.0f} % |{bar}| {elapsed}, {postfix}"
+        self._bar = tqdm(total=total, bar_format=form, disable=not shown, dynamic_ncols=True)
+
+    def skip(self, length: float) -> None:
+        """A run of that length was done before."""
+        self.done += length
+        self.skipped += length
+
+    def start(self, place: str, length: float, cycles: int) -> None:
+        """The next run: what to call it, and how many cycles it has."""
+        self._place, self._length, self._cycles, self._before = place, length, cycles, self.done
+
+    def finish(self) -> None:
+        """No run is left."""
+        self._bar.close()
+
+    @property
+    def left(self) -> str:
+        """The time left, judged by what was done since the start."""
+        trained = self.done - self.skipped
+        spent = time.monotonic() - self._since
+        return f"{tqdm.format_interval(spent * (self.total - self.done) / trained)} left" if trained else ""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._count(state)
+        self.skipped += self.done - self._before
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._count(state)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if "tradeoff/cycle" not in metrics or dist.get_global_rank() != 0:
+            return
+        place = [self._place]
+        if self._cycles > 1:
+            place.append(f"cycle {metrics['tradeoff/cycle'] + 1} of {self._cycles}")
+        values = (f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith("tradeoff/eval/"))
+        text = f"{', '.join(place)}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training"
+        if self._bar.disable:
+            print(f"{text} ({self.done / self.total:.0%}, {self.left})", file=sys.stderr, flush=True)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def _count(self, state: State) -> None:
+        now, duration = state.timestamp, ensure_time(state.max_duration, TimeUnit.EPOCH)  # type: ignore[arg-type]
+        elapsed: float = now.get(duration.unit).value
+        if duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+            elapsed += now.batch_in_epoch.value / int(state.dataloader_len)
+        self.done = self._before + min(elapsed, self._length)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{self.left}: {self._place}", refresh=False)
+            self._bar.update(self.done - self._bar.n)

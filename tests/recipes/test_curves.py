@@ -1,0 +1,377 @@
+"""Accuracy over training time: from records to points, statistics, tables and the figure."""
+
+import csv
+import math
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from accelerando.recipes.curves import (
+    Mean,
+    Point,
+    budget_table,
+    choose_metric,
+    comparison_table,
+    comparisons,
+    difference,
+    draw,
+    frontier,
+    improvement_correlation,
+    mean_curves,
+    points_of,
+    write_csv,
+)
+from accelerando.recipes.report import COLOURS
+
+ACCURACY = "metrics/eval/MulticlassAccuracy"
+
+# ResNet-50 on ImageNet: the authors' best accuracies (%) within 5 epochs of 16, 32, ..., 512 epochs, of independent
+# runs and of one cyclic run; the hours of both; the mean and largest absolute difference of all six points, the mean
+# signed one of the last five; and the correlation of "method minus baseline". Computed from curves-resnet-50-imagenet
+# or printed by the notebook of github.com/jacobfulano/cyclic-learning-rate-schedules (d874a6169d), rounded as here.
+AUTHORS = {
+    "Baseline": (
+        [70.56, 74.51, 76.39, 76.98, 76.94, 76.46],
+        [70.83, 74.12, 75.98, 76.91, 77.12, 76.74],
+        (76.4, 38.7),
+        (0.27, 0.41, 0.084, math.nan),
+    ),
+    "BP": (
+        [72.43, 75.56, 76.93, 77.30, 76.82, 76.42],
+        [72.55, 75.22, 76.94, 77.43, 77.21, 76.57],
+        (80.0, 40.6),
+        (0.19, 0.39, -0.069, 0.958),
+    ),
+    "CL": (
+        [70.63, 74.54, 76.24, 76.93, 76.73, 76.33],
+        [71.08, 74.14, 76.00, 76.97, 77.17, 76.96],
+        (57.1, 29.1),
+        (0.37, 0.63, -0.094, 0.345),
+    ),
+    "LS": (
+        [70.78, 74.86, 77.01, 77.91, 78.25, 77.85],
+        [70.93, 74.33, 76.37, 77.45, 77.81, 77.73],
+        (76.0, 38.8),
+        (0.39, 0.64, 0.440, 0.971),
+    ),
+    "MX": (
+        [69.73, 74.21, 76.54, 78.00, 78.40, 78.51],
+        [69.95, 73.52, 76.14, 77.48, 78.19, 78.38],
+        (76.5, 39.1),
+        (0.36, 0.70, 0.393, 0.990),
+    ),
+    "BP+CL": (
+        [72.24, 75.70, 76.84, 77.23, 76.82, 76.45],
+        [72.51, 75.22, 76.85, 77.60, 77.29, 76.50],
+        (61.3, 31.0),
+        (0.27, 0.48, -0.080, 0.920),
+    ),
+    "LS+MX": (
+        [69.19, 73.94, 76.54, 77.92, 78.76, 78.81],
+        [69.78, 73.43, 75.95, 77.45, 78.30, 78.53],
+        (76.5, 38.9),
+        (0.48, 0.59, 0.461, 0.995),
+    ),
+    "BP+CL+LS+MX": (
+        [71.46, 75.38, 77.55, 78.60, 79.07, 78.67],
+        [71.63, 74.95, 77.07, 78.29, 78.83, 78.90],
+        (61.3, 31.2),
+        (0.31, 0.48, 0.247, 0.971),
+    ),
+}
+
+
+def authors_points():
+    """The hours are of all six independent runs, 1008 epochs, and of the 512 epochs of the cyclic run."""
+    points = []
+    for arm, (*both, hours, _) in AUTHORS.items():
+        for schedule, values, spent, epochs in zip(("standard", "cyclic"), both, hours, (1008, 512), strict=True):
+            for cycle, value in enumerate(values):
+                end = 16 * 2**cycle
+                cost = (625 * end, 1_280_000 * end, 3600 * spent * end / epochs)
+                points.append(Point(arm, 17, schedule, cycle, f"{end}ep", *cost, value, value))
+    return points
+
+
+def run(arm="plain", seed=0, schedule="cyclic", values=(0.5, 0.75, 0.875), speed=1.0, best=0.0):
+    """4, 8, 16, ... epochs of 10 batches, one second each at speed 1."""
+    ends = [4 * 2**cycle for cycle in range(len(values))]
+    return [
+        Point(arm, seed, schedule, cycle, f"{end}ep", 10 * end, 80 * end, end / speed, value, value + best)
+        for cycle, (end, value) in enumerate(zip(ends, values, strict=True))
+    ]
+
+
+def record(batch, value=math.inf, **trough):
+    return (
+        {"batch": batch, "samples": 8 * batch, "seconds": batch / 10.0}
+        | ({} if value == math.inf else {ACCURACY: value})
+        | {f"tradeoff/{name}": number for name, number in trough.items()}
+    )
+
+
+def names():
+    return {"arm": "plain", "seed": 3, "schedule": "cyclic"}
+
+
+def test_the_metric_is_the_first_accuracy_or_the_wanted_one():
+    metrics = ["metrics/eval/CrossEntropy", ACCURACY, "metrics/eval/BinaryAccuracy"]
+    assert choose_metric(metrics) == choose_metric(iter(metrics)) == ACCURACY
+    assert choose_metric(metrics, "binaryaccuracy") == "metrics/eval/BinaryAccuracy"
+    assert choose_metric(metrics, "Metrics/Eval/CrossEntropy") == "metrics/eval/CrossEntropy"
+    with pytest.raises(ValueError, match=r"'Accuracy'.*metrics/eval/CrossEntropy"):
+        choose_metric(metrics, "Accuracy")
+    with pytest.raises(ValueError, match=r"accuracy.*metrics/eval/CrossEntropy"):
+        choose_metric(metrics[:1])
+
+
+def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
+    records = [
+        record(30, 0.7),
+        record(39, 0.6),
+        record(40, 0.5, cycle=0, samples=319, seconds=3.5),
+        record(41),
+        record(42, None),
+        record(43, 0.55),
+        record(80, None, cycle=1, samples=640, seconds=7.0),
+    ]
+    points = points_of(records, ACCURACY, ["4ep", "8ep"], 9, **names())
+    assert points[0] == Point("plain", 3, "cyclic", 0, "4ep", 40, 319, 3.5, 0.5, best=0.6)
+    assert points[1].end == "8ep" and math.isnan(points[1].value) and math.isnan(points[1].best)
+    assert [points_of(records, ACCURACY, ["4ep", "8ep"], w, **names())[0].best for w in (0, 1, 10)] == [0.5, 0.6, 0.7]
+
+
+def test_a_standard_run_matches_the_cycle_that_it_stands_for():
+    records = [record(160, 0.9, cycle=0, samples=1280, seconds=16.0)]
+    standard = names() | {"schedule": "standard", "first_cycle": 2}
+    (point,) = points_of(records, ACCURACY, ["4ep", "8ep", "16ep"], 0, **standard)
+    assert (point.cycle, point.end, point.schedule) == (2, "16ep", "standard")
+
+
+def test_a_trough_that_was_not_evaluated_is_an_error():
+    with pytest.raises(ValueError, match=f"cyclic run of 'plain', seed 3, lacks {ACCURACY} at its trough, batch 40"):
+        points_of([record(40, cycle=0, samples=320, seconds=4.0)], ACCURACY, ["4ep"], 5, **names())
+
+
+def test_curves_are_means_over_seeds_at_the_median_time():
+    points = run(seed=0, values=(0.5, 0.7), speed=1.0, best=0.1) + run(seed=1, values=(0.7, 0.9), speed=0.01)
+    points += run(seed=2, values=(0.6, 0.8), speed=2.0) + run("other", values=(0.5, math.nan))
+    curves = mean_curves(reversed(points), "cyclic")
+    assert list(curves) == [("other", 0), ("plain", 0), ("other", 1), ("plain", 1)]
+    mean = curves["plain", 1]
+    assert (mean.end, mean.batches, mean.samples, mean.seconds, mean.seeds) == ("8ep", 80, 640, 8.0, 3)
+    assert mean.value == pytest.approx(0.8) and mean.deviation == pytest.approx(0.1)  # by n - 1
+    assert mean.best == pytest.approx(0.8 + 0.1 / 3)
+    assert math.isnan(curves["other", 0].deviation) and math.isnan(curves["other", 1].value)
+    assert mean_curves(points, "standard") == {}
+
+
+@pytest.mark.parametrize("arm", AUTHORS)
+def test_the_authors_differences(arm):
+    standard, cyclic, _, (absolute, worst, signed_of_last_five, _) = AUTHORS[arm]
+    whole = difference(standard, cyclic)
+    assert whole.points == 6
+    assert (whole.absolute, whole.worst) == pytest.approx((absolute, worst), abs=0.0101)
+    assert difference(standard[1:], cyclic[1:]).signed == pytest.approx(signed_of_last_five, abs=0.01)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in AUTHORS if arm != "Baseline"])
+def test_the_authors_correlations_are_of_all_six_points(arm):
+    method, baseline, printed = AUTHORS[arm][:2], AUTHORS["Baseline"][:2], AUTHORS[arm][-1][-1]
+
+    def pearson(first):
+        return improvement_correlation(*(np.array(values)[first:] for values in (*method, *baseline)))[1]
+
+    # Those of CL are of differences of 0.1, of which the table's rounding takes a twentieth.
+    assert pearson(0) == pytest.approx(printed, abs=0.02 if arm == "CL" else 0.0025)
+    if arm in ("BP", "CL", "LS", "MX", "BP+CL", "BP+CL+LS+MX"):  # LS+MX: .995 of six, .997 of five
+        assert abs(pearson(1) - printed) > 2 * abs(pearson(0) - printed) and abs(pearson(1) - printed) > 0.005
+
+
+def test_the_authors_costs():
+    rows = {row["arm"]: row for row in comparisons(authors_points(), "Baseline")}
+    assert [*rows] == [*AUTHORS, "all arms"]
+    for arm, (*_, hours, _) in AUTHORS.items():
+        assert rows[arm]["cost_batches"] == 1008 / 512
+        assert rows[arm]["cost_seconds"] == pytest.approx(hours[0] / hours[1])
+    assert rows["all arms"]["cost_seconds"] == pytest.approx(1.97, abs=0.005)
+
+
+def test_differences_by_hand():
+    assert difference([3, 1, 4], [1, 2, 4]) == (3, pytest.approx(1 / 3), 1.0, 2.0)
+    assert difference([3, math.nan, 1], [1, 2, math.nan]) == (1, 2.0, 2.0, 2.0)
+    nothing = difference([], [])
+    assert nothing.points == 0 and all(math.isnan(number) for number in nothing[1:])
+
+
+def test_correlations_by_hand():
+    zero = [0.0] * 4
+    assert improvement_correlation([1, 2, 3, 4], [1, 4, 9, 100], zero, zero)[0] == pytest.approx(1)
+    assert improvement_correlation([1, 2, 3, 4], [9, 7, 5, 3], zero, [1.0] * 4) == pytest.approx((-1, -1))
+    spearman, pearson = improvement_correlation([1, 2, 3, math.nan], [1, 2, 0, 7], zero, zero)
+    assert (spearman, pearson) == pytest.approx((-0.5, -0.5))
+
+
+@pytest.mark.parametrize(
+    "standard, cyclic",
+    [([0.3, 0.6, 0.7], [0.2, 0.3, 0.9]), ([0.1, 0.2], [0.1, 0.3]), ([], []), ([math.nan] * 3, [1, 2, 3])],
+    ids=["constant", "two points", "no points", "nothing finite"],
+)
+def test_where_no_correlation_exists_it_is_nan(standard, cyclic):
+    baseline = np.array(standard) - 0.1  # constant but for rounding
+    assert np.isnan(improvement_correlation(standard, cyclic, baseline, np.zeros(len(cyclic)))).all()
+    assert np.isnan(improvement_correlation(cyclic, standard, np.zeros(len(cyclic)), baseline)).all()
+
+
+def test_nothing_on_the_frontier_is_beaten():
+    def mean(arm, seconds, value):
+        return Mean(arm, 0, "cyclic", 0, "4ep", 40, 320, seconds, value, value, 1, math.nan)
+
+    dear, late, equal = mean("dear", 2.0, 0.5), mean("late", 3.0, 0.7), mean("equal", 1.0, 0.5)
+    first, second, last = mean("first", 1.0, 0.5), mean("second", 2.0, 0.7), mean("last", 4.0, 0.8)
+    worse, diverged = mean("worse", 1.0, 0.4), mean("diverged", 0.1, math.nan)
+    curves = [last, diverged, dear, late, worse, first, second, equal]
+    assert frontier(curves) == [first, second, last]
+    assert frontier(reversed(curves)) == [equal, second, last]
+    assert frontier([diverged]) == []
+
+
+def test_the_budget_table_says_what_is_best_from_when_on():
+    points = run(seed=0, values=(0.5, 0.7, 0.8)) + run(seed=1, values=(0.6, 0.8, 0.9))
+    points += run("quick", 0, values=(0.5, 0.7, 0.8), speed=1.6) + run("slow", values=(0.1, 0.2, 0.95), speed=0.5)
+    assert budget_table(points, ACCURACY, "plain").splitlines() == [
+        "from (s)  arm    end   accuracy  deviation  over plain",
+        "    2.50  quick  4ep     0.5000",
+        "    4.00  plain  4ep     0.5500     0.0707      0.0000",
+        "    5.00  quick  8ep     0.7000                 0.1500",
+        "    8.00  plain  8ep     0.7500     0.0707      0.0000",
+        "   10.00  quick  16ep    0.8000                 0.0500",
+        "   16.00  plain  16ep    0.8500     0.0707      0.0000",
+        "   32.00  slow   16ep    0.9500                 0.1000",
+    ]
+    assert budget_table(run(values=[math.nan]), ACCURACY, "plain") == ""
+
+
+def compared():
+    """Two seeds of two arms. The first point agrees in three of four pairs and counts for nothing else."""
+    plain = run(values=(0.5, 0.7, 0.8, 0.9), best=0.01) + run(seed=1, values=(0.5, 0.7, 0.8, 0.9), best=0.01)
+    plain += run(schedule="standard", values=(0.5, 0.6, 0.9, 0.9)) + run("plain", 1, "standard", (0.1, 0.8, 0.9, 0.9))
+    better = run("better", 0, values=(0.6, 0.8, 0.8, 1.2)) + run("better", 1, values=(0.6, 0.8, 0.8, 1.2))
+    better += run("better", 0, "standard", (0.6, 0.8, 0.9, 1.1), 2.0)
+    better += run("better", 1, "standard", (0.6, 0.8, 0.9, 1.1), 2.0)
+    return plain + better
+
+
+def test_comparisons_by_hand():
+    plain, better, pooled = comparisons(compared(), "plain")
+    assert (plain["arm"], plain["points"], better["points"], pooled["points"]) == ("plain", 3, 3, 6)
+    differences = ("signed", "absolute", "worst")
+    assert [plain[key] for key in differences] == pytest.approx([0.1 / 3, 0.1 / 3, 0.1])
+    assert [plain[f"best_{key}"] for key in differences] == pytest.approx([0.07 / 3, 0.11 / 3, 0.09])
+    assert [better[key] for key in differences] == pytest.approx([0.0, 0.2 / 3, 0.1])
+    assert [pooled[key] for key in differences] == pytest.approx([0.1 / 6, 0.3 / 6, 0.1])
+    # Better minus plain: 0.1, 0, 0.2 of the standard runs and 0.1, 0, 0.3 of the cyclic one.
+    assert math.isnan(plain["spearman"]) and math.isnan(plain["pearson"])
+    pearson = np.corrcoef([0.1, 0, 0.2], [0.1, 0, 0.3])[0, 1]
+    assert (better["spearman"], better["pearson"]) == pytest.approx((1, pearson))
+    assert (pooled["spearman"], pooled["pearson"]) == pytest.approx((1, pearson))
+    # Of the standard runs' seeds, only 0.6 and 0.8 differ: a variance of 0.02 at one point of three.
+    assert [row["noise"] for row in (plain, better, pooled)] == pytest.approx([(0.02 / 3) ** 0.5, 0, (0.02 / 6) ** 0.5])
+    assert plain["cost_batches"] == better["cost_batches"] == pooled["cost_batches"] == 60 / 32
+    seconds = [row["cost_seconds"] for row in (plain, better, pooled)]
+    assert seconds == pytest.approx([60 / 32, 30 / 32, 90 / 64])
+    assert [(row["first_equal"], row["first_pairs"]) for row in (plain, better, pooled)] == [(1, 2), (2, 2), (3, 4)]
+
+
+def test_the_comparison_is_aligned_and_blank_where_there_is_nothing_to_say():
+    title, *lines, last = comparison_table(compared(), ACCURACY, "plain").splitlines()
+    assert title == "accuracy, standard minus cyclic, without the first point"
+    assert lines[0].split()[:5] == ["arm", "signed", "absolute", "worst", "best"]
+    numbers = "0.0333 0.0333 0.1000 0.0367 0.0900 0.0816 1.8750 1.8750"
+    assert " ".join(lines[2].split()) == f"plain {numbers}"
+    assert len({len(line) for line in lines}) == 1 and "nan" not in "".join(lines)
+    assert lines[-1].startswith("all arms ")
+    assert last == "The first point, up to which the schedules are one, is equal in 3 of 4 pairs of runs."
+
+
+def test_comparisons_of_what_little_there_is():
+    assert comparisons(run(), "plain") == []
+    assert comparison_table(run(), ACCURACY, "plain") == ""
+    alone = comparisons(run(values=[0.5]) + run(schedule="standard", values=[0.5]), "plain")[0]
+    assert alone["points"] == 0 and math.isnan(alone["signed"]) and math.isnan(alone["noise"])
+    assert (alone["first_equal"], alone["first_pairs"], alone["cost_batches"]) == (1, 1, 1.0)
+    # A standard run that is there for the second point only, and one of a seed that has no cyclic run.
+    second = run(schedule="standard")[1:2] + run(seed=9, schedule="standard")[:1]
+    row = comparisons(run() + second, "plain")[0]
+    assert (row["points"], row["first_pairs"], row["cost_batches"]) == (1, 0, 120 / 80)
+
+
+def test_an_arm_equal_to_the_baseline_has_no_correlation():
+    points = [point for schedule in ("cyclic", "standard") for point in run(schedule=schedule)]
+    rows = comparisons(points + [replace(point, arm="twin") for point in points], "plain")
+    assert [row["arm"] for row in rows] == ["plain", "twin", "all arms"]
+    assert all(math.isnan(row["pearson"]) and row["worst"] == 0.0 for row in rows)
+
+
+@pytest.mark.parametrize("rows", [run(), [asdict(point) for point in run()], comparisons(authors_points(), "Baseline")])
+def test_a_csv_holds_every_field(rows, tmp_path):
+    write_csv(rows, tmp_path / "new" / "rows.csv")
+    with open(tmp_path / "new" / "rows.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    expected = [row if isinstance(row, dict) else asdict(row) for row in rows]
+    assert read == [{name: str(value) for name, value in row.items()} for row in expected]
+    write_csv([], tmp_path / "none.csv")
+    assert (tmp_path / "none.csv").read_text() == ""
+
+
+def test_the_fields_of_a_point_are_the_columns_of_the_study(tmp_path):
+    write_csv(run(), tmp_path / "tradeoff.csv")
+    header = (tmp_path / "tradeoff.csv").read_text().splitlines()[0]
+    assert header == ",".join(field.name for field in fields(Point))
+    assert header == "arm,seed,schedule,cycle,end,batches,samples,seconds,value,best"
+
+
+def where(pixels, colour):
+    return (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
+
+
+def test_the_figure_shows_every_arm(tmp_path):
+    pixels = draw(authors_points(), ACCURACY, tmp_path / "tradeoff.png", "ResNet-50 on ImageNet")
+    with Image.open(tmp_path / "tradeoff.png") as image:
+        assert image.format == "PNG" and np.array_equal(np.asarray(image.convert("RGB")), pixels)
+    assert pixels.dtype == np.uint8 and all(where(pixels, colour).any() for colour in (*COLOURS, "#999999"))
+    two = draw(run() + run("other", values=(0.6, 0.7, 0.8)), ACCURACY, tmp_path / "two.png", "")
+    assert [where(two, colour).any() for colour in COLOURS[:3]] == [True, True, False]
+    assert not np.array_equal(two, draw(run(), ACCURACY, tmp_path / "one.png", ""))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        run(values=[0.5]),
+        run(values=[0.5, math.nan, 0.7]),
+        run(values=[math.nan]),
+        run(schedule="standard"),
+        run(values=[0.9, 0.9]) + run("twin", values=[0.9, 0.9]),
+        [replace(point, seconds=1e-3 * point.seconds) for point in run()],
+        [point for i in range(20) for point in run(f"arm {i}")],
+        run(seed=0) + run(seed=1, values=(0.4, 0.8, math.nan)),
+    ],
+    ids=["one point", "a gap", "nothing finite", "standard only", "equal", "milliseconds", "20 arms", "NaN in a seed"],
+)
+def test_the_figure_of_what_little_there_is(points, tmp_path):
+    assert draw(points, ACCURACY, tmp_path / "tradeoff.png", "little").std() > 0
+
+
+def test_a_steep_start_does_not_flatten_the_rest(tmp_path):
+    """The tops of two curves, 0.01 apart, stay as far apart in the picture however bad the first point was."""
+
+    def distance(first):
+        points = run(values=(first, 0.90, 0.93, 0.94)) + run("other", values=(first, 0.91, 0.94, 0.95))
+        curves = draw(points, ACCURACY, tmp_path / "tradeoff.png", "")[:, :900]  # without the legend
+        plain, other = (np.flatnonzero(where(curves, colour).any(1)).min() for colour in COLOURS[:2])
+        return plain - other
+
+    assert distance(0.1) >= distance(0.85) > 20
