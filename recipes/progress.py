@@ -26,7 +26,7 @@ class Progress(LoggerDestination):
         self._place, self._length, self._cycles, self._before = "", 0.0, 1, 0.0
         self._since = time.monotonic()
         shown = dist.get_global_rank() == 0 and sys.stderr.isatty()
-        form = "{percentage:3.0f} % |{bar}| {elapsed}, {postfix}"
+        form = "{percentage:3.0f} % |{bar}| {elapsed}{postfix}"
         self._bar = tqdm(total=total, bar_format=form, disable=not shown, dynamic_ncols=True)
 
     def skip(self, length: float) -> None:
