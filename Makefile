@@ -6,8 +6,10 @@ BIN := .venv/bin
 
 .PHONY: demo test check benchmark clean
 
+# One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: .venv/ready
-	$(BIN)/composer -n 1 -m accelerando.recipes.tradeoff digits/tradeoff.yaml run_name=demo seeds=[17,18] max_duration=32ep
+	OMP_NUM_THREADS=1 $(BIN)/composer -n 1 -m accelerando.recipes.tradeoff digits/tradeoff.yaml \
+		run_name=demo seeds=[17,18] max_duration=32ep
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
