@@ -119,6 +119,8 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
             config = merge(config, OmegaConf.from_dotlist([override]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
+        except TypeError as error:  # a list for a mapping
+            raise ConfigError("command line", key, f"{error}; expected what the file has there, a mapping") from error
         keys.append(key)
     return config, Source(file, frozenset(keys))
 
@@ -135,6 +137,10 @@ def _find(file: str) -> Path:
 
 def merge(config: DictConfig, update: DictConfig) -> DictConfig:
     """The update wins; where it names another model (optimizer, ...), that one replaces the old one."""
+    for part in (config, update):
+        for key in SECTIONS:
+            if not OmegaConf.is_interpolation(part, key) and isinstance(name := part.get(key), str):
+                part[key] = {name: {}}
     for key in SECTIONS.keys() - MANY:
         old, new = config.get(key), update.get(key)
         if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():

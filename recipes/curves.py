@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from scipy import stats
 
 from accelerando.recipes.report import COLOURS, Record, aligned, label, write
 
-ALL = "all arms"
-COMPARISON = "arm points signed absolute worst best_signed best_absolute best_worst spearman pearson noise "
-COMPARISON += "cost_seconds cost_batches first_equal first_pairs"
+LOWER_IS_BETTER = ("crossentropy", "perplexity", "error", "loss")
+COMPARISON = "arm points signed absolute worst best_signed best_absolute best_worst means_absolute means_worst "
+COMPARISON += "seeds_absolute spearman pearson cost_seconds cost_batches first_equal first_pairs"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Mean(Point):
 
 
 class Difference(NamedTuple):
-    """Standard minus cyclic over the `points` where both are finite; NaN if there are none."""
+    """One minus the other over the `points` where both are finite; NaN if there are none."""
 
     points: int
     signed: float  # mean
@@ -61,9 +62,12 @@ class Difference(NamedTuple):
 
 
 def choose_metric(names: Iterable[str], wanted: str | None = None) -> str:
-    """The metric `wanted` (the higher the better), by its name or its last part; by default the first accuracy."""
+    """The metric `wanted` by its name or its last part, by default the first accuracy; ValueError if less is better."""
     for name in (names := list(names)):
-        if "Accuracy" in name if wanted is None else wanted.lower() in (name.lower(), name.lower().split("/")[-1]):
+        short = name.rpartition("/")[2]
+        if "Accuracy" in short if wanted is None else wanted.lower() in (name.lower(), short.lower()):
+            if name.lower().endswith(LOWER_IS_BETTER):
+                raise ValueError(f"lower is better for {name}; choose a metric of which more is better")
             return name
     raise ValueError(f"no metric is {wanted or 'an accuracy'!r}: choose one of {names}")
 
@@ -79,16 +83,21 @@ def points_of(
     schedule: str,
     first_cycle: int = 0,
 ) -> list[Point]:
-    """One run's points, one for each record with ``tradeoff/cycle``; ValueError where such a record lacks the metric.
+    """One run's points, one for each record with ``tradeoff/cycle``; of a standard run the last one, as `first_cycle`.
 
-    `ends` are those of all cycles, of which `first_cycle` is this run's first; `window` is in batches to both sides.
+    `ends` are those of all cycles; `window` is in batches to both sides. ValueError for a run without such a record,
+    and for such a record without the metric or beyond `ends`.
     """
-    points = []
+    points, run, alone = [], f"the {schedule} run of {arm!r}, seed {seed},", schedule == "standard"
     values = {r["batch"]: math.nan if r[metric] is None else r[metric] for r in records if metric in r}
-    for record in (record for record in records if "tradeoff/cycle" in record):
-        cycle, batch = first_cycle + int(record["tradeoff/cycle"]), int(record["batch"])
+    if not (troughs := [record for record in records if "tradeoff/cycle" in record]):
+        raise ValueError(f"{run} ended before its first cycle did")
+    for record in troughs[-1:] if alone else troughs:
+        cycle, batch = first_cycle + (0 if alone else int(record["tradeoff/cycle"])), int(record["batch"])
+        if cycle >= len(ends):
+            raise ValueError(f"{run} has a cycle {cycle}, counted from 0, where {len(ends)} were expected")
         if batch not in values:
-            raise ValueError(f"the {schedule} run of {arm!r}, seed {seed}, lacks {metric} at its trough, batch {batch}")
+            raise ValueError(f"{run} lacks {metric} at its trough, batch {batch}")
         best = max((v for b, v in values.items() if abs(b - batch) <= window and math.isfinite(v)), default=math.nan)
         cost = batch, int(record["tradeoff/samples"]), record["tradeoff/seconds"]
         points.append(Point(arm, seed, schedule, cycle, ends[cycle], *cost, values[batch], best))
@@ -141,54 +150,73 @@ def frontier(curves: Iterable[Mean]) -> list[Mean]:
     return best
 
 
-def budget_table(points: Sequence[Point], metric: str, baseline: str) -> str:
-    """What is best from how many training seconds on: the frontier of all cyclic curves, a row per point.
+def budgets(points: Sequence[Point], baseline: str) -> list[dict[str, Any]]:
+    """What is best from how many training seconds on: the frontier of all cyclic mean curves, a row per point.
 
-    The last column is the gain over the best that `baseline` reaches in the same seconds, blank while there is none.
+    `gain` is over the line of `baseline` in the figure, in the same seconds: its mean curve, linear over the logarithm
+    of time. It is NaN before the line begins; where that has ended, the gain is over its last value.
     """
-    curves, rows = mean_curves(points, "cyclic").values(), []
-    for mean in frontier(curves):
-        reached = frontier(m for m in curves if m.arm == baseline and m.seconds <= mean.seconds)
-        gain = mean.value - reached[-1].value if reached else math.nan
-        row = {
-            "from (s)": f"{mean.seconds:,.{2 if mean.seconds < 100 else 0}f}",
-            "arm": mean.arm,
-            "end": mean.end,
-            label(metric): mean.value,
-        }
-        rows.append(row | {"deviation": mean.deviation, f"over {baseline}": gain})
-    return _table(rows)
+    curves = mean_curves(points, "cyclic").values()
+    line = sorted((m.seconds, m.value) for m in curves if m.arm == baseline) or [(1.0, math.nan)]
+    x, y = [math.log(seconds) for seconds, _ in line], [value for _, value in line]
+    return [
+        {name: getattr(m, name) for name in ("seconds", "arm", "end", "value", "deviation")}
+        | {"gain": m.value - float(np.interp(math.log(m.seconds), x, y, left=math.nan))}
+        for m in frontier(curves)
+    ]
+
+
+def budget_table(points: Sequence[Point], metric: str, baseline: str) -> str:
+    """`budgets` as text, the time in the figure's unit; the last column is the gain."""
+    rows, (unit, size) = budgets(points, baseline), _unit(points)
+    for row in rows:
+        row["seconds"] = f"{(time := row['seconds'] / size):,.{2 if time < 100 else 0}f}"
+    names = {"seconds": f"from ({unit})", "value": label(metric), "gain": f"over {baseline}"}
+    return _table([{names.get(name, name): cell for name, cell in row.items()} for row in rows])
+
+
+def _unit(points: Iterable[Point]) -> tuple[str, int]:
+    """The unit in which the shortest time is half a unit at least, and its seconds."""
+    shortest = min((point.seconds for point in points), default=0.0)
+    return ("h", 3600) if shortest >= 1800 else ("min", 60) if shortest >= 30 else ("s", 1)
 
 
 def comparisons(points: Sequence[Point], baseline: str) -> list[dict[str, Any]]:
-    """Cyclic against standard runs: a row for each arm that has both, and a last one for all of these pooled.
+    """Standard minus cyclic runs: a row for each arm that has both, and a last one, "pooled", for all of these.
 
-    Differences are of means over seeds, at the trough and of the best in the window; correlations are of the gain over
-    `baseline` at the trough. Both leave out the first point, up to which the cyclic schedule is the independent run's:
-    there, `first_equal` of `first_pairs` pairs of runs agree exactly. `noise`, to compare with, is the deviation over
-    seeds of the standard runs, pooled over the same points. Costs are all standard runs' over the one cyclic run's.
+    Differences are of single runs of the same seed, as the paper's authors have them, at the trough and of the `best`
+    in the window; those of `means` are of means over seeds. `seeds_absolute`, to compare with, is how far two seeds'
+    standard runs differ. Correlations are of the means' gains over `baseline`, at the trough. All these leave out the
+    first point, up to which the cyclic schedule is the independent run's: there, `first_equal` of `first_pairs` pairs
+    of runs agree exactly. Costs are all standard runs' over the one cyclic run's.
     """
     standard, cyclic = mean_curves(points, "standard"), mean_curves(points, "cyclic")
-    pairs = [(standard[key], cyclic[key]) for key in cyclic if key in standard]
-    reference = {s.cycle: (s.value, c.value) for s, c in pairs if s.arm == baseline}
-    first = {(p.schedule, p.arm, p.seed): p.value for p in points if p.cycle == 0}
-    both = [(arm, seed) for schedule, arm, seed in first if schedule == "cyclic" and ("standard", arm, seed) in first]
+    means = [(standard[key], cyclic[key]) for key in cyclic if key in standard]
+    reference = {s.cycle: (s.value, c.value) for s, c in means if s.arm == baseline}
+    alone = {(p.arm, p.cycle, p.seed): p for p in points if p.schedule == "standard"}
+    runs = [(s, p) for p in points if p.schedule == "cyclic" and (s := alone.get((p.arm, p.cycle, p.seed)))]
+    seeds = [(p, q) for p, q in combinations(alone.values(), 2) if (p.arm, p.cycle) == (q.arm, q.cycle)]
+    arms = list(dict.fromkeys(s.arm for s, _ in means))
     rows = []
-    for name in dict.fromkeys([s.arm for s, _ in pairs] + [ALL] * bool(pairs)):
-        group = [(s, c) for s, c in pairs if name in (s.arm, ALL)]
-        later = [(s, c) for s, c in group if s.cycle > 0]
-        value = difference([s.value for s, _ in later], [c.value for _, c in later])
-        best = difference([s.best for s, _ in later], [c.best for _, c in later])
-        gains = [(s.value, c.value, *reference.get(s.cycle, [math.nan] * 2)) for s, c in later if s.arm != baseline]
+    for name, group in [*((arm, [arm]) for arm in arms), ("pooled", arms)] if arms else []:
+        value, best = _differences(runs, group), _differences(runs, group, "best")
+        of_means, of_seeds = _differences(means, group), _differences(seeds, group)
+        pairs = [(s, c) for s, c in means if s.arm in group]
+        later = [(s, c) for s, c in pairs if s.cycle > 0 and s.arm != baseline]
+        gains = [(s.value, c.value, *reference.get(s.cycle, [math.nan] * 2)) for s, c in later]
         correlations = improvement_correlation(*np.reshape(gains, (-1, 4)).T)
-        spread = [(s.deviation**2 * (s.seeds - 1), s.seeds - 1) for s, _ in later if s.seeds > 1]
-        noise = math.sqrt(np.divide(*np.sum(spread, axis=0))) if spread else math.nan
-        ends = {c.arm: c for _, c in group}.values()
-        seconds = sum(s.seconds for s, _ in group) / sum(c.seconds for c in ends)
-        batches = sum(s.batches for s, _ in group) / sum(c.batches for c in ends)
-        equal = [first["cyclic", arm, seed] == first["standard", arm, seed] for arm, seed in both if name in (arm, ALL)]
-        rows.append((name, *value, *best[1:], *correlations, noise, seconds, batches, sum(equal), len(equal)))
+        ends = {c.arm: c for _, c in pairs}.values()
+        seconds = sum(s.seconds for s, _ in pairs) / sum(c.seconds for c in ends)
+        batches = sum(s.batches for s, _ in pairs) / sum(c.batches for c in ends)
+        equal = [s.value == c.value for s, c in runs if s.arm in group and s.cycle == 0]
+        apart = *value, *best[1:], *of_means[2:], of_seeds.absolute
+        rows.append((name, *apart, *correlations, seconds, batches, sum(equal), len(equal)))
     return [dict(zip(COMPARISON.split(), row, strict=True)) for row in rows]
+
+
+def _differences(pairs: Iterable[tuple[Point, Point]], arms: Sequence[str], name: str = "value") -> Difference:
+    values = [(getattr(p, name), getattr(q, name)) for p, q in pairs if p.arm in arms and p.cycle > 0]
+    return difference(*np.reshape(values, (-1, 2)).T)
 
 
 def comparison_table(points: Sequence[Point], metric: str, baseline: str) -> str:
@@ -217,42 +245,54 @@ def write_csv(rows: Iterable[Any], path: Path) -> None:
 
 def draw(points: Sequence[Point], metric: str, path: Path, title: str) -> np.ndarray:
     """Draws each arm's mean curve and what is best at each budget; returns the pixels, (height, width, 3) of uint8."""
-    curves, standard = (list(mean_curves(points, schedule).values()) for schedule in ("cyclic", "standard"))
-    seconds, values, _ = _columns(curves + standard)
-    unit, size = next(u for u in [("h", 3600), ("min", 60), ("s", 1)] if seconds.min() >= u[1] / 2 or u[1] == 1)
-    canvas = FigureCanvasAgg(figure := Figure(figsize=(8, 4.5), dpi=150, layout="constrained"))
-    axes = figure.subplots()
-    for i, arm in enumerate(dict.fromkeys(point.arm for point in points)):
-        colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
-        x, y, deviation = _columns(m for m in curves if m.arm == arm)
-        axes.plot(x / size, y, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
-        axes.fill_between(x / size, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)
-        x, y, _ = _columns(m for m in standard if m.arm == arm)
-        axes.plot(x / size, y, color=colour, marker=marker, ms=7, mfc="none", linestyle="")
-    axes.plot([], [], "o", color="0.4", ms=7, mfc="none", label="independent runs" if standard else None)
-    x, y, _ = _columns(frontier(curves))
-    axes.step(x / size, y, "o--", color="0.3", lw=0.9, ms=12, mfc="none", where="post", label="best at its budget")
-    bottom, top = _limits(np.array([value for value in values if math.isfinite(value)] or [0.0]))
-    left = seconds.min(where=values > bottom, initial=seconds.max())
-    axes.set(xscale="log", xlim=(0.8 * left / size, 1.2 * seconds.max() / size), ylim=(bottom, top), title=title)
-    axes.set(xlabel=f"training time ({unit})", ylabel=f"evaluation {label(metric)}")
-    ticks = LogLocator(subs=(1, 2, 5)) if seconds.max() > 5 * seconds.min() else MaxNLocator(5)
-    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    canvas = FigureCanvasAgg(figure := _figure(points, metric, title))
     figure.savefig(buffer := io.BytesIO(), format="png")
     write(path, buffer.getvalue())
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _columns(means: Iterable[Mean]) -> np.ndarray:
-    return np.reshape([(m.seconds, m.value, m.deviation) for m in means], (-1, 3)).T
+def _figure(points: Sequence[Point], metric: str, title: str) -> Figure:
+    curves, standard = (list(mean_curves(points, schedule).values()) for schedule in ("cyclic", "standard"))
+    unit, size = _unit(points)
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    hollow: Any = {"ms": 7, "mfc": "none", "linestyle": ""}
+    legend = {}
+    for i, arm in enumerate(dict.fromkeys(point.arm for point in points)):
+        colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
+        x, y, deviation = _columns((m for m in curves if m.arm == arm), size)
+        (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6)
+        if np.isfinite(deviation).any():
+            axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)
+        x, y, _ = _columns((m for m in standard if m.arm == arm), size)
+        axes.plot(x, y, color=colour, marker=marker, **hollow)
+    if standard:
+        (legend["independent runs"],) = axes.plot([], [], color="0.4", marker="o", **hollow)
+    x, y, _ = _columns(frontier(curves), size)
+    (legend["best at its budget"],) = axes.step(x, y, "o--", color="0.3", lw=0.9, ms=12, mfc="none", where="post")
+    times, values, _ = _columns(curves + standard, size)
+    (left, right), heights = _limits(times, values)
+    axes.set(xscale="log", xlim=(left, right), ylim=heights, title=title)
+    axes.set(xlabel=f"training time ({unit})", ylabel=f"evaluation {label(metric)}")
+    ticks = LogLocator(subs=(1, 2, 5)) if right > 8 * left else MaxNLocator(5)
+    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Of the artists' own labels, matplotlib leaves out those that start with "_", as an arm's name may.
+    figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
+    return figure
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Down to five times the range of the upper half: a start steeper than that leaves the picture."""
+def _columns(means: Iterable[Mean], size: float) -> np.ndarray:
+    return np.reshape([(m.seconds / size, m.value, m.deviation) for m in means], (-1, 3)).T
+
+
+def _limits(times: np.ndarray, values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of both axes: what is below five times the range of the upper half leaves, if it comes before all the rest."""
+    finite = np.isfinite(values)
+    times, values = (times[finite], values[finite]) if finite.any() else (times, np.zeros(len(times)))
     top, reach = values.max(), 5 * (values.max() - np.median(values)) or np.ptp(values)
-    bottom = values[values >= top - reach].min()
+    left, right = 0.8 * times[values >= top - reach].min(), 1.2 * times.max()
+    bottom = values[times >= left].min()
     margin = 0.08 * (top - bottom) or 0.1
-    return bottom - margin, top + margin
+    return (left, right), (bottom - margin, top + margin)

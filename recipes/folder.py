@@ -68,7 +68,11 @@ def finished(recipe: Recipe) -> Result | None:
     from accelerando.recipes.report import Result
 
     try:
-        return Result.load(recipe.folder) if _saved_config(recipe) == recipe.config else None
+        was = _saved_config(recipe)
+        if was is None or _changes(was, recipe.config) or was["max_duration"] != recipe.config["max_duration"]:
+            return None
+        result = Result.load(recipe.folder)
+        return result if isinstance(result.batches, int) and result.records and result.metrics else None
     except (OSError, ValueError, TypeError, ConfigError):  # training goes on from the checkpoint, or says what is wrong
         return None
 
@@ -76,14 +80,27 @@ def finished(recipe: Recipe) -> Result | None:
 def refuse_another_run(recipe: Recipe) -> None:
     """The checkpoints in the folder must come from this config."""
     was = _saved_config(recipe)
-    if was is None:
-        return
-    old, new = _flatten(was), _flatten(recipe.config)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0]):
-            there, here = (values.get(key, "absent") for values in (old, new))
-            hint = "choose another run_name, or delete the folder"
-            raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
+    for key, there, here in _changes(was, recipe.config) if was else []:
+        hint = "choose another run_name, or delete the folder"
+        raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
+
+
+def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:
+    """`elapsed` is the checkpoint's share of max_duration; a finished run's may be above 1, if it counts samples."""
+    was, given = _saved_config(recipe) or {}, recipe.config["max_duration"]
+    if elapsed is not None and elapsed > 1 and was.get("max_duration", given) != given:
+        hint = "choose another run_name, or delete the folder"
+        raise recipe.source.error("max_duration", f"{given} given, but the run in {recipe.folder} is longer; {hint}")
+
+
+def _changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The keys that make it another run, and what they were and are."""
+    old, new = _flatten(was), _flatten(now)
+    return [
+        (key, old.get(key, "absent"), new.get(key, "absent"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0])
+    ]
 
 
 def _saved_config(recipe: Recipe) -> dict[str, Any] | None:

@@ -56,6 +56,11 @@ class Progress(LoggerDestination):
     def batch_end(self, state: State, logger: Logger) -> None:
         self._count(state)
 
+    def close(self, state: State, logger: Logger) -> None:
+        if self.done == self._before:  # trained before, but not reported
+            self.skipped += self._length
+        self.done = self._before + self._length
+
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if "tradeoff/cycle" not in metrics or dist.get_global_rank() != 0:
             return
@@ -76,5 +81,5 @@ class Progress(LoggerDestination):
             elapsed += now.batch_in_epoch.value / int(state.dataloader_len)
         self.done = self._before + min(elapsed, self._length)
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{self.left}: {self._place}", refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)

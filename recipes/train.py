@@ -9,6 +9,7 @@ code 2, before anything is built.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -21,10 +22,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig
 
 from accelerando.recipes.config import ConfigError, Part, Recipe, check, load, takes_scheduler
-from accelerando.recipes.folder import blame_checkpoint, has_checkpoint, refuse_another_run, write_config
+from accelerando.recipes.folder import (
+    blame_checkpoint,
+    has_checkpoint,
+    refuse_a_shorter_run,
+    refuse_another_run,
+    write_config,
+)
 from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
+    from composer import Trainer
     from composer.loggers import LoggerDestination
 
     from accelerando.recipes.report import History, Result
@@ -93,9 +101,11 @@ def train(
             **arguments,
         )
     try:
+        elapsed = trainer.state.get_elapsed_duration()
+        if resumes:
+            refuse_a_shorter_run(recipe, elapsed)
         write_config(recipe, resumes)
         trainer.logger.log_hyperparameters(recipe.config)
-        elapsed = trainer.state.get_elapsed_duration()
         if elapsed is not None and elapsed < 1:
             trainer.fit()
         if eval_data and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
@@ -106,7 +116,16 @@ def train(
         trainer.engine.close()
         raise
     trainer.close()
+    _release(trainer)
     return result
+
+
+def _release(trainer: Trainer) -> None:
+    """Composer keeps closed runs, and torch their models, until the process ends; many would fill the memory."""
+    from torch.distributed.checkpoint import state_dict
+
+    atexit.unregister(trainer.engine._close)
+    state_dict._get_fqns.cache_clear()
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

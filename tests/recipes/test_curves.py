@@ -6,12 +6,15 @@ from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
 from PIL import Image
 
 from accelerando.recipes.curves import (
     Mean,
     Point,
+    _figure,
     budget_table,
+    budgets,
     choose_metric,
     comparison_table,
     comparisons,
@@ -117,14 +120,20 @@ def names():
 
 
 def test_the_metric_is_the_first_accuracy_or_the_wanted_one():
-    metrics = ["metrics/eval/CrossEntropy", ACCURACY, "metrics/eval/BinaryAccuracy"]
+    metrics = ["metrics/AccuracySet/CrossEntropy", "metrics/eval/F1", ACCURACY, "metrics/eval/BinaryAccuracy"]
     assert choose_metric(metrics) == choose_metric(iter(metrics)) == ACCURACY
     assert choose_metric(metrics, "binaryaccuracy") == "metrics/eval/BinaryAccuracy"
-    assert choose_metric(metrics, "Metrics/Eval/CrossEntropy") == "metrics/eval/CrossEntropy"
-    with pytest.raises(ValueError, match=r"'Accuracy'.*metrics/eval/CrossEntropy"):
+    assert choose_metric(metrics, "Metrics/Eval/F1") == "metrics/eval/F1"
+    with pytest.raises(ValueError, match=r"'Accuracy'.*metrics/eval/F1"):
         choose_metric(metrics, "Accuracy")
-    with pytest.raises(ValueError, match=r"accuracy.*metrics/eval/CrossEntropy"):
-        choose_metric(metrics[:1])
+    with pytest.raises(ValueError, match=r"accuracy.*metrics/eval/F1"):
+        choose_metric(metrics[:2])
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "LanguagePerplexity", "MeanSquaredError", "loss"])
+def test_a_metric_of_which_less_is_better_is_refused(name):
+    with pytest.raises(ValueError, match=f"lower is better for metrics/eval/{name}; choose a metric of which more is"):
+        choose_metric([ACCURACY, f"metrics/eval/{name}"], name.lower())
 
 
 def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
@@ -144,10 +153,25 @@ def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
 
 
 def test_a_standard_run_matches_the_cycle_that_it_stands_for():
-    records = [record(160, 0.9, cycle=0, samples=1280, seconds=16.0)]
+    records = [record(80, cycle=0, samples=640, seconds=8.0), record(160, 0.9, cycle=1, samples=1280, seconds=16.0)]
     standard = names() | {"schedule": "standard", "first_cycle": 2}
-    (point,) = points_of(records, ACCURACY, ["4ep", "8ep", "16ep"], 0, **standard)
-    assert (point.cycle, point.end, point.schedule) == (2, "16ep", "standard")
+    for given in (records, records[1:]):  # the last trough is that of the run, whatever number a short cycle gives it
+        (point,) = points_of(given, ACCURACY, ["4ep", "8ep", "16ep"], 0, **standard)
+        assert (point.cycle, point.end, point.schedule, point.batches) == (2, "16ep", "standard", 160)
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        ([record(20, 0.7)], "ended before its first cycle did"),
+        ([], "ended before its first cycle did"),
+        ([record(40, 0.7, cycle=2, samples=320, seconds=4.0)], "has a cycle 2, counted from 0, where 2 were expected"),
+    ],
+    ids=["no trough", "no record", "one too many"],
+)
+def test_a_run_with_other_cycles_than_expected_is_an_error(records, message):
+    with pytest.raises(ValueError, match=f"cyclic run of 'plain', seed 3, {message}"):
+        points_of(records, ACCURACY, ["4ep", "8ep"], 0, **names())
 
 
 def test_a_trough_that_was_not_evaluated_is_an_error():
@@ -192,11 +216,11 @@ def test_the_authors_correlations_are_of_all_six_points(arm):
 
 def test_the_authors_costs():
     rows = {row["arm"]: row for row in comparisons(authors_points(), "Baseline")}
-    assert [*rows] == [*AUTHORS, "all arms"]
+    assert [*rows] == [*AUTHORS, "pooled"]
     for arm, (*_, hours, _) in AUTHORS.items():
         assert rows[arm]["cost_batches"] == 1008 / 512
         assert rows[arm]["cost_seconds"] == pytest.approx(hours[0] / hours[1])
-    assert rows["all arms"]["cost_seconds"] == pytest.approx(1.97, abs=0.005)
+    assert rows["pooled"]["cost_seconds"] == pytest.approx(1.97, abs=0.005)
 
 
 def test_differences_by_hand():
@@ -245,19 +269,44 @@ def test_the_budget_table_says_what_is_best_from_when_on():
         "from (s)  arm    end   accuracy  deviation  over plain",
         "    2.50  quick  4ep     0.5000",
         "    4.00  plain  4ep     0.5500     0.0707      0.0000",
-        "    5.00  quick  8ep     0.7000                 0.1500",
+        "    5.00  quick  8ep     0.7000                 0.0856",
         "    8.00  plain  8ep     0.7500     0.0707      0.0000",
-        "   10.00  quick  16ep    0.8000                 0.0500",
+        "   10.00  quick  16ep    0.8000                 0.0178",
         "   16.00  plain  16ep    0.8500     0.0707      0.0000",
         "   32.00  slow   16ep    0.9500                 0.1000",
     ]
     assert budget_table(run(values=[math.nan]), ACCURACY, "plain") == ""
+    assert budget_table([], ACCURACY, "plain") == ""
+
+
+def test_the_gain_is_over_the_baselines_line_on_the_logarithmic_axis():
+    points = run("before", values=[0.1], speed=2.0) + run(values=(0.2, 0.6))
+    points += run("between", values=[0.5], speed=0.5**0.5) + run("after", values=[0.9], speed=0.1)
+    rows = budgets(points, "plain")
+    assert list(rows[0]) == ["seconds", "arm", "end", "value", "deviation", "gain"]
+    assert [row["arm"] for row in rows] == ["before", "plain", "between", "plain", "after"]
+    gains = [row["gain"] for row in rows]
+    assert math.isnan(gains[0]) and gains[1] == gains[3] == 0.0
+    assert (gains[2], gains[4]) == pytest.approx((0.5 - 0.4, 0.9 - 0.6))  # halfway between 4 and 8 s by their ratio
+    gap = run(values=(0.2, math.nan, 0.4)) + run("other", values=[0.3], speed=0.5)
+    assert [math.isnan(row["gain"]) for row in budgets(gap, "plain")] == [False, True, False]  # the line breaks too
+    assert all(math.isnan(row["gain"]) for row in budgets(points, "nobody"))
+
+
+@pytest.mark.parametrize("factor, unit, first", [(7, "s", "28.00"), (7.5, "min", "0.50"), (1e5, "h", "111")])
+def test_table_and_figure_share_the_unit_of_time(factor, unit, first):
+    points = [replace(point, seconds=factor * point.seconds) for point in run(values=(0.5, 0.6))]
+    header, row, _ = budget_table(points, ACCURACY, "plain").splitlines()
+    assert header.startswith(f"from ({unit})") and row.split()[0] == first
+    axes = _figure(points, ACCURACY, "").axes[0]
+    assert axes.get_xlabel() == f"training time ({unit})"
+    assert f"{axes.lines[0].get_xdata()[0]:.2f}".startswith(first)
 
 
 def compared():
     """Two seeds of two arms. The first point agrees in three of four pairs and counts for nothing else."""
     plain = run(values=(0.5, 0.7, 0.8, 0.9), best=0.01) + run(seed=1, values=(0.5, 0.7, 0.8, 0.9), best=0.01)
-    plain += run(schedule="standard", values=(0.5, 0.6, 0.9, 0.9)) + run("plain", 1, "standard", (0.1, 0.8, 0.9, 0.9))
+    plain += run(schedule="standard", values=(0.5, 0.5, 0.9, 0.9)) + run("plain", 1, "standard", (0.1, 0.9, 0.9, 0.9))
     better = run("better", 0, values=(0.6, 0.8, 0.8, 1.2)) + run("better", 1, values=(0.6, 0.8, 0.8, 1.2))
     better += run("better", 0, "standard", (0.6, 0.8, 0.9, 1.1), 2.0)
     better += run("better", 1, "standard", (0.6, 0.8, 0.9, 1.1), 2.0)
@@ -266,19 +315,23 @@ def compared():
 
 def test_comparisons_by_hand():
     plain, better, pooled = comparisons(compared(), "plain")
-    assert (plain["arm"], plain["points"], better["points"], pooled["points"]) == ("plain", 3, 3, 6)
+    assert (plain["arm"], better["arm"], pooled["arm"]) == ("plain", "better", "pooled")
+    assert (plain["points"], better["points"], pooled["points"]) == (6, 6, 12)
     differences = ("signed", "absolute", "worst")
-    assert [plain[key] for key in differences] == pytest.approx([0.1 / 3, 0.1 / 3, 0.1])
-    assert [plain[f"best_{key}"] for key in differences] == pytest.approx([0.07 / 3, 0.11 / 3, 0.09])
+    # Standard minus cyclic is -0.2, 0.1, 0 and 0.2, 0.1, 0 for plain, twice 0, 0.1, -0.1 for better.
+    assert [plain[key] for key in differences] == pytest.approx([0.2 / 6, 0.6 / 6, 0.2])
+    assert [plain[f"best_{key}"] for key in differences] == pytest.approx([0.14 / 6, 0.6 / 6, 0.21])
+    assert [plain[f"means_{key}"] for key in differences[1:]] == pytest.approx([0.1 / 3, 0.1])
     assert [better[key] for key in differences] == pytest.approx([0.0, 0.2 / 3, 0.1])
-    assert [pooled[key] for key in differences] == pytest.approx([0.1 / 6, 0.3 / 6, 0.1])
+    assert [pooled[key] for key in differences] == pytest.approx([0.2 / 12, 1 / 12, 0.2])
+    assert [pooled[f"means_{key}"] for key in differences[1:]] == pytest.approx([0.3 / 6, 0.1])
+    # Of the standard runs' seeds, only 0.5 and 0.9 differ.
+    assert [row["seeds_absolute"] for row in (plain, better, pooled)] == pytest.approx([0.4 / 3, 0, 0.4 / 6])
     # Better minus plain: 0.1, 0, 0.2 of the standard runs and 0.1, 0, 0.3 of the cyclic one.
     assert math.isnan(plain["spearman"]) and math.isnan(plain["pearson"])
     pearson = np.corrcoef([0.1, 0, 0.2], [0.1, 0, 0.3])[0, 1]
     assert (better["spearman"], better["pearson"]) == pytest.approx((1, pearson))
     assert (pooled["spearman"], pooled["pearson"]) == pytest.approx((1, pearson))
-    # Of the standard runs' seeds, only 0.6 and 0.8 differ: a variance of 0.02 at one point of three.
-    assert [row["noise"] for row in (plain, better, pooled)] == pytest.approx([(0.02 / 3) ** 0.5, 0, (0.02 / 6) ** 0.5])
     assert plain["cost_batches"] == better["cost_batches"] == pooled["cost_batches"] == 60 / 32
     seconds = [row["cost_seconds"] for row in (plain, better, pooled)]
     assert seconds == pytest.approx([60 / 32, 30 / 32, 90 / 64])
@@ -288,11 +341,13 @@ def test_comparisons_by_hand():
 def test_the_comparison_is_aligned_and_blank_where_there_is_nothing_to_say():
     title, *lines, last = comparison_table(compared(), ACCURACY, "plain").splitlines()
     assert title == "accuracy, standard minus cyclic, without the first point"
-    assert lines[0].split()[:5] == ["arm", "signed", "absolute", "worst", "best"]
-    numbers = "0.0333 0.0333 0.1000 0.0367 0.0900 0.0816 1.8750 1.8750"
+    first = "arm signed absolute worst best best means means seeds spearman pearson cost cost"
+    second = "absolute worst absolute worst absolute seconds batches"
+    assert [" ".join(line.split()) for line in lines[:2]] == [first, second]
+    numbers = "0.0333 0.1000 0.2000 0.1000 0.2100 0.0333 0.1000 0.1333 1.8750 1.8750"
     assert " ".join(lines[2].split()) == f"plain {numbers}"
     assert len({len(line) for line in lines}) == 1 and "nan" not in "".join(lines)
-    assert lines[-1].startswith("all arms ")
+    assert lines[-1].startswith("pooled ")
     assert last == "The first point, up to which the schedules are one, is equal in 3 of 4 pairs of runs."
 
 
@@ -300,18 +355,29 @@ def test_comparisons_of_what_little_there_is():
     assert comparisons(run(), "plain") == []
     assert comparison_table(run(), ACCURACY, "plain") == ""
     alone = comparisons(run(values=[0.5]) + run(schedule="standard", values=[0.5]), "plain")[0]
-    assert alone["points"] == 0 and math.isnan(alone["signed"]) and math.isnan(alone["noise"])
+    assert alone["points"] == 0 and math.isnan(alone["signed"]) and math.isnan(alone["seeds_absolute"])
     assert (alone["first_equal"], alone["first_pairs"], alone["cost_batches"]) == (1, 1, 1.0)
     # A standard run that is there for the second point only, and one of a seed that has no cyclic run.
     second = run(schedule="standard")[1:2] + run(seed=9, schedule="standard")[:1]
     row = comparisons(run() + second, "plain")[0]
     assert (row["points"], row["first_pairs"], row["cost_batches"]) == (1, 0, 120 / 80)
+    assert math.isnan(row["seeds_absolute"])
+
+
+def test_every_two_seeds_are_compared():
+    points = [point for seed in range(3) for point in run("pooled", seed)]  # a name that an arm may have too
+    points += [
+        point for seed, last in enumerate((0.1, 0.2, 0.4)) for point in run("pooled", seed, "standard", (seed, last))
+    ]
+    rows = comparisons(points, "pooled")
+    assert [row["arm"] for row in rows] == ["pooled"] * 2 and rows[0]["points"] == 3
+    assert rows[0]["seeds_absolute"] == pytest.approx((0.1 + 0.3 + 0.2) / 3)
 
 
 def test_an_arm_equal_to_the_baseline_has_no_correlation():
     points = [point for schedule in ("cyclic", "standard") for point in run(schedule=schedule)]
     rows = comparisons(points + [replace(point, arm="twin") for point in points], "plain")
-    assert [row["arm"] for row in rows] == ["plain", "twin", "all arms"]
+    assert [row["arm"] for row in rows] == ["plain", "twin", "pooled"]
     assert all(math.isnan(row["pearson"]) and row["worst"] == 0.0 for row in rows)
 
 
@@ -363,6 +429,62 @@ def test_the_figure_shows_every_arm(tmp_path):
 )
 def test_the_figure_of_what_little_there_is(points, tmp_path):
     assert draw(points, ACCURACY, tmp_path / "tradeoff.png", "little").std() > 0
+
+
+def studied():
+    """Two seeds of three arms; the first has independent runs, the last one's name begins as matplotlib's own do."""
+    points = [point for seed in (0, 1) for point in run(seed=seed, values=(0.5 + seed / 10, 0.7, 0.8))]
+    points += run(schedule="standard", values=(0.5, 0.72, 0.79)) + run("one", values=(0.6, 0.7, 0.75), speed=2.0)
+    return points + [point for seed in (3, 4) for point in run("_x", seed, values=(0.4, 0.7, 0.81 + seed / 100))]
+
+
+def data(line):
+    return np.transpose(line.get_data()).tolist()
+
+
+def test_the_figure_shows_curves_bands_frontier_and_independent_runs():
+    figure = _figure(studied(), ACCURACY, "a study")
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_title(), axes.get_ylabel()) == ("log", "a study", "evaluation accuracy")
+    curves = list(mean_curves(studied(), "cyclic").values())
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    solid, hollow, dashed = ([line for line in lines if line.get_linestyle() == style] for style in ("-", "None", "--"))
+    expected = [[[m.seconds, m.value] for m in curves if m.arm == arm] for arm in ("plain", "one", "_x")]
+    assert [data(line) for line in solid] == expected
+    assert len({line.get_marker() for line in solid} - {"None"}) == 3
+    assert all(same_color(line.get_color(), colour) for line, colour in zip(solid, COLOURS, strict=False))
+    # The arm in the middle has one seed and so no band.
+    for band, arm, line in zip(axes.collections, ("plain", "_x"), (solid[0], solid[2]), strict=True):
+        assert same_color(band.get_facecolor()[0][:3], line.get_color())
+        corners = [(m.seconds, m.value + sign * m.deviation) for m in curves if m.arm == arm for sign in (-1, 1)]
+        assert set(corners) == set(map(tuple, band.get_paths()[0].vertices.tolist())) and len(set(corners)) > 3
+    assert [data(line) for line in hollow] == [[[4.0, 0.5], [8.0, 0.72], [16.0, 0.79]]]
+    assert same_color(hollow[0].get_color(), COLOURS[0]) and hollow[0].get_marker() == solid[0].get_marker()
+    assert [data(line) for line in dashed] == [[[m.seconds, m.value] for m in frontier(curves)]]
+    assert dashed[0].get_drawstyle() == "steps-post" and dashed[0].get_marker() == "o"
+    assert all(line.get_markerfacecolor() == "none" for line in hollow + dashed)
+    assert dashed[0].get_markersize() > hollow[0].get_markersize() > solid[0].get_markersize()
+
+
+def test_the_legend_names_every_arm_and_what_there_is():
+    (legend,) = _figure(studied(), ACCURACY, "").legends
+    arms = ["plain", "one", "_x"]
+    assert [text.get_text() for text in legend.get_texts()] == [*arms, "independent runs", "best at its budget"]
+    assert [line.get_color() for line in legend.legend_handles[:3]] == list(COLOURS[:3])
+    figure = _figure([point for point in studied() if point.schedule == "cyclic"], ACCURACY, "")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, "best at its budget"]
+    assert not any(line.get_linestyle() == "None" and len(line.get_xdata()) for line in figure.axes[0].lines)
+
+
+@pytest.mark.parametrize("slow", [0.1, 0.25, 0.45, 0.6, 0.9, 1.0])
+def test_every_marker_to_the_right_of_the_left_edge_is_in_the_figure(slow):
+    points = run(values=(0.1, 0.90, 0.93, 0.94)) + run("slow", values=(0.2, 0.91, 0.94, 0.95), speed=slow)
+    points += run("slow", 0, "standard", (0.1, 0.3, 0.94, 0.95), slow)
+    axes = _figure(points, ACCURACY, "").axes[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert all(bottom < point.value < top for point in points if left <= point.seconds)
+    assert max(point.seconds for point in points) < right
+    assert {point.value for point in points if point.seconds < left} <= {0.1, 0.2}
 
 
 def test_a_steep_start_does_not_flatten_the_rest(tmp_path):

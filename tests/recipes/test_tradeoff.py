@@ -1,12 +1,14 @@
 """Whole studies of `tradeoff` on the real digits: what they leave, kill and resume, new arms and seeds, mistakes."""
 
 import csv
+import gc
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from composer import Callback
+from composer import Callback, ComposerModel
 from omegaconf import OmegaConf
 
 from accelerando.recipes.config import ConfigError
@@ -99,12 +101,12 @@ def test_a_study_and_what_it_leaves(config, tmp_path, capsys):
     assert any(not torch.equal(cyclic[name], alone[name]) for name in cyclic)
     with (folder / "comparison.csv").open() as file:
         compared = {row["arm"]: row for row in csv.DictReader(file)}
-    assert compared["all arms"]["first_equal"] == compared["all arms"]["first_pairs"] == "4"
+    assert compared["pooled"]["first_equal"] == compared["pooled"]["first_pairs"] == "4"
     assert float(compared["baseline"]["cost_batches"]) == pytest.approx(18 / 12)
     assert (folder / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert OmegaConf.load(folder / "config.yaml") == config
     out, err = capsys.readouterr()
-    assert "smoothed" in out and "over baseline" in out and "all arms" in out
+    assert "smoothed" in out and "over baseline" in out and "pooled" in out
     assert "run 1 of 12: baseline, seed 1, cycle 1 of 2: " in err and "left)" in err and "(100%, 00:00 left)" in err
 
 
@@ -134,6 +136,44 @@ def test_a_prolonged_study_goes_on_where_it_was(config, tmp_path_factory):
     ]
     fresh = tradeoff(OmegaConf.merge(config, {"max_duration": "8ep", "folder": str(tmp_path_factory.mktemp("fresh"))}))
     assert without_seconds(prolonged) == without_seconds(fresh)
+
+
+def test_a_prolonged_study_goes_on_after_a_kill(config, tmp_path_factory):
+    config.update(compare_standard=False, seeds=[1], arms={"baseline": {}})
+    tradeoff(config)
+    config.max_duration, Watch.kill_at = "8ep", CYCLIC + 2
+    with pytest.raises(KeyboardInterrupt):
+        tradeoff(config)
+    resumed = tradeoff(config)
+    fresh = tradeoff(OmegaConf.merge(config, {"folder": str(tmp_path_factory.mktemp("fresh"))}))
+    assert without_seconds(resumed) == without_seconds(fresh)
+
+
+def test_a_finished_run_needs_no_checkpoint(config, tmp_path):
+    config.update(compare_standard=False, seeds=[1])
+    whole = tradeoff(config)
+    for folder in (tmp_path / "study").glob("*/checkpoints"):
+        shutil.rmtree(folder)
+    assert tradeoff(OmegaConf.merge(config, {"eval_batch_size": 32})) == whole
+    assert Watch.batches == 2 * CYCLIC
+
+
+def test_a_name_alone_is_an_algorithm(config):
+    config.update(compare_standard=False, seeds=[1])
+    config.arms.named = {"algorithms": "label_smoothing"}
+    points = tradeoff(config)
+    values = {arm: [point.value for point in points if point.arm == arm] for arm in config.arms}
+    assert values["named"] == values["smoothed"] != values["baseline"]
+
+
+def test_finished_runs_leave_the_memory(config):
+    def models():
+        gc.collect()
+        return sum(issubclass(type(thing), ComposerModel) for thing in gc.get_objects())
+
+    before = models()
+    tradeoff(config)
+    assert models() <= before
 
 
 def test_a_plain_recipe_may_draw_the_curve_too(config, tmp_path):
@@ -173,7 +213,8 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
     config.update(compare_standard=False, seeds=[1], arms={"baseline": {}}, loggers={"wandb": {"project": "p"}})
     points = tradeoff(config)
     (run,) = (tmp_path / "study").glob("wandb/offline-run-*")
-    (table,) = run.glob("files/media/table/*.table.json")
+    (table,) = run.glob("files/media/table/tradeoff*.table.json")
+    assert list(run.glob("files/media/table/budget*.table.json"))
     contents = json.loads(table.read_text())
     assert [dict(zip(contents["columns"], row, strict=True)) for row in contents["data"]] == [vars(p) for p in points]
     (figure,) = run.glob("files/media/images/*.png")
@@ -185,10 +226,15 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
     ("overrides", "message"),
     [
         (["arms=null"], "command line: arms: missing; expected names"),
+        (["arms=[a,b]"], "command line: arms: "),
         (["arms.smoothed=3"], "command line: arms.smoothed: 3 given; expected what it changes as a mapping"),
         (["arms.baseline=false", "arms.smoothed=false"], "command line: arms: each of them is false"),
         (["arms.a/b={}"], "arms.a/b: expected a name of letters"),
         (["arms.smoothed.algorithms={label_smothing: {}}"], "arms.smoothed.algorithms.label_smothing: unknown name"),
+        (
+            ["arms.list={algorithms: [label_smoothing]}"],
+            "arms.list.algorithms: ['label_smoothing'] given; expected names",
+        ),
         (
             ["arms.smoothed.algorithms.label_smoothing.smoothing=2"],
             "command line: arms.smoothed.algorithms.label_smoothing: LabelSmoothing: smoothing must lie in (0, 1]",
@@ -196,12 +242,26 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
         (["arms.smoothed.max_duraton=4ep"], "arms.smoothed.max_duraton: unknown key; did you mean max_duration?"),
         (["arms.smoothed.max_duration=8ep"], "arms.smoothed: its cycles do not end where those of baseline do"),
         (["arms.smoothed.algorithms={progressive_resizing: {}}"], "follows the length of the whole run"),
+        (
+            ["arms.smoothed.algorithms={ema: {half_life: 10ba, ema_start: 0.5dur}}"],
+            "algorithms.ema: follows the length",
+        ),
+        (["arms.smoothed.eval_data=null"], "arms.smoothed.eval_data: missing; a curve is made of evaluations"),
+        (["arms.smoothed.seed=7"], "arms.smoothed.seed: the study sets it for every run; leave it out"),
+        (["arms.smoothed.model={resnet_cifar: {depth: '???'}}"], "arms.smoothed.model.resnet_cifar.depth: missing"),
+        (["arms.smoothed.model={resnet_cifar: {depth: 9}}"], "arms.smoothed.model.resnet_cifar: "),
+        (["arms.smoothed.optimizer={decoupled_sgdw: {lr: -1}}"], "arms.smoothed.optimizer.decoupled_sgdw: "),
+        (["scale_schedule_ratio=0.5"], "command line: scale_schedule_ratio: stretches the cycles"),
+        (["seed=3"], "command line: seed: a study has several; give seeds"),
         (["seeds=[]"], "command line: seeds: [] given; expected different whole numbers"),
         (["seeds=[1,1]"], "seeds: [1, 1] given; expected different whole numbers"),
+        (["seeds=['17']"], "seeds: ['17'] given; expected different whole numbers"),
         (["seeds=3"], "command line: seeds: 3 given"),
         (["seeds=[-1]"], "seed: -1 given; expected a whole number from 0"),
         (["window=3ba"], "command line: window: 3ba given; expected the unit of max_duration"),
-        (["window=near"], "command line: window: "),
+        (["window=near"], "command line: window: 'near' given; expected a time string"),
+        (["window=5"], "command line: window: 5 given; expected a time string"),
+        (["window=-1ep"], "command line: window: '-1ep' given; expected a time string"),
         (["compare_standard=perhaps"], "command line: compare_standard: 'perhaps' given; expected true or false"),
         (["max_duration=5ep"], "max_duration=5ep ends inside a cycle, at a high learning rate; use 4ep or 8ep"),
         (["max_duration=1ep"], "max_duration=1ep is shorter than a cycle; use 2ep"),
@@ -209,7 +269,10 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
         (["scheduler={cosine_annealing: {}}"], "command line: scheduler: expected multiplicative_cyclic"),
         (["scheduler.multiplicative_cyclic.growth=0.5"], "growth must be finite and at least 1, got 0.5"),
         (["scheduler.multiplicative_cyclic.t_period=0ep"], "t_period must be"),
+        (["scheduler.multiplicative_cyclic.growth=1.5"], "scheduler: a cycle ends after 3.5 epochs"),
+        (["scheduler.multiplicative_cyclic={t_warmup: 0.5dur, t_period: 0.5dur}"], "scheduler: its times are in dur"),
         (["metric=Precision"], "command line: metric: no metric is 'Precision'"),
+        (["metric=CrossEntropy"], "command line: metric: "),
         (["run_name=null"], "command line: run_name: missing"),
         (["model={resnet_cifr: {}}"], "command line: model.resnet_cifr: unknown name"),
     ],
@@ -220,17 +283,29 @@ def test_mistakes_are_one_line(config, overrides, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         main([str(file), *overrides])
     assert exit.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("run ")]
-    assert len(error) == 1 and message in error[0]
-    assert Watch.batches == (CYCLIC if "metric" in message else 0)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert Watch.batches == 0
 
 
-def test_an_arm_that_was_changed_is_refused(config, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "arms.smoothed.algorithms.label_smoothing.smoothing=0.2",
+            "arms.smoothed.algorithms.label_smoothing.smoothing: 0.2 given, but the run in",
+        ),
+        ("max_duration=2ep", "max_duration: 2ep given, but the run in"),
+        ("run_name=study/baseline-seed1", "run_name: "),
+    ],
+)
+def test_what_is_in_the_folder_is_not_falsified(config, override, message, capsys, tmp_path):
     config.update(compare_standard=False, seeds=[1])
     tradeoff(config)
+    saved = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix in (".yaml", ".json", ".csv")}
     file = tmp_path / "study.yaml"
     file.write_text(OmegaConf.to_yaml(config))
     with pytest.raises(SystemExit):
-        main([str(file), "arms.smoothed.algorithms.label_smoothing.smoothing=0.2"])
-    message = "command line: arms.smoothed.algorithms.label_smoothing.smoothing: 0.2 given, but the run in"
-    assert message in capsys.readouterr().err
+        main([str(file), override])
+    assert f"command line: {message}" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in saved.items())

@@ -1,0 +1,218 @@
+"""From a config with `arms` and `seeds` to a checked `Study`: all its runs, or one `ConfigError`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from accelerando.recipes.config import Recipe, check, merge, takes_scheduler
+from accelerando.recipes.names import TIME_HINT, Source, check_value, show
+
+if TYPE_CHECKING:
+    from composer.core import Time
+
+    from accelerando.algorithms import MultiplicativeCyclicScheduler
+
+OWN_KEYS = {"arms": dict, "seeds": list, "compare_standard": bool, "window": Any, "metric": str | None}
+DEFAULTS = {"seeds": [17], "compare_standard": False, "window": "5ep", "metric": None}
+# What these do follows the share of the whole run that is over, so a cycle's end is not the end of a shorter run.
+BOUND_TO_THE_LENGTH = {
+    "GyroDropout",
+    "LayerFreezing",
+    "ProgressiveResizing",
+    "SelectiveBackprop",
+    "SeqLengthWarmup",
+    "SWA",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study; a standard run is as long as the cycles up to `cycle` take."""
+
+    arm: str
+    seed: int
+    schedule: str  # "cyclic" or "standard"
+    cycle: int  # its first
+    recipe: Recipe
+
+    @property
+    def duration(self) -> Time:
+        return _time(self.recipe.trainer["max_duration"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study: its cycles' ends as time strings, and its runs arm by arm, the baseline's first."""
+
+    source: Source
+    config: dict[str, Any]
+    folder: Path
+    metric: str  # its full name
+    window: int  # in the unit of the ends
+    ends: list[str]
+    runs: list[Run]
+
+
+def plan(config: DictConfig, source: Source) -> Study:
+    """Checks every arm, and lists the runs."""
+    own = _own_keys(config, source)
+    base = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN_KEYS])
+    runs: list[Run] = []
+    ends: dict[str, list[str]] = {}
+    for arm, changes in own["arms"].items():
+        for seed in own["seeds"]:
+            runs.append(run := _cyclic_run(base, source, arm, changes, seed))
+            ends[arm] = _ends(run)
+            if own["compare_standard"]:
+                runs += [_standard_run(run, cycle, end) for cycle, end in enumerate(ends[arm])]
+        if ends[arm] != ends[runs[0].arm]:
+            raise source.error(f"arms.{arm}", f"its cycles do not end where those of {runs[0].arm} do")
+    if (window := _window(own["window"], source)).unit != runs[0].duration.unit:
+        raise source.error("window", f"{own['window']} given; expected the unit of max_duration")
+    given: Any = OmegaConf.to_container(config)
+    folder = runs[0].recipe.folder.parent
+    if any((folder / name).exists() for name in ("results.json", "checkpoints")):
+        raise source.error("run_name", f"{folder} is the folder of a training run; choose another one")
+    return Study(source, given, folder, _metric(runs, own["metric"]), window.value, ends[runs[0].arm], runs)
+
+
+def _own_keys(config: DictConfig, source: Source) -> dict[str, Any]:
+    with source.blame("", OmegaConfBaseException):
+        own = DEFAULTS | {key: _resolved(config, key) for key in OWN_KEYS if key in config}
+        name = config.get("run_name")
+    if name is None:
+        raise source.error("run_name", "missing; expected the name of the study's folder")
+    if "seed" in config:
+        raise source.error("seed", "a study has several; give seeds, such as [17]")
+    if not own.get("arms"):
+        raise source.error("arms", "missing; expected names, each with what it changes, such as {baseline: {}, ...}")
+    with source.blame(""):
+        check_value("run_name", str, name)
+        for key, kind in OWN_KEYS.items():
+            check_value(key, kind, own[key])
+    seeds = own["seeds"]
+    if not seeds or any(type(seed) is not int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise source.error("seeds", f"{seeds} given; expected different whole numbers")
+    arms = {str(arm): {} if changes is None else changes for arm, changes in own["arms"].items()}
+    own["arms"] = {arm: changes for arm, changes in arms.items() if changes is not False}
+    if not own["arms"]:
+        raise source.error("arms", "each of them is false; expected one at least")
+    for arm, changes in own["arms"].items():
+        if not isinstance(changes, dict):
+            hint = "expected what it changes as a mapping, {} for nothing, or false to leave it out"
+            raise source.error(f"arms.{arm}", f"{show(changes)} given; {hint}")
+        if not re.fullmatch(r"\w[\w.+-]*", arm):
+            raise source.error(f"arms.{arm}", "expected a name of letters, digits, _, ., + and -: it becomes a folder")
+        for key in {"run_name", "seed", "folder"} & changes.keys():
+            raise source.error(f"arms.{arm}.{key}", "the study sets it for every run; leave it out")
+    return own
+
+
+def _resolved(config: DictConfig, key: str) -> Any:
+    if key == "arms":  # what they refer to may be known to the arm only
+        return OmegaConf.to_container(OmegaConf.masked_copy(config, [key])).get(key)  # type: ignore[union-attr]
+    return OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+
+
+def _window(value: Any, source: Source) -> Time:
+    try:
+        window = _time(value) if isinstance(value, str) else None
+    except (ValueError, TypeError):
+        window = None
+    if window is None or window.value < 0:
+        raise source.error("window", f"{show(value)} given; expected {TIME_HINT}, not below zero")
+    return window
+
+
+def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, Any], seed: int) -> Run:
+    source = replace(source, part=f"arms.{arm}", moved=frozenset(changes))
+    own = {"seed": seed, "run_name": f"{base['run_name']}/{arm}-seed{seed}"}
+    with source.blame("", OmegaConfBaseException, TypeError):  # such as a list where the file has a mapping
+        merged = merge(merge(copy.deepcopy(base), OmegaConf.create(changes)), OmegaConf.create(own))
+    for key in OmegaConf.missing_keys(OmegaConf.create(changes)):
+        raise source.error(f"arms.{arm}.{key}", "missing; the file leaves it to you, as KEY=VALUE on the command line")
+    config = check(merged, source).config
+    algorithms = config.get("algorithms") or {}
+    recipe = check(config | {"algorithms": {**algorithms, "tradeoff_curve": {}}}, source)
+    if recipe.eval_data is None:
+        raise source.error("eval_data", "missing; a curve is made of evaluations")
+    if recipe.trainer.get("scale_schedule_ratio", 1) != 1:
+        raise source.error(
+            "scale_schedule_ratio", "stretches the cycles; give max_duration and t_period as they shall be"
+        )
+    for part in recipe.algorithms:
+        times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
+        if part.target.__name__ in BOUND_TO_THE_LENGTH or any(_time(time).value > 0 for time in times):
+            hint = "follows the length of the whole run, so the end of a cycle is not that of a run of its own"
+            raise source.error(part.key, hint)
+    return Run(arm, seed, "cyclic", 0, recipe)
+
+
+def _metric(runs: list[Run], wanted: str | None) -> str:
+    """The metric that all arms have; what a constructor refuses must not come up when other arms have been trained."""
+    from accelerando.recipes.curves import choose_metric
+    from accelerando.recipes.report import EVAL_PREFIX
+
+    metric = ""
+    for recipe in {run.arm: run.recipe for run in runs}.values():
+        for part in recipe.algorithms:
+            part.build(_scheduler(recipe)) if takes_scheduler(part.target) else part.build()
+        model = recipe.model.build()
+        recipe.optimizer.build(model.parameters())
+        with recipe.source.blame("metric", ValueError):
+            metric = choose_metric([f"{EVAL_PREFIX}{name}" for name in model.get_metrics(is_train=False)], wanted)
+    return metric
+
+
+def _scheduler(recipe: Recipe) -> MultiplicativeCyclicScheduler:
+    from accelerando.algorithms import MultiplicativeCyclicScheduler
+
+    scheduler = recipe.scheduler.build() if recipe.scheduler else None
+    if not isinstance(scheduler, MultiplicativeCyclicScheduler):
+        raise recipe.source.error("scheduler", "expected multiplicative_cyclic, whose cycles are what is compared")
+    return scheduler
+
+
+def _ends(run: Run) -> list[str]:
+    scheduler, source = _scheduler(run.recipe), run.recipe.source
+    unit, duration = scheduler.unit.value, run.duration
+    if unit == "dur":
+        raise source.error("scheduler", "its times are in dur; give them as max_duration is, in ep, ba, sp or tok")
+    if scheduler.unit != duration.unit:
+        given = duration.to_timestring()
+        raise source.error("max_duration", f"{given} given; expected it in {unit}, as t_period is")
+    ends = [*takewhile(lambda end: math.ceil(end) <= duration.value, scheduler.cycle_ends())]
+    if unit == "ep" and (parts := [end for end in ends if end != math.ceil(end)]):
+        hint = "Composer's runs last whole ones; give max_duration and the scheduler's times in ba"
+        raise source.error("scheduler", f"a cycle ends after {float(parts[0]):g} epochs, but {hint}")
+    with source.blame("max_duration", ValueError):
+        scheduler.check_duration(duration)
+    return [f"{math.ceil(end)}{unit}" for end in ends]
+
+
+def _standard_run(run: Run, cycle: int, end: str) -> Run:
+    """With the cyclic run's own scheduler, in its first and only cycle."""
+    config = run.recipe.config
+    ((name, arguments),) = config["scheduler"].items()
+    period = _time(end).value - _scheduler(run.recipe).t_warmup.value
+    changes = {
+        "run_name": f"{config['run_name']}-alone-{end}",
+        "max_duration": end,
+        "scheduler": {name: arguments | {"t_period": f"{period}{run.duration.unit.value}"}},
+    }
+    return Run(run.arm, run.seed, "standard", cycle, check(config | changes, run.recipe.source))
+
+
+def _time(value: Any) -> Time:
+    from composer.core import TimeUnit, ensure_time
+
+    return ensure_time(value, TimeUnit.EPOCH)
