@@ -69,7 +69,7 @@ def finished(recipe: Recipe) -> Result | None:
 
     try:
         was = _saved_config(recipe)
-        if was is None or _changes(was, recipe.config) or was["max_duration"] != recipe.config["max_duration"]:
+        if was is None or _changes(was, recipe.config) or was.get("max_duration") != recipe.config["max_duration"]:
             return None
         result = Result.load(recipe.folder)
         return result if isinstance(result.batches, int) and result.records and result.metrics else None
