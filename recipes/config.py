@@ -8,6 +8,7 @@ Under a section, a name is the snake_case of a class or function in the section'
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -137,6 +138,7 @@ def _find(file: str) -> Path:
 
 def merge(config: DictConfig, update: DictConfig) -> DictConfig:
     """The update wins; where it names another model (optimizer, ...), that one replaces the old one."""
+    config, update = copy.deepcopy(config), copy.deepcopy(update)
     for part in (config, update):
         for key in SECTIONS:
             if not OmegaConf.is_interpolation(part, key) and isinstance(name := part.get(key), str):
@@ -280,14 +282,19 @@ def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]
         if any(part.target is target for part in parts):
             raise source.error(key, f"{target.__name__} is given twice; expected once")
         with source.blame(key, TypeError, ValueError):  # of a thing that has no signature
-            supplied = 1 if section == "optimizer" or takes_scheduler(target) else 0
+            supplied = 1 if section == "optimizer" or _takes_scheduler(target) else 0
             checked = check_arguments(target, arguments, supplied)
         parts.append(Part(source, key, target, checked))
     return parts
 
 
-def takes_scheduler(target: Callable[..., Any]) -> bool:
-    """Whether this algorithm follows the run's scheduler, which the recipe then gives it."""
+def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
+    """Those of the recipe, given its scheduler where they follow it."""
+    return [part.build(scheduler) if _takes_scheduler(part.target) else part.build() for part in recipe.algorithms]
+
+
+def _takes_scheduler(target: Callable[..., Any]) -> bool:
+    """Whether this algorithm's first parameter is the run's scheduler, which the recipe then gives it."""
     return next(iter(inspect.signature(target).parameters), None) == "scheduler"
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from accelerando.recipes.report import COLOURS, Record, aligned, label, write
+from accelerando.recipes.report import COLOURS, Record, aligned, label, save_figure, write
 
 LOWER_IS_BETTER = ("crossentropy", "perplexity", "error", "loss")
 COMPARISON = "arm points signed absolute worst best_signed best_absolute best_worst means_absolute means_worst "
@@ -245,10 +244,7 @@ def write_csv(rows: Iterable[Any], path: Path) -> None:
 
 def draw(points: Sequence[Point], metric: str, path: Path, title: str) -> np.ndarray:
     """Draws each arm's mean curve and what is best at each budget; returns the pixels, (height, width, 3) of uint8."""
-    canvas = FigureCanvasAgg(figure := _figure(points, metric, title))
-    figure.savefig(buffer := io.BytesIO(), format="png")
-    write(path, buffer.getvalue())
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    return save_figure(_figure(points, metric, title), path)
 
 
 def _figure(points: Sequence[Point], metric: str, title: str) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,20 @@ MAY_CHANGE = re.compile(
     r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
 )
 
+ANOTHER = "choose another run_name, or delete the folder"
+
 
 def has_checkpoint(recipe: Recipe) -> bool:
-    """Whether rank 0 finds the link to the latest checkpoint; ranks that disagreed would wait for each other."""
+    """Whether there is a link to the latest checkpoint."""
+    with recipe.source.blame("folder", OSError):
+        return _as_rank_zero_finds(_mend_link, recipe)
+
+
+def _as_rank_zero_finds(find: Callable[[Recipe], Any], recipe: Recipe) -> Any:
+    """Ranks that disagreed would wait for each other."""
     from composer.utils import dist
 
-    found = [False]
-    if dist.get_global_rank() == 0:
-        with recipe.source.blame("folder", OSError):
-            found = [_mend_link(recipe)]
+    found = [find(recipe) if dist.get_global_rank() == 0 else None]
     dist.broadcast_object_list(found)
     return found[0]
 
@@ -65,6 +70,10 @@ def _mend_link(recipe: Recipe) -> bool:
 
 def finished(recipe: Recipe) -> Result | None:
     """What this very run has done, if it is in the folder already."""
+    return _as_rank_zero_finds(_load_finished, recipe)
+
+
+def _load_finished(recipe: Recipe) -> Result | None:
     from accelerando.recipes.report import Result
 
     try:
@@ -81,16 +90,14 @@ def refuse_another_run(recipe: Recipe) -> None:
     """The checkpoints in the folder must come from this config."""
     was = _saved_config(recipe)
     for key, there, here in _changes(was, recipe.config) if was else []:
-        hint = "choose another run_name, or delete the folder"
-        raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {hint}")
+        raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {ANOTHER}")
 
 
 def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:
     """`elapsed` is the checkpoint's share of max_duration; a finished run's may be above 1, if it counts samples."""
     was, given = _saved_config(recipe) or {}, recipe.config["max_duration"]
     if elapsed is not None and elapsed > 1 and was.get("max_duration", given) != given:
-        hint = "choose another run_name, or delete the folder"
-        raise recipe.source.error("max_duration", f"{given} given, but the run in {recipe.folder} is longer; {hint}")
+        raise recipe.source.error("max_duration", f"{given} given, but the run in {recipe.folder} is longer; {ANOTHER}")
 
 
 def _changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -192,7 +192,7 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
     panels: list[tuple[str, str]] = [(metric, f"evaluation {label(metric)}")] if metric else []
     # Label smoothing, say, changes what is minimised: the losses of two runs need not be comparable.
     panels.append((TRAIN_LOSS, "training loss" if len(results) == 1 else "training loss, each run's own"))
-    canvas = FigureCanvasAgg(figure := Figure(figsize=(5 * len(panels), 3.8), dpi=150, layout="constrained"))
+    figure = Figure(figsize=(5 * len(panels), 3.8), dpi=150, layout="constrained")
     figure.suptitle(title, fontweight="bold")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, title_of_axis) in zip(row, panels, strict=True):
@@ -215,6 +215,12 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
             axes.set_ylim(*_where_it_settles(axes))
     if len(results) > 1:
         row[-1].legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> np.ndarray:
+    """Writes a PNG; returns its pixels, (height, width, 3) of uint8."""
+    canvas = FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write(path, buffer.getvalue())

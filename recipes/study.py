@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from accelerando.recipes.config import Recipe, check, merge, takes_scheduler
+from accelerando.recipes.config import Recipe, build_algorithms, check, merge
 from accelerando.recipes.names import TIME_HINT, Source, check_value, show
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
     source = replace(source, part=f"arms.{arm}", moved=frozenset(changes))
     own = {"seed": seed, "run_name": f"{base['run_name']}/{arm}-seed{seed}"}
     with source.blame("", OmegaConfBaseException, TypeError):  # such as a list where the file has a mapping
-        merged = merge(merge(copy.deepcopy(base), OmegaConf.create(changes)), OmegaConf.create(own))
+        merged = merge(merge(base, OmegaConf.create(changes)), OmegaConf.create(own))
     for key in OmegaConf.missing_keys(OmegaConf.create(changes)):
         raise source.error(f"arms.{arm}.{key}", "missing; the file leaves it to you, as KEY=VALUE on the command line")
     config = check(merged, source).config
@@ -164,8 +163,7 @@ def _metric(runs: list[Run], wanted: str | None) -> str:
 
     metric = ""
     for recipe in {run.arm: run.recipe for run in runs}.values():
-        for part in recipe.algorithms:
-            part.build(_scheduler(recipe)) if takes_scheduler(part.target) else part.build()
+        build_algorithms(recipe, _scheduler(recipe))
         model = recipe.model.build()
         recipe.optimizer.build(model.parameters())
         with recipe.source.blame("metric", ValueError):

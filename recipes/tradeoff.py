@@ -27,30 +27,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.folder import finished
 from accelerando.recipes.names import Source
-from accelerando.recipes.study import Run, Study, plan
-from accelerando.recipes.train import build_loggers, command_line, train
+from accelerando.recipes.study import Study, plan
+from accelerando.recipes.train import build_loggers, command_line, join_ranks, train
 
 if TYPE_CHECKING:
     from accelerando.recipes.curves import Point
-    from accelerando.recipes.report import Result
 
 
 def tradeoff(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Point]:
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
 
-    from composer.utils import dist, get_device
-
     from accelerando.recipes.curves import points_of
     from accelerando.recipes.progress import Progress
 
-    trainer = study.runs[0].recipe.trainer
-    if dist.get_world_size() > 1:
-        dist.initialize_dist(get_device(trainer.get("device")), trainer.get("dist_timeout", 300.0))
+    join_ranks(study.runs[0].recipe)
     progress = Progress(sum(run.duration.value for run in study.runs))
     points: list[Point] = []
     for number, run in enumerate(study.runs, 1):
-        if result := _finished(run):
+        if result := finished(run.recipe):
             progress.skip(run.duration.value)
         else:
             alone = f", alone for {study.ends[run.cycle]}" if run.schedule == "standard" else ""
@@ -64,15 +59,6 @@ def tradeoff(config: DictConfig | Mapping[str, Any], source: Source | None = Non
     progress.finish()
     _report(study, points)
     return points
-
-
-def _finished(run: Run) -> Result | None:
-    """All ranks must agree, as they wait for each other in training."""
-    from composer.utils import dist
-
-    found = [finished(run.recipe) if dist.get_global_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    return found[0]
 
 
 def _report(study: Study, points: list[Point]) -> None:
@@ -111,7 +97,8 @@ def _log(study: Study, points: list[Point], pixels: Any) -> None:
     from accelerando.recipes.curves import budgets
 
     recipe = replace(study.runs[0].recipe, run_name=study.config["run_name"], folder=study.folder)
-    destinations = build_loggers(recipe)
+    if not (destinations := build_loggers(recipe)):
+        return
     device = get_device(recipe.trainer.get("device"))
     state = State(torch.nn.Module(), 0, recipe.run_name, device, callbacks=destinations)
     engine = Engine(state, logger := Logger(state, destinations))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
 
-from accelerando.recipes.config import ConfigError, Part, Recipe, check, load, takes_scheduler
+from accelerando.recipes.config import ConfigError, Part, Recipe, build_algorithms, check, load
 from accelerando.recipes.folder import (
     blame_checkpoint,
     has_checkpoint,
@@ -33,6 +33,7 @@ from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
     from composer import Trainer
+    from composer.devices import Device
     from composer.loggers import LoggerDestination
 
     from accelerando.recipes.report import History, Result
@@ -51,14 +52,12 @@ def train(
         recipe = check(*load(config)) if isinstance(config, str | os.PathLike) else check(config)
 
     from composer import ComposerModel, Trainer
-    from composer.utils import dist, get_device, reproducibility
+    from composer.utils import reproducibility
 
     from accelerando.recipes.report import EVAL_PREFIX, History, Lines
     from accelerando.recipes.tensors import OneSetOfBuffers
 
-    device = get_device(recipe.trainer.get("device"))
-    if dist.get_world_size() > 1:
-        dist.initialize_dist(device, recipe.trainer.get("dist_timeout", 300.0))
+    device = join_ranks(recipe)
     arguments = _defaults(recipe) | recipe.trainer
     with recipe.source.blame("folder", OSError, ValueError):
         recipe.folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def train(
         loggers = [history, Lines(history)]
     loggers += build_loggers(recipe)
     scheduler = recipe.scheduler.build() if recipe.scheduler else None
-    algorithms = [p.build(scheduler) if takes_scheduler(p.target) else p.build() for p in recipe.algorithms]
+    algorithms = build_algorithms(recipe, scheduler)
     callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
 
     seed = recipe.config["seed"]
@@ -118,6 +117,16 @@ def train(
     trainer.close()
     _release(trainer)
     return result
+
+
+def join_ranks(recipe: Recipe) -> Device:
+    """This rank's device; from here on the ranks can tell each other what they find."""
+    from composer.utils import dist, get_device
+
+    device = get_device(recipe.trainer.get("device"))
+    if dist.get_world_size() > 1:
+        dist.initialize_dist(device, recipe.trainer.get("dist_timeout", 300.0))
+    return device
 
 
 def _release(trainer: Trainer) -> None:
