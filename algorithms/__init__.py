@@ -4,9 +4,12 @@ from .blur_layers import BlurConv2d, BlurMaxPool2d, BlurPool2d, blur_2d, blurmax
 from .blurpool import BlurPool, apply_blurpool
 from .channels_last import ChannelsLast, apply_channels_last
 from .cyclic import MultiplicativeCyclicScheduler, cycle_ends, cyclic_multiplier
+from .distillation import Distillation, add_distillation, distillation_kl, distillation_mse, draw_teachers
 from .label_smoothing import LabelSmoothing, smooth_labels
+from .labelled_positions import LabelledPositions
 from .mixup import MixUp, mixup_batch
 from .targets import dense_targets
+from .teachers import load_teacher
 from .tradeoff_curve import TradeoffCurve
 
 __all__ = [
@@ -15,10 +18,13 @@ __all__ = [
     "BlurPool",
     "BlurPool2d",
     "ChannelsLast",
+    "Distillation",
     "LabelSmoothing",
+    "LabelledPositions",
     "MixUp",
     "MultiplicativeCyclicScheduler",
     "TradeoffCurve",
+    "add_distillation",
     "apply_blurpool",
     "apply_channels_last",
     "blur_2d",
@@ -26,6 +32,10 @@ __all__ = [
     "cycle_ends",
     "cyclic_multiplier",
     "dense_targets",
+    "distillation_kl",
+    "distillation_mse",
+    "draw_teachers",
+    "load_teacher",
     "mixup_batch",
     "smooth_labels",
 ]

@@ -4,9 +4,11 @@ Same names and meaning as in `composer.algorithms`. Here the inputs arrive in th
 does not convert them, in evaluation and prediction as well as in training.
 """
 
+import warnings
 from typing import Any
 
 import torch
+from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch.utils._pytree import tree_map_only
@@ -33,7 +35,8 @@ def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
 class ChannelsLast(Algorithm):
     """Train in `torch.channels_last`. Has no arguments.
 
-    Raises ValueError under FSDP2, whose sharding accepts contiguous parameters only (torch 2.7).
+    Warns (NoEffectWarning) where the model has no convolution. Raises ValueError under FSDP2, whose sharding accepts
+    contiguous parameters only (torch 2.7).
     """
 
     def __repr__(self) -> str:
@@ -51,5 +54,10 @@ class ChannelsLast(Algorithm):
             raise ValueError(
                 "ChannelsLast cannot run under FSDP2, whose fully_shard refuses channels_last parameters. Take it out "
                 "of the algorithms, or train with DDP (no parallelism_config), which fits convolutional networks."
+            )
+        if not any(parameter.ndim == 4 for parameter in state.model.parameters()):
+            warnings.warn(
+                NoEffectWarning("ChannelsLast changed nothing: no weight of the model has four dimensions."),
+                stacklevel=2,
             )
         apply_channels_last(state.model)

@@ -15,9 +15,9 @@ from typing import Any
 from composer.core import State, Time, TimeUnit, ensure_time
 from composer.optim import ComposerScheduler
 
-Number = int | float | Fraction
+from .host import UNITS
 
-UNITS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.DURATION)
+Number = int | float | Fraction
 
 
 def cyclic_multiplier(t: Number, W: Number, T_0: Number, growth: Number = 2, alpha_f: float = 0.0) -> float:

@@ -124,7 +124,13 @@ class MixUp(Algorithm):
     def _mix(self, state: State) -> None:
         # Composer moves a batch to the device microbatch by microbatch, but partners come from all of it.
         state.batch = state.device.batch_to_device(state.batch)
-        input, target = state.batch_get_item(self.input_key), state.batch_get_item(self.target_key)
+        try:
+            input, target = state.batch_get_item(self.input_key), state.batch_get_item(self.target_key)
+        except KeyError as error:
+            raise ValueError(
+                f"MixUp finds nothing at {error} in a batch of {', '.join(map(str, state.batch))}: give input_key and "
+                "target_key."
+            ) from error
         for name, value in (("input", input), ("target", target)):
             if not isinstance(value, Tensor):
                 raise TypeError(
@@ -157,9 +163,12 @@ class MixUp(Algorithm):
         if computes_own_loss(outputs):
             outputs["loss"] = cross_entropy(logits, mixed)
 
-    def _finish_microbatch(self, state: State) -> None:
+    def _restore_target(self, state: State) -> None:
         if not self.interpolate_loss:
             state.batch_set_item(self.target_key, self._original_target)
+
+    def _mix_loss(self, state: State) -> None:
+        if not self.interpolate_loss:
             return
         loss, outputs = state.loss, state.outputs
         if not isinstance(loss, Tensor):
@@ -178,5 +187,6 @@ _STEPS = {
     Event.BATCH_START: MixUp._mix,
     Event.BEFORE_TRAIN_BATCH: MixUp._restart,
     Event.AFTER_FORWARD: MixUp._mix_target,
-    Event.BEFORE_BACKWARD: MixUp._finish_microbatch,
+    Event.AFTER_LOSS: MixUp._mix_loss,  # before Distillation adds to it
+    Event.BEFORE_BACKWARD: MixUp._restore_target,
 }

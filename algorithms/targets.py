@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORED = -100  # the label of what is not to be predicted, in torch and in Hugging Face models
+
 
 def dense_targets(logits: Tensor, target: Tensor, on: float = 1.0, off: float = 0.0) -> Tensor:
     """Index targets as one float32 row per example: `on` at the class, `off` elsewhere.

@@ -7,7 +7,7 @@ import torch
 from composer import Callback
 from composer.utils import dist
 
-from tiny import loader, weights
+from tiny import weights
 
 
 class Choices(Callback):
@@ -17,17 +17,18 @@ class Choices(Callback):
         self.record = []
 
     def batch_end(self, state, logger):
-        self.record += [getattr(algorithm, "mixing", None) for algorithm in state.algorithms]
+        for algorithm in state.algorithms:
+            self.record.append([getattr(algorithm, name, None) for name in ("mixing", "drawn")])
 
 
 def main(folder: Path, names: list[str]) -> None:
-    from test_contract import fit, points
+    from test_contract import data, fit, points
 
     for name in names:
         choices = Choices()
         run = fit(
             name,
-            train_dataloader=loader(batch_size=4, drop_last=True),
+            train_dataloader=data(name, batch_size=4, drop_last=True),
             device="cpu",
             callbacks=choices,
         )

@@ -1,5 +1,6 @@
 """What every algorithm promises, one suite for all of them. A new algorithm joins by one entry in CASES."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -11,12 +12,29 @@ import composer.algorithms
 import numpy as np
 import pytest
 import torch
-from composer import Algorithm, Callback, Trainer
+from composer import Algorithm, Callback, ComposerModel, Trainer
+from composer.algorithms.warnings import NoEffectWarning
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 import accelerando.algorithms as ours
 import ranks
-from tiny import Kill, assert_same, classifier, differ, examples, launch, loader, timeless, trainer, weights
+from accelerando.algorithms.teachers import logits_of
+from tiny import (
+    Kill,
+    assert_same,
+    classifier,
+    differ,
+    examples,
+    launch,
+    loader,
+    masked_lm,
+    network,
+    timeless,
+    token_loader,
+    trainer,
+    weights,
+)
 
 
 @dataclass
@@ -28,17 +46,48 @@ class Case:
     """Whether the trained run shows the effect, beside one without the algorithm."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Arguments that do nothing or cannot work; the error must name the first of them."""
+    required: Callable[[], dict[str, Any]] = dict
+    """Arguments without a default."""
     changes_training: bool = True
     """Whether the trained weights differ from the plain run's."""
-    needs: Callable[[Any], dict[str, Any]] = lambda algorithm: {}
+    needs: Callable[[Any, Callable[..., Any]], dict[str, Any]] = lambda algorithm, loader: {}
     """What the Trainer must be given beside the algorithm; the plain run is given the same."""
+    on: tuple[str, ...] = ("images", "text")
+    """What it can train on; the first is what it is tried with alone."""
+    build_on_text: Callable[[], Algorithm] | None = None
+    """Where it is built in another way for text."""
+
+
+def trains_on(*names: str) -> str | None:
+    """What all of them can train on."""
+    return next((kind for kind in ("images", "text") if all(kind in CASES[name].on for name in names)), None)
+
+
+def build(name: str, kind: str) -> Algorithm:
+    case = CASES[name]
+    return case.build_on_text() if kind == "text" and case.build_on_text else case.build()
+
+
+def data(*names: str, **options: Any) -> DataLoader:
+    return {"images": loader, "text": token_loader}[trains_on(*names)](**options)
+
+
+def model_for(*names: str) -> ComposerModel:
+    if trains_on(*names) == "images":
+        return classifier()
+    model = masked_lm()
+    model.projected = []
+    decoder = model.model.get_output_embeddings()
+    decoder.register_forward_hook(lambda module, inputs, output: model.projected.append(output.ndim))
+    return model
 
 
 def start(*names: str, without: Sequence[str] = (), **options: Any) -> Trainer:
     """A run with the algorithms named, or only with what those in `without` need."""
-    algorithms = {name: CASES[name].build() for name in names}
+    algorithms = {name: build(name, trains_on(*names)) for name in names}
     for name, algorithm in algorithms.items():
-        options = CASES[name].needs(algorithm) | options
+        options = CASES[name].needs(algorithm, functools.partial(data, *names)) | options
+    options = {"model": model_for(*names), "train_dataloader": data(*names)} | options
     return trainer([algorithms[name] for name in names if name not in without], **options)
 
 
@@ -69,24 +118,50 @@ def points(run: Trainer) -> list[dict[str, float]]:
     return next((each.points for each in run.state.algorithms if isinstance(each, ours.TradeoffCurve)), [])
 
 
+def projects_labelled_positions(run: Trainer, plain: Trainer) -> bool:
+    return 2 in run.state.model.projected
+
+
 CASES = {
-    "BlurPool": Case(ours.BlurPool, blurred, [{"replace_convs": False, "replace_maxpools": False}]),
-    "ChannelsLast": Case(ours.ChannelsLast, in_channels_last, changes_training=False),
+    "BlurPool": Case(ours.BlurPool, blurred, [{"replace_convs": False, "replace_maxpools": False}], on=("images",)),
+    "ChannelsLast": Case(ours.ChannelsLast, in_channels_last, changes_training=False, on=("images",)),
+    "Distillation": Case(
+        lambda: ours.Distillation([network(seed=5), network(seed=6)], teachers_per_step=1),
+        trains_differently,
+        [
+            {"teachers": []},
+            *({"teachers_per_step": number} for number in (0, 2, -1)),
+            *({"base_weight": weight} for weight in (-0.1, float("nan"), float("inf"))),
+            *({"distillation_weight": weight} for weight in (0.0, float("nan"))),
+            *({"temperature": number} for number in (0.0, -1.0, float("inf"))),
+            {"loss": "l1"},
+            {"teacher_dtype": "int8"},
+            *({"start": time} for time in ("1.5dur", "1dur", "-1ba", "3sec", "soon", "10iter")),
+            *({"end": time} for time in ("0dur", "0ba", "2", "1.1dur")),
+            {"end": "3ba", "start": "3ba"},
+        ],
+        required=lambda: {"teachers": network()},
+        build_on_text=lambda: ours.Distillation([masked_lm(seed=5), masked_lm(seed=6)], teachers_per_step=1),
+    ),
     "LabelSmoothing": Case(
         lambda: ours.LabelSmoothing(0.2),
         trains_differently,
         [{"smoothing": 0.0}, {"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": float("nan")}],
     ),
+    "LabelledPositions": Case(
+        ours.LabelledPositions, projects_labelled_positions, changes_training=False, on=("text",)
+    ),
     "MixUp": Case(
         lambda: ours.MixUp(0.5),
         trains_differently,
         [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}],
+        on=("images",),
     ),
     "TradeoffCurve": Case(
         lambda: ours.TradeoffCurve(ours.MultiplicativeCyclicScheduler("0dur", "0.25dur", growth=3)),
         has_points,
         changes_training=False,
-        needs=lambda curve: {"schedulers": curve.scheduler, "eval_dataloader": loader(batch_size=5)},
+        needs=lambda curve, loader: {"schedulers": curve.scheduler, "eval_dataloader": loader(batch_size=5)},
     ),
 }
 
@@ -109,18 +184,18 @@ def test_1_changes_what_it_says(name):
 
 @every
 def test_2_resumes_bit_for_bit_after_a_kill(name, tmp_path):
-    whole = fit(name, train_dataloader=loader(shuffle=True))
+    whole = fit(name, train_dataloader=data(name, shuffle=True))
     with pytest.raises(KeyboardInterrupt):  # after 5 updates of 8, in the middle of the second epoch
         fit(
             name,
-            train_dataloader=loader(shuffle=True),
+            train_dataloader=data(name, shuffle=True),
             save_folder=str(tmp_path),
             save_interval="1ba",
             callbacks=Kill(5),
         )
     torch.manual_seed(999)
     np.random.seed(999)
-    resumed = fit(name, train_dataloader=loader(shuffle=True), load_path=str(tmp_path / "ep1-ba5-rank0.pt"))
+    resumed = fit(name, train_dataloader=data(name, shuffle=True), load_path=str(tmp_path / "ep1-ba5-rank0.pt"))
     assert resumed.state.timestamp.batch == 8
     assert_same(weights(resumed), weights(whole))
     assert timeless(resumed.state.algorithms[0].state_dict()) == timeless(whole.state.algorithms[0].state_dict())
@@ -147,7 +222,7 @@ def test_4_two_ranks_agree_with_each_other_and_with_one(name, two_ranks):
     assert_same(first["weights"], second["weights"])
     assert first["choices"] == second["choices"]
     assert first["points"] == second["points"]
-    one = fit(name, train_dataloader=loader(batch_size=8, drop_last=True))
+    one = fit(name, train_dataloader=data(name, batch_size=8, drop_last=True))
     assert_same(first["weights"], mixup_over_two_ranks() if name == "MixUp" else weights(one), atol=1e-5)
     for point, expected in zip(timeless(first["points"]), timeless(points(one)), strict=True):
         assert point == pytest.approx(expected, abs=1e-5)
@@ -198,8 +273,8 @@ def test_6_compiles_without_a_graph_break(name):
 def test_7_bf16_autocast(name):
     # Composer refuses its own amp_bf16 on the CPU.
     seen = set()
-    model = classifier()
-    model.module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model = model_for(name)
+    model.register_forward_hook(lambda module, inputs, outputs: seen.add(logits_of(outputs).dtype))
     run = start(name, model=model, max_duration="1ba")
     with torch.autocast("cpu", torch.bfloat16):
         run.fit()
@@ -208,7 +283,10 @@ def test_7_bf16_autocast(name):
     assert_same(weights(run), weights(fit(name, max_duration="1ba")), atol=0.01)
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(CASES, 2)), ids="-".join)
+PAIRS = list(itertools.combinations(CASES, 2))
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if trains_on(*pair)], ids="-".join)
 def test_8_pairs_train_together_in_either_order(pair):
     one, other = fit(*pair), fit(*pair[::-1])
     assert_same(weights(one), weights(other), atol=1e-5)
@@ -218,12 +296,19 @@ def test_8_pairs_train_together_in_either_order(pair):
         assert differ(weights(one), weights(without)) == CASES[name].changes_training
 
 
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not trains_on(*pair)], ids="-".join)
+def test_8_pairs_that_no_model_can_have_say_so(pair):
+    for kind, model, batches in (("images", classifier(), loader()), ("text", masked_lm(), token_loader())):
+        with pytest.raises((ValueError, TypeError, NoEffectWarning), match="|".join(pair)):
+            trainer([build(name, kind) for name in pair], model=model, train_dataloader=batches).fit()
+
+
 @every
 def test_8_twins_are_refused(name):
     for build in (CASES[name].build, getattr(composer.algorithms, name, CASES[name].build)):
         for order in ([CASES[name].build(), build()], [build(), CASES[name].build()]):
             with pytest.raises(ValueError, match=f"more than one {name}"):
-                trainer(order)
+                trainer(order, model=model_for(name))
 
 
 def test_8_mixed_losses_beside_smoothed_labels_are_refused():
@@ -236,7 +321,7 @@ def test_8_mixed_losses_beside_smoothed_labels_are_refused():
 )
 def test_9_constructor_refuses(name, arguments):
     with pytest.raises(ValueError, match=f"{name}.*{next(iter(arguments))}"):
-        getattr(ours, name)(**arguments)
+        getattr(ours, name)(**CASES[name].required() | arguments)
 
 
 class HostReads(TorchDispatchMode):
@@ -269,7 +354,7 @@ class StepsOnly(Callback):
 @every
 def test_10_reads_nothing_from_the_device(name):
     def reads(**options):
-        model, counter = classifier(), HostReads()
+        model, counter = model_for(name), HostReads()
         model.get_metrics = lambda is_train: {}
         run = start(name, model=model, callbacks=StepsOnly(counter), **options)
         with counter:

@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from composer import Algorithm, Callback, Trainer
-from composer.models import ComposerClassifier
+from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from composer.models import ComposerClassifier, HuggingFaceModel
 from composer.utils import dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 CLASSES = 4
 SAMPLES = 30  # batches of 8 leave a last one of 6
 
 
-def network() -> nn.Module:
+def network(seed: int = 0) -> nn.Module:
     """Max-pool, strided 3x3 and strided 1x1; no batch norm, so that microbatches and ranks add up."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
         nn.ReLU(),
@@ -52,6 +54,38 @@ def examples() -> tuple[torch.Tensor, torch.Tensor]:
 def loader(batch_size: int = 8, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
     data = TensorDataset(*examples())
     return DataLoader(data, batch_size, sampler=dist.get_sampler(data, shuffle=shuffle, drop_last=drop_last))
+
+
+WORDS, TOKENS = 40, 12
+
+
+def masked_lm(kind: str = "bert", seed: int = 0, **fields: Any) -> HuggingFaceModel:
+    """A Hugging Face masked LM of one small layer, without dropout; `kind` is bert, roberta, distilbert, ..."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "distilbert":
+        sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
+    elif kind != "modernbert":
+        sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = AutoConfig.for_model(kind, vocab_size=WORDS, max_position_embeddings=32, pad_token_id=0, **sizes, **fields)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    return HuggingFaceModel(model, use_logits=True, metrics=[LanguageCrossEntropy(), MaskedAccuracy()])
+
+
+def sentences(samples: int = SAMPLES) -> dict[str, torch.Tensor]:
+    """Every third of them padded at its end; a quarter of the tokens has a label, as many in every sentence."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(5, WORDS, (samples, TOKENS), generator=generator)
+    chosen = torch.rand(samples, TOKENS - 4, generator=generator).argsort(1)[:, :3]
+    labels = torch.full_like(ids, -100).scatter_(1, chosen, ids.gather(1, chosen))
+    ids[::3, -4:] = 0
+    return {"input_ids": ids.scatter(1, chosen, 1), "attention_mask": (ids != 0).long(), "labels": labels}
+
+
+def token_loader(batch_size: int = 8, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
+    data = [dict(zip(sentences(), row, strict=True)) for row in zip(*sentences().values(), strict=True)]
+    sampler = dist.get_sampler(data, shuffle=shuffle, drop_last=drop_last)  # type: ignore[arg-type]
+    return DataLoader(data, batch_size, sampler=sampler)  # type: ignore[arg-type]
 
 
 def trainer(algorithms: Algorithm | Sequence[Algorithm] = (), **options: Any) -> Trainer:

@@ -1,0 +1,123 @@
+"""Weights out of Composer checkpoints, state dicts and safetensors that need not be trusted: nothing in them is run."""
+
+import datetime
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.torch_version import TorchVersion
+
+# Composer's checkpoints hold the states of random generators, and what version and machine they come from.
+try:
+    from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
+except ImportError:  # numpy 1
+    from numpy.core.multiarray import _reconstruct  # type: ignore[attr-defined]
+HARMLESS: list[Any] = [
+    _reconstruct,
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    datetime.timedelta,
+    TorchVersion,
+]
+
+
+def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The model's weights by name, on the CPU, out of one file.
+
+    It may be a Composer checkpoint, a state dict that `torch.save` wrote, or `.safetensors`. Raises FileNotFoundError,
+    and ValueError for a file that is damaged, holds no weights, or holds what would have to be executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        hint = "; a checkpoint in shards has to be saved as one file first" if path.is_dir() else ""
+        raise FileNotFoundError(f"{path} is no file: expected a Composer checkpoint, a state dict or safetensors{hint}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = content.get("state")
+    weights = state.get("model") if isinstance(state, Mapping) else content
+    if not (isinstance(weights, Mapping) and weights and all(isinstance(value, Tensor) for value in weights.values())):
+        raise ValueError(f"{path} holds no weights: expected tensors by name, or a Composer checkpoint's state/model")
+    return {str(name).replace("_orig_mod.", ""): value for name, value in weights.items()}  # of a compiled model
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats, which it reads all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = _unsafe(path)
+        if not unsafe:
+            raise ValueError(f"{path} is no readable checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(
+            f"{path} is refused: to load it would run {', '.join(unsafe)}. Expected tensors and plain values only; "
+            "whoever trusts it can save its weights alone, as safetensors."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no readable checkpoint: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected weights by name")
+    return content
+
+
+def _unsafe(path: Path) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        return []
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+
+
+def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
+    """Load a file's weights into `module`, all of them or none.
+
+    The file's names may have the prefix of a `ComposerModel` around the network (`module.` or `model.`) that `module`
+    lacks, or lack what it has. Raises ValueError where a name is missing on either side, or has another shape.
+    """
+    weights, own = read_weights(path), module.state_dict()
+    renamed = [
+        weights,
+        *({f"{prefix}{name}": value for name, value in weights.items()} for prefix in _PREFIXES),
+        *({name.removeprefix(prefix): value for name, value in weights.items()} for prefix in _PREFIXES),
+    ]
+    weights = max(renamed, key=lambda candidate: len(candidate.keys() & own.keys()))
+    # Of tensors under several names, files may hold one.
+    held = {own[name].data_ptr() for name in weights.keys() & own.keys() if own[name].numel()}
+    missing = [name for name in own if name not in weights and own[name].data_ptr() not in held]
+    problems = [f"lacks {_some(missing)}"] if missing else []
+    if extra := [name for name in weights if name not in own]:
+        problems.append(f"has {_some(extra)}, unknown to the model")
+    shapes = [
+        f"{name} of {tuple(value.shape)} for {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    if shapes:
+        problems.append(f"has {_some(shapes)}")
+    if problems:
+        raise ValueError(f"{path} does not fit {type(module).__name__}: it {'; it '.join(problems)}")
+    module.load_state_dict(weights, strict=False)
+
+
+_PREFIXES = ("module.", "model.")
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

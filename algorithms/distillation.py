@@ -1,0 +1,267 @@
+"""Distillation: learning from the logits of trained teachers, of all or of a few drawn anew at each step.
+
+Source: "Reduce, Reuse, Recycle: Improving Training Efficiency with Distillation" (arXiv 2211.00683); the loss is from
+Hinton et al. 2015 (arXiv 1503.02531). Drawn one at a time, the teachers of an ensemble cost what a single one costs.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+from composer.core import Algorithm, Event, State, Time
+from composer.loggers import Logger
+from composer.utils.batch_helpers import batch_get
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .host import composer_model, moment, reached, refuse_twins
+from .labelled_positions import Labelled
+from .teachers import Teacher, load_teacher, logits_of, rows
+
+DTYPES = ("bfloat16", "float16", "float32")
+STREAM = 0x7EAC  # sets these draws apart from what others draw by the same seed and step
+
+
+def distillation_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))` of logits `(R, C)`, in float32, its mean over the rows.
+
+    `T^2` keeps the size of the gradient independent of the temperature (Hinton et al. 2015, section 2).
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, -1)
+    log_q = F.log_softmax(student.float() / temperature, -1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * (temperature**2 / max(len(student), 1))
+
+
+def distillation_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of logits `(R, C)`, in float32."""
+    return F.mse_loss(student.float(), teacher.float(), reduction="sum") / max(student.numel(), 1)
+
+
+def draw_teachers(seed: int, step: int, count: int, per_step: int) -> list[int]:
+    """Which `per_step` of `count` teachers are asked at this step: uniform, without replacement, in rising order."""
+    generator = np.random.default_rng((seed, step, STREAM))
+    return sorted(generator.choice(count, per_step, replace=False).tolist())
+
+
+def add_distillation(loss: Any, distilled: Tensor, base_weight: float, distillation_weight: float) -> Any:
+    """`base_weight * loss + distillation_weight * distilled`, for a loss that is a tensor, a tuple or a mapping.
+
+    Of a mapping with "total" only that is minimised, and the others are left as they are.
+    """
+    distilled = distillation_weight * distilled
+    if isinstance(loss, Mapping):
+        weighed = ["total"] if "total" in loss else [*loss]
+        parts = {name: base_weight * value if name in weighed else value for name, value in loss.items()}
+        if "total" in loss:
+            parts["total"] = parts["total"] + distilled
+        return parts | {"distillation": distilled}
+    if isinstance(loss, Tensor):
+        return base_weight * loss + distilled
+    return (*(base_weight * part for part in loss), distilled)
+
+
+class Distillation(Algorithm):
+    """Add a loss that draws the student's logits to its teachers'.
+
+    Args:
+        teachers: one or several networks or `ComposerModel`s, which are taken over: frozen, in evaluation mode, on the
+            student's device; or Hugging Face folders. `load_teacher` reads checkpoints and safetensors.
+        teachers_per_step: how many are drawn at each step; None: all. Of several, logits are averaged.
+        base_weight, distillation_weight: of the loss that there is without teachers, and of distillation.
+        loss: "kl" with `temperature`, "mse" of the logits, or a function of the student's and the teachers' logits
+            `(R, C)`, a row for each sample, or for each position with a label where each position has one.
+        temperature: what logits are divided by before the softmax, above 0.
+        start, end: when to distill, as time strings: `start <= elapsed < end`. Before and after, the loss is the plain
+            one, unweighted. Once the end is reached it is over for good, and the teachers' memory is released.
+        input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
+            that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
+        teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
+            stay as they are, and arithmetic follows the student's precision.
+        compile: compile the teachers.
+        offload: keep teachers on the CPU while they are not asked.
+
+    The draw is a function of the run's seed and the batch's number: common to all ranks and microbatches, and no global
+    generator moves. Nothing of the teachers is in the student's model, optimizer or checkpoint. Beside FSDP each rank
+    holds the teachers whole.
+
+    Raises ValueError before the first step where a teacher has another number of classes than the student.
+    """
+
+    def __init__(
+        self,
+        teachers: nn.Module | str | PathLike[str] | Sequence[nn.Module | str | PathLike[str]],
+        teachers_per_step: int | None = None,
+        base_weight: float = 0.1,
+        distillation_weight: float = 0.9,
+        loss: Literal["kl", "mse"] | Callable[[Tensor, Tensor], Tensor] = "kl",
+        temperature: float = 4.0,
+        start: str | Time = "0dur",
+        end: str | Time = "1dur",
+        input_key: str | int | tuple[Callable, Callable] | Any = 0,
+        target_key: str | int | tuple[Callable, Callable] | Any = 1,
+        teacher_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+        compile: bool = False,
+        offload: bool = False,
+    ):
+        given = [teachers] if isinstance(teachers, nn.Module | str | PathLike) else [*teachers]
+        count, per_step, expected = len(given), teachers_per_step, "a time string such as 0.5dur, 10ep or 500ba"
+        first, last = moment(start), moment(end)
+        problems = {
+            "teachers must be one at least, got none": not given,
+            f"teachers_per_step must be None or lie in [1, {count}], got {per_step}": not 1 <= (per_step or 1) <= count,
+            "teachers_per_step must be 1 at least, or None for all, got 0": per_step == 0,
+            f"base_weight must be finite and not below 0, got {base_weight}": not 0 <= base_weight < math.inf,
+            f"distillation_weight must be finite and above 0, got {distillation_weight}": not (
+                0 < distillation_weight < math.inf
+            ),
+            f"loss must be 'kl', 'mse' or a function of two logits, got {loss!r}": not (
+                callable(loss) or loss in ("kl", "mse")
+            ),
+            f"temperature must be finite and above 0, got {temperature}": not 0 < temperature < math.inf,
+            f"start must be {expected}, before the end of the training, got {start!r}": first is None
+            or str(first) == "1.0dur",
+            f"end must be {expected}, after the beginning of the training, got {end!r}": not (last and last.value),
+            f"teacher_dtype must be None or one of {', '.join(DTYPES)}, got {teacher_dtype!r}": (
+                teacher_dtype not in (None, *DTYPES)
+            ),
+        }
+        if first and last and first.unit == last.unit:
+            problems[f"end must come after start={start}, got {end}"] = first.value >= last.value
+        for problem, found in problems.items():
+            if found:
+                raise ValueError(f"Distillation: {problem}.")
+        self.start: Any = first
+        self.end: Any = last
+        self.teachers_per_step = teachers_per_step or len(given)
+        self.base_weight, self.distillation_weight = base_weight, distillation_weight
+        self.loss, self.temperature = loss, temperature
+        self.input_key, self.target_key = input_key, target_key
+        modules = [one if isinstance(one, nn.Module) else load_teacher(one) for one in given]
+        if len(set(map(id, modules))) < len(modules):
+            raise ValueError("Distillation: teachers must be different modules, got one of them twice.")
+        options = {"dtype": teacher_dtype, "compile": compile, "offload": offload}
+        self.teachers = [Teacher(module, input_key, target_key, **options) for module in modules]
+        self.drawn: list[int] = []  # the teachers of this step
+        self._count, self._offload = len(modules), offload
+        self._labelled = Labelled()
+        self._tokens = self._checked = self._over = False
+        self._seed = 0
+
+    def __repr__(self) -> str:
+        return f"Distillation(teachers={self._count}, teachers_per_step={self.teachers_per_step})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self._seed, "over": self._over}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed, self._over = state.get("seed", self._seed), state.get("over", self._over)
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in _STEPS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        _STEPS[event](self, state)
+
+    def _start(self, state: State) -> None:
+        refuse_twins(self, state)
+        own = set(map(id, state.model.parameters()))
+        if any(id(parameter) in own for teacher in self.teachers for parameter in teacher.module.parameters()):
+            raise ValueError("Distillation: a teacher shares weights with the student; give copy.deepcopy of it.")
+        self._seed = state.rank_zero_seed
+
+    def _choose(self, state: State) -> None:
+        self.drawn = []
+        if self._over or reached(state, self.end):
+            self._over = True
+            self._release()
+            return
+        if reached(state, self.start):
+            step = state.timestamp.batch.value
+            self.drawn = draw_teachers(self._seed, step, self._count, self.teachers_per_step)
+        labels = self._labels(state.batch)
+        self._tokens = labels is not None and labels.ndim > 1 and not labels.is_floating_point()
+        if self._tokens and (self.drawn or not self._checked):
+            shifted = bool(getattr(composer_model(state), "shift_labels", False))
+            self._labelled.start(labels, shifted)  # type: ignore[arg-type]
+
+    def _restart(self, state: State) -> None:
+        self._labelled.restart()
+
+    def _distill(self, state: State) -> None:
+        if self._over or not (self.drawn or not self._checked):
+            return
+        outputs, labels = state.outputs, self._labels(state.batch)
+        logits, index = logits_of(outputs), None
+        sparse = isinstance(outputs, Mapping) and "labels" in outputs  # by LabelledPositions
+        if self._tokens and labels is not None and (sparse or logits.ndim > 2):
+            index = self._labelled.next(labels)
+        student = rows(logits, index, labels, not isinstance(outputs, Tensor))
+        if not self._checked:
+            self._check(state, student, index, labels)
+        if not self.drawn:
+            return
+        teacher = self._mean_logits(state, index, labels)
+        if self.loss == "kl":
+            distilled = distillation_kl(student, teacher, self.temperature)
+        else:
+            loss: Any = distillation_mse if self.loss == "mse" else self.loss
+            distilled = loss(student, teacher)
+        state.loss = add_distillation(state.loss, distilled, self.base_weight, self.distillation_weight)
+
+    def _mean_logits(self, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
+        if len(self.drawn) == 1:
+            return self._ask(self.drawn[0], state, index, labels)
+        total: Any = 0
+        for i in self.drawn:
+            total = total + self._ask(i, state, index, labels).float()
+            if self._offload:
+                self.teachers[i].leave()
+        return total / len(self.drawn)
+
+    def _ask(self, i: int, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
+        self.teachers[i].enter(state)
+        return self.teachers[i](state, index, labels)
+
+    def _check(self, state: State, student: Tensor, index: Tensor | None, labels: Tensor | None) -> None:
+        """Every teacher, as some may be drawn only after days."""
+        if self.loss == "kl" and student.shape[-1] == 1:
+            raise ValueError("Distillation: of a single output loss='kl' is always 0; use loss='mse'.")
+        for i, teacher in enumerate(self.teachers):
+            shape = self._ask(i, state, index, labels).shape
+            if shape != student.shape:
+                raise ValueError(
+                    f"Distillation: teacher {i} ({type(teacher.network).__name__}) gives logits of {tuple(shape)}, "
+                    f"rows by classes, where the student gives {tuple(student.shape)}; the classes must be the same."
+                )
+            if self._offload or not self.drawn:
+                teacher.leave()
+        self._checked = True
+
+    def _finish(self, state: State) -> None:
+        if self._offload:
+            for teacher in self.teachers:
+                teacher.leave()
+
+    def _release(self) -> None:
+        for teacher in self.teachers:
+            teacher.leave()
+        self.teachers = []
+
+    def _labels(self, batch: Any) -> Tensor | None:
+        key = "labels" if isinstance(batch, Mapping) and self.target_key == 1 else self.target_key
+        try:
+            labels = None if isinstance(batch, Tensor) else batch_get(batch, key)
+        except (KeyError, IndexError, AttributeError):  # a batch without labels
+            return None
+        return labels if isinstance(labels, Tensor) else None
+
+
+_STEPS = {
+    Event.INIT: Distillation._start,
+    Event.BATCH_START: Distillation._choose,
+    Event.BEFORE_TRAIN_BATCH: Distillation._restart,
+    Event.BEFORE_BACKWARD: Distillation._distill,
+    Event.BATCH_END: Distillation._finish,
+}

@@ -1,0 +1,473 @@
+import copy
+import gc
+import itertools
+import random
+import weakref
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from composer import Callback
+from composer.algorithms import ProgressiveResizing
+from composer.models import ComposerClassifier
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from accelerando.algorithms import (
+    ChannelsLast,
+    Distillation,
+    LabelledPositions,
+    LabelSmoothing,
+    MixUp,
+    add_distillation,
+    distillation_kl,
+    draw_teachers,
+    mixup_batch,
+)
+from tiny import (
+    CLASSES,
+    WORDS,
+    Kill,
+    assert_same,
+    classifier,
+    differ,
+    examples,
+    fit,
+    loader,
+    masked_lm,
+    network,
+    sentences,
+    token_loader,
+    trainer,
+    weights,
+)
+
+
+def teacher(seed: int = 1, classes: int = CLASSES) -> nn.Module:
+    """Sure of itself: its logits are large."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(classes)]
+    module = nn.Sequential(*layers)
+    module(torch.randn(16, 3, 12, 12))
+    nn.init.normal_(module[-1].weight, std=0.2)
+    return module
+
+
+def plain_kl(student, teacher, T):
+    """The mean over rows of sum_c p_c (ln p_c - ln q_c), written out in float64, times T^2."""
+    total = 0.0
+    for s, t in zip(student.double(), teacher.double(), strict=True):
+        p, q = (torch.exp(x / T) / torch.exp(x / T).sum() for x in (t, s))
+        total = total + sum(p[c] * (torch.log(p[c]) - torch.log(q[c])) for c in range(len(p)))
+    return T**2 * total / len(student)
+
+
+@pytest.mark.parametrize("T", [1.0, 4.0])
+def test_kl_is_the_formula(T):
+    torch.manual_seed(0)
+    student, target = torch.randn(6, 5, requires_grad=True), 3 * torch.randn(6, 5)
+    loss = distillation_kl(student, target, T)
+    torch.testing.assert_close(loss.double(), plain_kl(student, target, T), rtol=1e-5, atol=0)
+    assert loss > 0 and distillation_kl(target, target, T) == 0
+    assert abs(loss - distillation_kl(target, student, T)) > 0.01 * loss  # the arguments are not exchangeable
+    loss.backward()
+    p, q = (F.softmax(x.detach() / T, -1) for x in (target, student))
+    torch.testing.assert_close(student.grad, T * (q - p) / 6)
+
+
+def by_hand(step_loss, steps=8, model=None, batches=None):
+    """The tiny run without a Trainer: `step_loss(model, batch, step)` on every batch of two epochs."""
+    model = model or network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    batches = batches or [*zip(*(tensor.split(8) for tensor in examples()), strict=True)] * 2
+    for step, batch in enumerate(batches[:steps]):
+        optimizer.zero_grad()
+        step_loss(model, batch, step).backward()
+        optimizer.step()
+    return {f"module.{name}": value for name, value in model.state_dict().items()}
+
+
+def asked(module, x):
+    with torch.no_grad():
+        return module.eval()(x)
+
+
+CASES = {
+    "one": {"teachers_per_step": None},
+    "all": {"teachers_per_step": None},
+    "drawn": {"teachers_per_step": 1},
+    "two of three": {"teachers_per_step": 2},
+    "mse": {"loss": "mse"},
+    "callable": {"loss": lambda s, t: F.l1_loss(s, t)},
+    "weights": {"base_weight": 0.7, "distillation_weight": 2.0, "temperature": 1.5},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_training_is_the_plain_loop(name, microbatch):
+    options = {
+        "teachers_per_step": None,
+        "loss": "kl",
+        "temperature": 4.0,
+        "base_weight": 0.1,
+        "distillation_weight": 0.9,
+    }
+    options |= CASES[name]
+    teachers = [teacher(seed) for seed in range(1 if name == "one" else 3)]
+    run = fit(Distillation(copy.deepcopy(teachers), **options), device_train_microbatch_size=microbatch)
+
+    def step_loss(model, batch, step):
+        x, y = batch
+        drawn = draw_teachers(7, step, len(teachers), options["teachers_per_step"] or len(teachers))
+        target, logits = sum(asked(teachers[i], x) for i in drawn) / len(drawn), model(x)
+        if options["loss"] == "kl":
+            distilled = plain_kl(logits, target, options["temperature"]).float()
+        else:
+            distilled = F.mse_loss(logits, target) if options["loss"] == "mse" else F.l1_loss(logits, target)
+        return options["base_weight"] * F.cross_entropy(logits, y) + options["distillation_weight"] * distilled
+
+    assert_same(weights(run), by_hand(step_loss), atol=2e-5)
+
+
+def test_the_draw_is_uniform_and_repeats():
+    draws = [draw_teachers(3, step, 5, 1)[0] for step in range(4000)]
+    assert stats.chisquare([*Counter(draws).values()]).pvalue > 0.01
+    pairs = [tuple(draw_teachers(3, step, 4, 2)) for step in range(3000)]
+    assert {*pairs} == {*itertools.combinations(range(4), 2)}
+    assert stats.chisquare([*Counter(pairs).values()]).pvalue > 0.01
+    assert draws[:50] == [draw_teachers(3, step, 5, 1)[0] for step in range(50)]
+    assert draws[:50] != [draw_teachers(4, step, 5, 1)[0] for step in range(50)]
+    follows = Counter(itertools.pairwise(draws))  # nor does a draw depend on the one before
+    assert stats.chisquare([*follows.values()]).pvalue > 0.01 and len(follows) == 25
+
+
+def test_no_generator_moves():
+    def states(ours):
+        run = trainer(ours)
+        run.fit()
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+    assert states([]) == states([Distillation([teacher(), teacher(2)], teachers_per_step=1)])
+
+
+@pytest.mark.parametrize(
+    "start, end, active",
+    [
+        ("0dur", "0.25dur", range(0, 2)),
+        ("0.25dur", "0.5dur", range(2, 4)),
+        ("3ba", "1ep", range(3, 4)),
+        ("16sp", "5ba", range(2, 5)),
+        ("0dur", "0.3dur", range(0, 3)),
+        ("0dur", "1dur", range(0, 8)),
+    ],
+)
+def test_outside_the_window_the_loss_is_the_plain_one(start, end, active):
+    one = teacher()
+    run = fit(Distillation(copy.deepcopy(one), start=start, end=end))
+
+    def step_loss(model, batch, step):
+        logits = model(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        distilled = distillation_kl(logits, asked(one, batch[0])) if step in active else None
+        return loss if distilled is None else 0.1 * loss + 0.9 * distilled
+
+    assert_same(weights(run), by_hand(step_loss), atol=1e-6)
+
+
+@pytest.mark.parametrize("start, same", [("3ba", True), ("2ba", False)])
+def test_up_to_the_window_the_run_is_the_plain_one_bit_for_bit(start, same):
+    runs = [trainer(ours) for ours in ([], [Distillation(teacher(), start=start)])]
+    for run in runs:
+        run.fit(duration="3ba")
+    plain, distilled = map(weights, runs)
+    assert all(torch.equal(plain[name], distilled[name]) for name in plain) == same
+
+
+def test_teachers_are_released_after_the_end():
+    class Watch(Callback):
+        def after_backward(self, state, logger):
+            gc.collect()
+            here.append(gone() is not None)
+
+    module, here = teacher(), []
+    gone, algorithm = weakref.ref(module), Distillation(module, end="0.5dur")
+    del module
+    run = fit(algorithm, callbacks=Watch())
+    assert here == [True] * 4 + [False] * 4 and algorithm.teachers == []
+    run.fit(duration="20ba")  # of which the end would be a smaller part: over is over
+    assert run.state.timestamp.batch == 28
+
+
+def test_teachers_stay_as_they_are(tmp_path):
+    module = teacher()
+    before = copy.deepcopy(module.state_dict())
+    modes = []
+    module.register_forward_hook(lambda m, i, o: modes.append((m.training, torch.is_grad_enabled(), o.requires_grad)))
+    module.train()
+    run = fit(Distillation(module), save_folder=str(tmp_path), train_dataloader=loader(shuffle=True))
+    assert_same(module.state_dict(), before)
+    assert set(modes) == {(False, False, False)} and len(modes) == 9  # once more, to compare the classes
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.parameters())
+    held = {id(parameter) for group in run.state.optimizers[0].param_groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in module.parameters()}
+    plain = fit(save_folder=str(tmp_path / "plain"), train_dataloader=loader(shuffle=True))
+    saved, other = (
+        torch.load(folder / "ep2-ba8-rank0.pt", weights_only=False) for folder in (tmp_path, tmp_path / "plain")
+    )
+    assert saved["state"]["model"].keys() == other["state"]["model"].keys() == plain.state.model.state_dict().keys()
+    ((_, state),) = saved["state"]["algorithms"]
+    assert state.keys() == {"repr", "seed", "over"}
+
+
+def test_resumed_after_the_end_it_is_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(Distillation(teacher(), end="0.5dur"), save_folder=str(tmp_path), save_interval="1ba", callbacks=Kill(5))
+    algorithm = Distillation(teacher(2), end="0.5dur")
+    resumed = fit(algorithm, load_path=str(tmp_path / "ep1-ba5-rank0.pt"), max_duration="4ep")
+    plain = fit(load_path=str(tmp_path / "ep1-ba5-rank0.pt"), max_duration="4ep")
+    assert_same(weights(resumed), weights(plain))
+
+
+@pytest.mark.parametrize("options", [{"offload": True}, {"teacher_dtype": "float32"}, {"compile": True}])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
+def test_how_teachers_are_kept_changes_nothing(options, monkeypatch):
+    if "compile" in options:  # a C++ compiler is not what is tried here
+        compiled, real = [], nn.Module.compile
+        monkeypatch.setattr(nn.Module, "compile", lambda m: (compiled.append(m), real(m, backend="aot_eager")))
+    teachers = [teacher(), teacher(2)]
+    plain = fit(Distillation(copy.deepcopy(teachers), teachers_per_step=1))
+    other = fit(Distillation(given := copy.deepcopy(teachers), teachers_per_step=1, **options))
+    assert_same(weights(other), weights(plain), atol=1e-6)
+    if "compile" in options:
+        assert compiled == given
+
+
+def test_teachers_in_bfloat16():
+    teachers = [teacher(), teacher(2)]
+    plain = fit(Distillation(copy.deepcopy(teachers)))
+    other = fit(Distillation(teachers, teacher_dtype="bfloat16"))
+    assert {parameter.dtype for module in teachers for parameter in module.parameters()} == {torch.bfloat16}
+    assert differ(weights(other), weights(fit()))
+    assert_same(weights(other), weights(plain), atol=0.01)
+
+
+def test_teachers_follow_the_memory_format():
+    formats, module = [], teacher()
+    module[0].register_forward_hook(
+        lambda m, i, o: formats.append(m.weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    fit([Distillation(module), ChannelsLast()])
+    assert formats and all(formats)
+
+
+class Outputs(ComposerClassifier):
+    """The tiny classifier with outputs, batches and losses of another form."""
+
+    def __init__(self, outputs, loss):
+        super().__init__(network(), num_classes=CLASSES)
+        self.form, self.loss_form = outputs, loss
+
+    def forward(self, batch):
+        x = batch["x"] if isinstance(batch, dict) else batch[0]
+        logits = self.module(x)
+        return {"tensor": logits, "tuple": (x.mean(), logits, x), "mapping": {"logits": logits, "aux": x}}[self.form]
+
+    def loss(self, outputs, batch):
+        y = batch["y"] if isinstance(batch, dict) else batch[1]
+        logits = outputs if self.form == "tensor" else outputs[1] if self.form == "tuple" else outputs["logits"]
+        loss = F.cross_entropy(logits, y)
+        parts = {"tensor": loss, "tuple": (0.75 * loss, 0.25 * loss), "mapping": {"a": 0.75 * loss, "b": 0.25 * loss}}
+        return parts.get(self.loss_form, {"total": loss, "twice": 2 * loss})
+
+    def get_metrics(self, is_train):
+        return {}
+
+
+@pytest.mark.parametrize("outputs", ["tensor", "tuple", "mapping"])
+@pytest.mark.parametrize("loss", ["tensor", "tuple", "mapping", "total"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_forms_of_batches_outputs_and_losses(outputs, loss, mapped):
+    options = {"input_key": "x", "target_key": "y"} if mapped else {}
+    batches = [dict(zip("xy", batch, strict=True)) if mapped else batch for batch in loader()]
+    before = copy.deepcopy(batches)
+    run = fit(
+        Distillation(teacher(), **options),
+        model=Outputs(outputs, loss),
+        train_dataloader=batches,
+        device_train_microbatch_size=8,
+    )
+    assert_same(weights(run), weights(fit(Distillation(teacher()))), atol=1e-6)
+    for batch, was in zip(batches, before, strict=True):
+        assert type(batch) is type(was) and len(batch) == len(was)
+        for part, old in zip(*(batch.values() if mapped else batch for batch in (batch, was)), strict=True):
+            assert torch.equal(part, old)
+
+
+def test_losses_are_weighed():
+    loss = {"total": torch.tensor(3.0), "aux": torch.tensor(5.0)}
+    assert add_distillation(loss, torch.tensor(2.0), 0.1, 0.9) == {"total": 0.3 + 1.8, "aux": 5.0, "distillation": 1.8}
+    assert loss["total"] == 3
+    assert add_distillation((torch.tensor(3.0),), torch.tensor(2.0), 0.5, 0.25) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize("interpolate_loss", [False, True])
+@pytest.mark.parametrize("first", ["MixUp", "Distillation"])
+def test_with_mixup_the_teacher_sees_what_the_student_sees(interpolate_loss, first):
+    one, seen, mixup = teacher(), [], MixUp(0.5, interpolate_loss=interpolate_loss)
+    taken = copy.deepcopy(one)
+    taken.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    both = [mixup, Distillation(taken)] if first == "MixUp" else [Distillation(taken), mixup]
+    model, own = classifier(), []
+    model.module.register_forward_pre_hook(lambda module, inputs: own.append(inputs[0].clone()))
+    run = fit(both, model=model, device_train_microbatch_size=4)
+    for mine, its in zip(own, seen[1:], strict=True):  # the first one compares the classes
+        assert torch.equal(mine, its)
+
+    def step_loss(model, batch, step):
+        draw = lambda *key: np.random.default_rng((7, step, *key))  # noqa: E731
+        z = draw().beta(0.5, 0.5)
+        pairs = torch.from_numpy(draw(0).permutation(len(batch[0])))
+        mixed, other, m = mixup_batch(*batch, min(z, 1 - z), indices=pairs)
+        logits = model(mixed)
+        loss = (1 - m) * F.cross_entropy(logits, batch[1]) + m * F.cross_entropy(logits, other)
+        return 0.1 * loss + 0.9 * distillation_kl(logits, asked(one, mixed))
+
+    assert_same(weights(run), by_hand(step_loss), atol=1e-5)
+
+
+def test_with_progressive_resizing_the_teacher_sees_what_the_student_sees():
+    sizes, module, own = [], network(), []
+    module.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[-1]))
+    model = classifier()
+    model.module.register_forward_pre_hook(lambda module, inputs: own.append(inputs[0].shape[-1]))
+    resizing = ProgressiveResizing(mode="resize", initial_scale=0.5, delay_fraction=0.0, size_increment=1)
+    fit([Distillation(module), resizing], model=model)
+    assert sizes[1:] == own and len(set(own)) > 1
+
+
+def lm_by_hand(teachers, smoothing=0.0, steps=8):
+    batches = [{k: v[i : i + 8] for k, v in sentences().items()} for i in range(0, 30, 8)] * 2
+
+    def step_loss(model, batch, step):
+        where = batch["labels"] != -100
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs).logits[where]
+        target = sum(torch.no_grad()(lambda t: t(**inputs).logits[where])(one) for one in teachers) / len(teachers)
+        loss = F.cross_entropy(logits, batch["labels"][where], label_smoothing=smoothing)
+        return 0.1 * loss + 0.9 * plain_kl(logits, target, 4.0).float()
+
+    found = by_hand(step_loss, steps, masked_lm().model, batches)
+    return {name.replace("module.", "model.", 1): value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_masked_lm_is_distilled_where_labels_stand(sparse, raw, smoothing):
+    models = [masked_lm(kind, seed=5) for kind in ("bert", "distilbert")]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.mul_(3)
+    given = [copy.deepcopy(model.model if raw else model) for model in models]
+    rows = []
+    for one in given:
+        head = (one if raw else one.model).get_output_embeddings()
+        head.register_forward_hook(lambda module, inputs, output: rows.append(tuple(output.shape)))
+    algorithms = [Distillation(given), *([LabelledPositions()] if sparse else [])]
+    algorithms += [LabelSmoothing(smoothing)] if smoothing else []
+    run = fit(algorithms, model=masked_lm(), train_dataloader=token_loader(), device_train_microbatch_size=4)
+    assert set(rows) == {(12, WORDS), (6, WORDS)}
+    expected = lm_by_hand([model.model.eval() for model in models], smoothing)
+    assert_same(weights(run), expected, atol=1e-5)
+
+
+def test_causal_lm_is_distilled_where_the_next_token_has_a_label():
+    from composer.models import HuggingFaceModel
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def model(seed):
+        torch.manual_seed(seed)
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 12, "vocab_size": WORDS}
+        return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+
+    labels = sentences()["input_ids"].masked_fill(sentences()["attention_mask"] == 0, -100)
+    batches = [{"input_ids": sentences()["input_ids"][:4], "labels": labels[:4]}]
+    student, one = model(0), model(1)
+    run = fit(
+        Distillation(copy.deepcopy(one)),
+        model=HuggingFaceModel(copy.deepcopy(student), shift_labels=True),
+        train_dataloader=batches,
+        device_train_microbatch_size=4,
+        max_duration="1ba",
+    )
+
+    def step_loss(model, batch, step):
+        where = batch["labels"][:, 1:] != -100
+        logits, target = (net(batch["input_ids"]).logits[:, :-1][where] for net in (model, one.eval()))
+        return 0.1 * F.cross_entropy(logits, batch["labels"][:, 1:][where]) + 0.9 * distillation_kl(
+            logits, target.detach()
+        )
+
+    expected = by_hand(step_loss, 1, student.train(), batches)
+    assert_same(weights(run), {name.replace("module.", "model.", 1): v for name, v in expected.items()}, atol=1e-5)
+
+
+def test_images_with_a_label_for_each_pixel():
+    torch.manual_seed(3)
+    student, one = nn.Conv2d(3, CLASSES, 3, padding=1), nn.Conv2d(3, CLASSES, 3, padding=1)
+    x, y = torch.randn(6, 3, 8, 8), torch.randint(-1, CLASSES, (6, 8, 8))
+    batch = (x, y.masked_fill(y < 0, -100))
+    model = ComposerClassifier(copy.deepcopy(student), num_classes=CLASSES, loss_fn=F.cross_entropy)
+    model.get_metrics = lambda is_train: {}
+    one_batch = {"device_train_microbatch_size": 6, "max_duration": "1ba"}
+    run = fit(Distillation(copy.deepcopy(one)), model=model, train_dataloader=[batch], **one_batch)
+
+    def step_loss(model, batch, step):
+        logits, target = (net(batch[0]).permute(0, 2, 3, 1)[batch[1] != -100] for net in (model, one))
+        distilled = distillation_kl(logits, target.detach())
+        return 0.1 * F.cross_entropy(model(batch[0]), batch[1]) + 0.9 * distilled
+
+    assert_same(weights(run), by_hand(step_loss, 1, student, [batch]), atol=1e-6)
+
+
+def test_other_classes_are_an_error_before_the_first_step():
+    run = trainer(Distillation([teacher(), teacher(2, classes=7)], teachers_per_step=1, start="0.5dur"))
+    before = weights(run)
+    with pytest.raises(ValueError, match=r"teacher 1 \(Sequential\) gives logits of \(8, 7\).* student gives \(8, 4\)"):
+        run.fit()
+    assert_same(weights(run), before)
+    other = masked_lm("bert", seed=1)
+    other.model.resize_token_embeddings(WORDS + 3)
+    run = trainer(Distillation(other), model=masked_lm(), train_dataloader=token_loader())
+    with pytest.raises(ValueError, match=rf"logits of \(24, {WORDS + 3}\).* student gives \(24, {WORDS}\)"):
+        run.fit()
+
+
+def test_the_student_is_no_teacher():
+    model = classifier()
+    with pytest.raises(ValueError, match="shares weights with the student; give copy"):
+        trainer(Distillation(model.module), model=model)
+    one = teacher()
+    with pytest.raises(ValueError, match="got one of them twice"):
+        Distillation([one, one])
+
+
+def test_logits_must_be_found():
+    class Two(Outputs):
+        def forward(self, batch):
+            return {"a": batch[0], "b": batch[0]}
+
+        def loss(self, outputs, batch):
+            return self.module(batch[0]).sum()
+
+    with pytest.raises(TypeError, match="no logits in a dict with a, b; expected 'logits'"):
+        fit(Distillation(teacher()), model=Two("mapping", "tensor"))
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(432, 1))
+    model = ComposerClassifier(copy.deepcopy(regression), num_classes=2, loss_fn=lambda out, y: out.mean())
+    model.get_metrics = lambda is_train: {}
+    with pytest.raises(ValueError, match="loss='kl' is always 0; use loss='mse'"):
+        fit(Distillation(regression), model=model)

@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+from composer.algorithms import SWA, GradientClipping
+from torch import nn
+
+from accelerando.algorithms import LabelledPositions, LabelSmoothing
+from accelerando.algorithms.labelled_positions import HEADS, HeadPositions, Labelled
+from tiny import WORDS, assert_same, classifier, masked_lm, sentences, token_loader, trainer, weights
+
+KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert")
+
+
+def fit(algorithms=(), kind="bert", **options):
+    run = trainer(algorithms, model=masked_lm(kind), **{"train_dataloader": token_loader()} | options)
+    run.fit()
+    return run
+
+
+def test_every_head_is_tried():
+    assert len(HEADS) == len(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_loss_and_gradients_are_those_of_all_positions(kind):
+    plain, sparse = masked_lm(kind).model.eval(), masked_lm(kind).model.eval()
+    batch, head = sentences(), HeadPositions(sparse)
+    where = (batch["labels"] != -100).flatten()
+    expected = plain(**batch)
+    head.index = where.nonzero().flatten()
+    found = sparse(**batch | {"labels": batch["labels"].flatten()[head.index]})
+    assert found.logits.shape == (int(where.sum()), WORDS)
+    torch.testing.assert_close(found.logits, expected.logits.flatten(0, 1)[where])
+    torch.testing.assert_close(found.loss, expected.loss)
+    for outputs in (expected, found):
+        outputs.loss.backward()
+    assert_same(gradients(sparse), gradients(plain), atol=1e-6)
+    head.index = None
+    torch.testing.assert_close(sparse(**batch).logits, expected.logits)
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_the_plain_run(kind):
+    options = {"device_train_microbatch_size": 3, "eval_dataloader": token_loader(5)}
+    plain, sparse = fit((), kind, **options), fit(LabelledPositions(), kind, **options)
+    assert_same(weights(sparse), weights(plain), atol=1e-5)
+    for metrics in ("train_metrics", "eval_metrics"):
+        found, expected = (values(getattr(run.state, metrics)) for run in (sparse, plain))
+        assert found == pytest.approx(expected, abs=1e-5) and expected
+
+
+def values(metrics):
+    (metrics,) = metrics.values() if "eval" in metrics else (metrics,)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def test_only_labelled_positions_reach_the_vocabulary():
+    model, rows = masked_lm(), []
+    decoder = model.model.cls.predictions.decoder
+    decoder.register_forward_hook(lambda module, inputs, output: rows.append(tuple(output.shape[:-1])))
+    options = {"train_dataloader": token_loader(), "eval_dataloader": token_loader(30), "max_duration": "1ep"}
+    trainer(LabelledPositions(), model=model, **options).fit()
+    assert rows == [(24,), (24,), (24,), (18,), (30, 12)]
+
+
+BESIDE = [lambda: LabelSmoothing(0.3), lambda: GradientClipping("norm", 0.1), lambda: SWA("0.25dur", "0.75dur")]
+
+
+@pytest.mark.parametrize("build", BESIDE, ids=["LabelSmoothing", "GradientClipping", "SWA"])
+@pytest.mark.filterwarnings("ignore:SWA has known issues")
+def test_beside_others(build):
+    options = {"eval_dataloader": token_loader(5), "train_dataloader": token_loader()}
+    plain, sparse = (fit([build(), *ours], **options) for ours in ([], [LabelledPositions()]))
+    assert_same(weights(sparse), weights(plain), atol=1e-5)
+    for run in (plain, sparse):
+        run.eval()
+    assert values(sparse.state.eval_metrics) == pytest.approx(values(plain.state.eval_metrics), abs=1e-5)
+    assert sparse.state.model.eval_forward.__self__ is sparse.state.model  # of a copy, not of what was copied
+
+
+def test_batches_are_not_changed():
+    class Keeps(torch.utils.data.DataLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                before = copy.deepcopy(batch)
+                yield batch
+                assert_same(batch, before)
+
+    data = [dict(zip(sentences(), row, strict=True)) for row in zip(*sentences().values(), strict=True)]
+    fit(LabelledPositions(), train_dataloader=Keeps(data, 8), max_duration="1ep")
+
+
+def test_modernbert_leaves_positions_out_no_more_by_itself():
+    plain, sparse = masked_lm("modernbert"), masked_lm("modernbert", sparse_prediction=True)
+    assert sparse.model.sparse_prediction
+    for model, ours in ((plain, []), (sparse, [LabelledPositions()])):
+        trainer(ours, model=model, train_dataloader=token_loader()).fit()
+    assert_same(sparse.state_dict(), plain.state_dict(), atol=1e-5)
+
+
+def test_labels_must_come_as_they_came():
+    labelled, labels = Labelled(), sentences()["labels"]
+    labelled.start(labels)
+    labelled.next(labels[:20])
+    assert labelled.next(labels[20:]).tolist() == (labels[20:] != -100).flatten().nonzero().flatten().tolist()
+    labelled.restart()
+    with pytest.raises(ValueError, match=r"labels of \(30, 11\) are not the next \(30, 12\) of the batch"):
+        labelled.next(labels[:, 1:])
+    labelled.start(labels, shifted=True)
+    expected = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100) != -100
+    assert labelled.next(labels).tolist() == expected.flatten().nonzero().flatten().tolist()
+
+
+def test_other_models_are_refused():
+    with pytest.raises(TypeError, match="HuggingFaceModel, got ComposerClassifier"):
+        trainer(LabelledPositions(), model=classifier())
+    other = masked_lm()
+    other.model = other.model.bert
+    with pytest.raises(TypeError, match="BertModel is not one of the masked language models BertForMaskedLM, Rob"):
+        trainer(LabelledPositions(), model=other, train_dataloader=token_loader())
+    flash = masked_lm("modernbert")
+    flash.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
+        trainer(LabelledPositions(), model=flash, train_dataloader=token_loader())
+    tuples = masked_lm()
+    tuples.model.config.return_dict = False
+    with pytest.raises(TypeError, match="return_dict=True"):
+        trainer(LabelledPositions(), model=tuples, train_dataloader=token_loader()).fit()

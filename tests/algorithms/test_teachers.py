@@ -1,0 +1,176 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from composer.models import ComposerClassifier
+from safetensors.torch import save_file
+from torch import nn
+from transformers import BertForMaskedLM
+
+from accelerando.algorithms import BlurPool, Distillation, load_teacher
+from accelerando.algorithms.checkpoints import read_weights
+from tiny import CLASSES, assert_same, classifier, differ, fit, masked_lm, network, token_loader, weights
+
+
+def other_weights(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One trained classifier in every format, and a masked LM as Hugging Face saves it."""
+    folder = tmp_path_factory.mktemp("teachers")
+    run = fit(save_folder=str(folder), save_filename="composer.pt", save_latest_filename=None)
+    module = run.state.model.module
+    torch.save(module.state_dict(), folder / "network.pt")
+    torch.save({f"_orig_mod.{name}": value for name, value in module.state_dict().items()}, folder / "compiled.pt")
+    save_file(module.state_dict(), folder / "network.safetensors")
+    save_file(run.state.model.state_dict(), folder / "model.safetensors")
+    lm = masked_lm().model
+    lm.save_pretrained(folder / "bert")
+    lm.save_pretrained(folder / "pickled", safe_serialization=False)
+    return folder
+
+
+FILES = ["composer.pt", "network.pt", "compiled.pt", "network.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_weights_of_every_format(name, wrapped, folder):
+    module = other_weights(classifier() if wrapped else network())
+    expected = torch.load(folder / "network.pt", weights_only=True)
+    assert load_teacher(folder / name, module) is module
+    assert_same((module.module if wrapped else module).state_dict(), expected)
+    assert len(read_weights(folder / name)) == len(expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "pickled"])
+def test_hugging_face_folders(name, folder):
+    state = torch.get_rng_state()
+    found = load_teacher(folder / name)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert isinstance(found, BertForMaskedLM)
+    assert_same(found.state_dict(), masked_lm().model.state_dict())
+    of_a_name, of_a_module = (
+        fit(Distillation(one), model=masked_lm(seed=3), train_dataloader=token_loader())
+        for one in (str(folder / name), masked_lm())
+    )
+    assert_same(weights(of_a_name), weights(of_a_module), atol=1e-6)
+
+
+def test_tied_weights_may_be_there_once(folder):
+    saved = read_weights(folder / "bert" / "model.safetensors")
+    model = masked_lm(seed=4).model
+    assert saved.keys() < model.state_dict().keys()
+    assert_same(load_teacher(folder / "bert" / "model.safetensors", model).state_dict(), masked_lm().model.state_dict())
+
+
+class Attack:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle", "in a Composer checkpoint"])
+def test_what_would_run_is_refused_and_does_not_run(form, folder, tmp_path):
+    attack = {"weight": Attack(tmp_path / "it ran")}
+    if form == "pickle":
+        (tmp_path / "bad.pt").write_bytes(pickle.dumps(attack))
+    else:
+        content = torch.load(folder / "composer.pt", weights_only=False) | attack if form != "zip" else attack
+        torch.save(content, tmp_path / "bad.pt")
+    with pytest.raises(
+        ValueError, match=r"bad.pt is (refused: to load it would run \w*\.?open|no readable checkpoint)"
+    ):
+        load_teacher(tmp_path / "bad.pt", network())
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_hugging_face_folders_do_not_run_code(folder, tmp_path):
+    masked_lm().model.save_pretrained(tmp_path, safe_serialization=False)
+    torch.save({"weight": Attack(tmp_path / "it ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded as a teacher"):
+        load_teacher(tmp_path)
+    assert not (tmp_path / "it ran").exists()
+
+
+def wrong_files(folder, tmp_path):
+    torch.save(network()[:-1].state_dict(), tmp_path / "short.pt")
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "foreign.pt")
+    torch.save(nn.Sequential(*network()[:-1], nn.Linear(32, 9)).state_dict(), tmp_path / "classes.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"state": {"model": {"a": 1}}}, tmp_path / "no_tensors.pt")
+    torch.save({}, tmp_path / "empty.pt")
+    whole = (folder / "composer.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "half.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:300])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "nothing.pt").touch()
+    (tmp_path / "shards").mkdir()
+    return {
+        "short.pt": "does not fit Sequential: it lacks 9.weight, 9.bias",
+        "foreign.pt": "it lacks 0.weight, 0.bias, 3.weight and 5 more; it has weight, bias, unknown to the model",
+        "classes.pt": r"it has 9.weight of \(9, 32\) for \(4, 32\), 9.bias",
+        "list.pt": "holds a list: expected weights by name",
+        "no_tensors.pt": "holds no weights",
+        "empty.pt": "holds no weights",
+        "half.pt": "half.pt is no readable checkpoint",
+        "half.safetensors": "half.safetensors is no readable safetensors file",
+        "text.pt": "text.pt is no readable checkpoint",
+        "nothing.pt": "nothing.pt is no readable checkpoint",
+        "shards": "is no file: .* in shards",
+        "absent.pt": "absent.pt is no file: expected a Composer checkpoint",
+    }
+
+
+def test_wrong_files_are_one_line_and_leave_the_module_alone(folder, tmp_path):
+    for name, message in wrong_files(folder, tmp_path).items():
+        module = network()
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            load_teacher(tmp_path / name, module)
+        assert "\n" not in str(caught.value), name
+        assert_same(module.state_dict(), network().state_dict())
+
+
+def test_folders_that_do_not_tell_their_model(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"does not tell its model: give the module too, load_teacher\(path, module\)"):
+        load_teacher(folder / "composer.pt")
+    with pytest.raises(ValueError, match="does not tell its model"):
+        load_teacher(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["NoSuchModel"]}')
+    with pytest.raises(ValueError, match="names NoSuchModel, which transformers does not have"):
+        load_teacher(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be loaded as a teacher"):
+        load_teacher(tmp_path)
+    masked_lm().model.save_pretrained(tmp_path)
+    save_file({"bert.embeddings.word_embeddings.weight": torch.zeros(40, 16)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks weights of BertForMaskedLM, or has them in another shape: bert"):
+        load_teacher(tmp_path)
+
+
+def test_a_blurred_teacher_is_loaded_into_a_blurred_network(tmp_path):
+    run = fit(BlurPool(), save_folder=str(tmp_path), save_filename="blurred.pt")
+    with pytest.raises(ValueError, match="does not fit Sequential"):
+        load_teacher(tmp_path / "blurred.pt", network())
+    from accelerando.algorithms import apply_blurpool
+
+    module = other_weights(network())
+    apply_blurpool(module)
+    load_teacher(tmp_path / "blurred.pt", module)
+    x = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(module.eval()(x), run.state.model.module.eval()(x))
+
+
+def test_a_composer_checkpoint_teaches(folder):
+    student = ComposerClassifier(other_weights(network()), num_classes=CLASSES)
+    one = load_teacher(folder / "composer.pt", classifier())
+    run = fit(Distillation(copy.deepcopy(one)), model=student)
+    assert differ(weights(run), weights(fit(model=ComposerClassifier(other_weights(network()), num_classes=CLASSES))))
