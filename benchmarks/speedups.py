@@ -8,56 +8,18 @@ algorithm itself does to a batch's targets or inputs, for ImageNet's 1000 classe
 
 import argparse
 import copy
-import os
-import platform
-import statistics
-import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-# glibc returns big blocks to the system at once, and then the time of page faults drowns that of the arms.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-if __name__ == "__main__" and not KEEP_MEMORY.keys() <= os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
-
-import composer
 import composer.functional as theirs
 import torch
 import torchvision
 from composer.loss.utils import ensure_targets_one_hot
+from harness import hardware, keep_memory, measure, report, versions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import accelerando.algorithms as ours
-
-
-def measure(arms: Mapping[str, Callable[[], object]], runs: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for round in range(runs + 2):
-        for name, arm in arms.items():
-            wait(device)
-            start = time.perf_counter()
-            arm()
-            wait(device)
-            if round >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def report(title: str, medians: Mapping[str, float], baseline: str, notes: str = "") -> None:
-    print(f"\n{title}")
-    width = max(map(len, medians))
-    for name, median in medians.items():
-        print(f"  {name:{width}}  {median * 1e3:10.3f} ms   {median / medians[baseline]:7.3f} x {baseline}")
-    if notes:
-        print(f"  {notes}")
 
 
 def resnet50_steps(runs: int, batch: int, device: torch.device, precision: torch.dtype) -> None:
@@ -141,14 +103,6 @@ def graph_breaks() -> None:
         print(f"  {arm:8}  {explained.graph_break_count}")
 
 
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with open("/proc/cpuinfo") as lines:
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=25, help="counted rounds; five times as many for the small parts")
@@ -158,8 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     print(
-        f"{hardware(arguments.device)}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"Composer {composer.__version__}; {'bf16' if arguments.bf16 else 'float32'}\n"
+        f"{hardware(arguments.device)}; {versions()}; {'bf16' if arguments.bf16 else 'float32'}\n"
         f"ResNet-50 steps: batch {arguments.batch}, medians of {arguments.runs} runs; "
         f"the rest: medians of {5 * arguments.runs} runs"
     )
@@ -170,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()
