@@ -22,6 +22,7 @@ check: .venv/ready
 
 benchmark: .venv/ready
 	$(BIN)/python benchmarks/speedups.py
+	$(BIN)/python benchmarks/distillation.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -5,11 +5,13 @@ Hinton et al. 2015 (arXiv 1503.02531). Drawn one at a time, the teachers of an e
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
+from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from composer.utils.batch_helpers import batch_get
@@ -74,7 +76,8 @@ class Distillation(Algorithm):
             `(R, C)`, a row for each sample, or for each position with a label where each position has one.
         temperature: what logits are divided by before the softmax, above 0.
         start, end: when to distill, as time strings: `start <= elapsed < end`. Before and after, the loss is the plain
-            one, unweighted. Once the end is reached it is over for good, and the teachers' memory is released.
+            one, unweighted. Once an end within the training is reached it is over for good, and the teachers' memory is
+            released.
         input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
             that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
         teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
@@ -105,13 +108,18 @@ class Distillation(Algorithm):
         compile: bool = False,
         offload: bool = False,
     ):
-        given = [teachers] if isinstance(teachers, nn.Module | str | PathLike) else [*teachers]
+        alone = isinstance(teachers, nn.Module | str | PathLike) and not isinstance(teachers, nn.ModuleList)
+        given: Any = [teachers] if alone or not isinstance(teachers, Iterable) else [*teachers]
         count, per_step, expected = len(given), teachers_per_step, "a time string such as 0.5dur, 10ep or 500ba"
         first, last = moment(start), moment(end)
         problems = {
             "teachers must be one at least, got none": not given,
-            f"teachers_per_step must be None or lie in [1, {count}], got {per_step}": not 1 <= (per_step or 1) <= count,
-            "teachers_per_step must be 1 at least, or None for all, got 0": per_step == 0,
+            f"teachers must be modules, or Hugging Face folders, got {given}": not all(
+                isinstance(one, nn.Module | str | PathLike) for one in given
+            ),
+            f"teachers_per_step must be None for all, or a whole number in [1, {count}], got {per_step}": not (
+                per_step is None or (type(per_step) is int and 1 <= per_step <= count)
+            ),
             f"base_weight must be finite and not below 0, got {base_weight}": not 0 <= base_weight < math.inf,
             f"distillation_weight must be finite and above 0, got {distillation_weight}": not (
                 0 < distillation_weight < math.inf
@@ -146,16 +154,18 @@ class Distillation(Algorithm):
         self.drawn: list[int] = []  # the teachers of this step
         self._count, self._offload = len(modules), offload
         self._labelled = Labelled()
-        self._tokens = self._checked = self._over = False
+        self._tokens = self._checked = self._began = self._over = False
         self._seed = 0
 
     def __repr__(self) -> str:
         return f"Distillation(teachers={self._count}, teachers_per_step={self.teachers_per_step})"
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self._seed, "over": self._over}
+        return {**super().state_dict(), "seed": self._seed, "over": self._over, "teachers": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (count := state.get("teachers", self._count)) != self._count:
+            raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self._count}.")
         self._seed, self._over = state.get("seed", self._seed), state.get("over", self._over)
 
     def match(self, event: Event, state: State) -> bool:
@@ -173,13 +183,12 @@ class Distillation(Algorithm):
 
     def _choose(self, state: State) -> None:
         self.drawn = []
-        if self._over or reached(state, self.end):
-            self._over = True
-            self._release()
+        if self._is_over(state):
             return
         if reached(state, self.start):
             step = state.timestamp.batch.value
             self.drawn = draw_teachers(self._seed, step, self._count, self.teachers_per_step)
+            self._began = True
         labels = self._labels(state.batch)
         self._tokens = labels is not None and labels.ndim > 1 and not labels.is_floating_point()
         if self._tokens and (self.drawn or not self._checked):
@@ -243,11 +252,19 @@ class Distillation(Algorithm):
         if self._offload:
             for teacher in self.teachers:
                 teacher.leave()
+        self._is_over(state)  # an evaluation, which may come now, needs no teachers
 
-    def _release(self) -> None:
-        for teacher in self.teachers:
-            teacher.leave()
-        self.teachers = []
+    def _is_over(self, state: State) -> bool:
+        # The end of the whole training is none of its own: who trains on distills on.
+        if self._over or (str(self.end) != "1.0dur" and reached(state, self.end)):
+            for teacher in self.teachers:
+                teacher.leave()
+            self.teachers, self._over = [], True
+        return self._over
+
+    def _warn(self, state: State) -> None:
+        if not (self._began or self._over):
+            warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
 
     def _labels(self, batch: Any) -> Tensor | None:
         key = "labels" if isinstance(batch, Mapping) and self.target_key == 1 else self.target_key
@@ -264,4 +281,5 @@ _STEPS = {
     Event.BEFORE_TRAIN_BATCH: Distillation._restart,
     Event.BEFORE_BACKWARD: Distillation._distill,
     Event.BATCH_END: Distillation._finish,
+    Event.FIT_END: Distillation._warn,
 }

@@ -27,7 +27,7 @@ def moment(value: str | Time) -> Time | None:
     """A time string as a moment of the training, in ep, ba, sp, tok or dur; None for what is none."""
     try:
         time = Time.from_input(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError):
         return None
     longest = 1 if time.unit == TimeUnit.DURATION else math.inf
     return time if time.unit in UNITS and 0 <= time.value <= longest else None

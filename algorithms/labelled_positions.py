@@ -6,7 +6,6 @@ before the head, as fairseq does for RoBERTa (Liu et al. 2019, arXiv 1907.11692)
 """
 
 import copy
-import types
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ class HeadPositions:
                 )
             # Its own way of leaving out positions wants all labels; its own compilation does not see the hook's state.
             model.sparse_prediction = False  # type: ignore[assignment]
-            model.compiled_head = types.MethodType(_plain_head, model)  # type: ignore[assignment]
+            model.compiled_head = _PlainHead(model)  # type: ignore[assignment]
         self.index: Tensor | None = None
         model.get_submodule(HEADS[name]).register_forward_pre_hook(self._select)
 
@@ -61,8 +60,14 @@ class HeadPositions:
         return (inputs[0].flatten(0, -2)[self.index], *inputs[1:])
 
 
-def _plain_head(model: Any, hidden: Tensor) -> Tensor:
-    return model.decoder(model.head(hidden))
+class _PlainHead:
+    """An object, unlike a function, follows the model when that is copied or saved."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.model.decoder(self.model.head(hidden))
 
 
 def has_masked_lm_head(model: nn.Module) -> bool:
@@ -135,8 +140,7 @@ class LabelledPositions(Algorithm):
         if not isinstance(model, HuggingFaceModel):
             raise TypeError(f"LabelledPositions needs composer.models.HuggingFaceModel, got {type(model).__name__}.")
         self._head = HeadPositions(model.model)
-        # A method, unlike a function, follows the model when that is copied (by SWA, say).
-        model.eval_forward = types.MethodType(_eval_forward, model)  # type: ignore[method-assign]
+        model.eval_forward = _EvalForward(model)  # type: ignore[method-assign]
 
     def _find(self, state: State) -> None:
         self._labelled.start(state.batch["labels"])
@@ -146,13 +150,16 @@ class LabelledPositions(Algorithm):
         self._head.index = None
 
     def _select(self, state: State) -> None:
-        self._batch, batch = state.batch, copy.copy(state.batch)
-        labels = batch["labels"]
-        self._head.index = self._labelled.next(labels)
-        batch["labels"] = labels.flatten()[self._head.index]
-        state.batch = batch
+        self._batch, labels = state.batch, state.batch["labels"]
+        index = self._labelled.next(labels)
+        if len(index) == 0:  # of nothing, Composer's metrics can make nothing
+            return
+        self._head.index, state.batch = index, copy.copy(state.batch)
+        state.batch["labels"] = labels.flatten()[index]
 
     def _stop(self, state: State) -> None:
+        if self._head.index is None:
+            return
         self._head.index = None
         # For the training metrics, to which Composer gives the original batch.
         outputs: Any = state.outputs
@@ -164,11 +171,17 @@ class LabelledPositions(Algorithm):
         state.batch = self._batch
 
 
-def _eval_forward(model: HuggingFaceModel, batch: Any, outputs: Any = None) -> Any:
-    result = type(model).eval_forward(model, batch, outputs)
-    if outputs is not None and "labels" in outputs:
-        model.labels = outputs["labels"]
-    return result
+class _EvalForward:
+    """Gives training metrics the labels that belong to the outputs; copied and saved with the model."""
+
+    def __init__(self, model: HuggingFaceModel):
+        self.model = model
+
+    def __call__(self, batch: Any, outputs: Any = None) -> Any:
+        result = type(self.model).eval_forward(self.model, batch, outputs)
+        if outputs is not None and "labels" in outputs:
+            self.model.labels = outputs["labels"]
+        return result
 
 
 _STEPS = {

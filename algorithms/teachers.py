@@ -40,12 +40,12 @@ def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> 
 
     try:
         with torch.random.fork_rng(devices=[]):
-            config = transformers.AutoConfig.from_pretrained(path)
+            config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
             name = (config.architectures or ["no architecture"])[0]
             kind: Any = getattr(transformers, name, None)
             if kind is None:
                 raise ValueError(f"its config.json names {name}, which transformers does not have")
-            teacher, info = kind.from_pretrained(path, config=config, output_loading_info=True)
+            teacher, info = kind.from_pretrained(path, config=config, output_loading_info=True, trust_remote_code=False)
     except Exception as error:  # of many kinds, from many files
         raise ValueError(f"{path} cannot be loaded as a teacher: {' '.join(str(error).split())}") from error
     if wrong := [str(item) for item in (*info["missing_keys"], *info["mismatched_keys"])]:
@@ -82,11 +82,12 @@ def rows(
     Args:
         logits: `(N, C)`, `(N, ..., C)` as of language models, or `(N, C, ...)` as of torch's losses on images.
         index: `(R,)`, among the flattened positions `(N, ...)`.
-        labels: `(N, ...)`, tells which of the dimensions holds the classes; without them `classes_last` does.
+        labels: `(N, ...)`, tells which of the dimensions holds the classes; where it cannot, `classes_last` does.
     """
     if logits.ndim > 2:
         shape = None if labels is None else labels.shape
-        if shape != logits.shape[:-1] and (shape == logits.shape[:1] + logits.shape[2:] or not classes_last):
+        last, second = shape == logits.shape[:-1], shape == logits.shape[:1] + logits.shape[2:]
+        if not (classes_last if last == second else last):
             logits = logits.movedim(1, -1)
         logits = logits.flatten(0, -2)
         return logits if index is None else logits[index]
@@ -104,6 +105,8 @@ class Teacher:
         dtype: of its weights and its arithmetic, by torch's name; None: weights as they are, the student's precision.
         compile: with `torch.compile`.
         offload: keep it on the CPU while it is not asked.
+
+    Raises ValueError for weights that are not finite, as those of a training that diverged.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Teacher:
         compile: bool = False,
         offload: bool = False,
     ):
+        if not all(bool(parameter.isfinite().all()) for parameter in module.parameters() if parameter.numel()):
+            raise ValueError(f"Distillation: teachers: a {type(module).__name__} has weights that are not finite.")
         self.module = module.eval().requires_grad_(False)
         self.network: nn.Module = module.model if isinstance(module, HuggingFaceModel) else module
         self.input_key, self.target_key, self.offload = input_key, target_key, offload

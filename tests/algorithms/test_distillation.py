@@ -4,12 +4,14 @@ import itertools
 import random
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from composer import Callback
-from composer.algorithms import ProgressiveResizing
+from composer.algorithms import SAM, ProgressiveResizing
+from composer.algorithms.warnings import NoEffectWarning
 from composer.models import ComposerClassifier
 from scipy import stats
 from torch import nn
@@ -26,6 +28,7 @@ from accelerando.algorithms import (
     draw_teachers,
     mixup_batch,
 )
+from accelerando.algorithms.teachers import Teacher, rows
 from tiny import (
     CLASSES,
     WORDS,
@@ -178,6 +181,7 @@ def test_outside_the_window_the_loss_is_the_plain_one(start, end, active):
 
 
 @pytest.mark.parametrize("start, same", [("3ba", True), ("2ba", False)])
+@pytest.mark.filterwarnings("ignore:Distillation. the training ended before start")
 def test_up_to_the_window_the_run_is_the_plain_one_bit_for_bit(start, same):
     runs = [trainer(ours) for ours in ([], [Distillation(teacher(), start=start)])]
     for run in runs:
@@ -201,6 +205,170 @@ def test_teachers_are_released_after_the_end():
     assert run.state.timestamp.batch == 28
 
 
+def test_evaluation_at_the_end_finds_no_teachers():
+    class Watch(Callback):
+        def eval_start(self, state, logger):
+            here.append(len(algorithm.teachers))
+
+    here, algorithm = [], Distillation(teacher(), end="0.5dur")
+    fit(algorithm, eval_dataloader=loader(), eval_interval="2ba", callbacks=Watch())
+    assert here == [1, 0, 0, 0]
+
+
+def test_without_an_end_of_its_own_it_goes_on_with_the_training():
+    algorithm = Distillation(teacher())
+    run = fit(algorithm)
+    before = weights(run)
+    run.fit(duration="1ba")
+    assert algorithm.drawn == [0] and differ(weights(run), before)
+
+
+def test_a_start_that_never_comes_is_said():
+    with pytest.warns(NoEffectWarning, match="Distillation: the training ended before start=500ba"):
+        fit(Distillation(teacher(), start="500ba"), train_dataloader=loader(10))
+
+
+def test_teachers_are_where_they_are_needed(monkeypatch):
+    module = teacher()
+    one, before = Teacher(module), {name: value.data_ptr() for name, value in module.state_dict().items()}
+    state = SimpleNamespace(device=SimpleNamespace(_device=torch.device("cpu")), model=nn.Linear(2, 2))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *place, **how: tensor.clone())  # as another device would
+    for _ in range(2):
+        one.enter(state)
+        there = {name: value.data_ptr() for name, value in module.state_dict().items()}
+        assert not set(there.values()) & set(before.values())
+        one.enter(state)
+        assert {name: value.data_ptr() for name, value in module.state_dict().items()} == there
+        one.leave()
+        assert {name: value.data_ptr() for name, value in module.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("per_step", [1, None])
+@pytest.mark.parametrize("offload", [True, False])
+def test_offloaded_teachers_leave_between_batches(offload, per_step, monkeypatch):
+    entered, most = [], []
+    enter, leave = Teacher.enter, Teacher.leave
+
+    def watched_enter(self, state):
+        entered.append(self) if self not in entered else None
+        most.append(len(entered))
+        enter(self, state)
+
+    def watched_leave(self):
+        entered.remove(self) if self in entered else None
+        leave(self)
+
+    class Watch(Callback):
+        def batch_end(self, state, logger):
+            left.append(len(entered))
+
+    left = []
+    monkeypatch.setattr(Teacher, "enter", watched_enter)
+    monkeypatch.setattr(Teacher, "leave", watched_leave)
+    fit(Distillation([teacher(), teacher(2)], per_step, offload=offload), callbacks=Watch())
+    assert left == [0 if offload else 2] * 8 and max(most) == (1 if offload else 2)
+
+
+def test_teachers_are_put_into_evaluation_again():
+    class Train(Callback):
+        def batch_start(self, state, logger):
+            module.train()
+
+    module = teacher()
+    before = copy.deepcopy(module.state_dict())
+    run = fit(Distillation(module), callbacks=Train())
+    assert_same(module.state_dict(), before)
+    assert_same(weights(run), weights(fit(Distillation(teacher()))))
+
+
+def test_teachers_run_in_the_students_precision(monkeypatch):
+    def outputs(**options):
+        kinds, module = set(), teacher()
+        module.register_forward_hook(lambda m, i, o: kinds.add(o.dtype))
+        fit(Distillation(module, **options), max_duration="1ba")
+        return kinds
+
+    # Composer has no mixed precision on the CPU.
+    bf16 = lambda precision, config: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    assert outputs() == {torch.float32}
+    monkeypatch.setattr("accelerando.algorithms.teachers.get_precision_context", bf16)
+    assert outputs() == {torch.bfloat16}
+    assert outputs(teacher_dtype="float32") == {torch.float32}
+
+
+def test_the_divergence_of_half_precision_logits_is_computed_in_float32():
+    torch.manual_seed(0)
+    student, target = (4 * torch.randn(16, 300).bfloat16() for _ in range(2))
+    torch.testing.assert_close(
+        distillation_kl(student, target).double(), plain_kl(student, target, 4.0), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:SAM has known issues")
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_each_pass_of_sam_asks_the_teachers(microbatch):
+    # The first pass of a step goes uphill from the distilled loss, the second one down from there.
+    runs = [
+        fit(
+            [SAM(rho=0.3), Distillation(masked_lm(seed=5)), *ours],
+            model=masked_lm(),
+            train_dataloader=token_loader(),
+            device_train_microbatch_size=microbatch,
+        )
+        for ours in ([], [LabelledPositions()])
+    ]
+    assert_same(weights(runs[1]), weights(runs[0]), atol=1e-5)
+    model, one = masked_lm().model, masked_lm(seed=5).model.eval()
+    batch = {name: value[:8] for name, value in sentences().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def backward():
+        optimizer.zero_grad()
+        where = batch["labels"] != -100
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits, target = (net(**inputs).logits[where] for net in (model, one))
+        (
+            0.1 * F.cross_entropy(logits, batch["labels"][where]) + 0.9 * distillation_kl(logits, target.detach())
+        ).backward()
+
+    backward()
+    used = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.stack([parameter.grad.norm() for parameter in used]).norm()
+    steps = [parameter.grad * (0.3 / (norm + 1e-12)) for parameter in used]
+    for parameter, step in zip(used, steps, strict=True):
+        parameter.data.add_(step)
+    backward()
+    for parameter, step in zip(used, steps, strict=True):
+        parameter.data.sub_(step)
+    optimizer.step()
+    run = fit(
+        [SAM(rho=0.3), Distillation(masked_lm(seed=5)), LabelledPositions()],
+        model=masked_lm(),
+        train_dataloader=token_loader(),
+        device_train_microbatch_size=microbatch,
+        max_duration="1ba",
+    )
+    assert_same(weights(run), {f"model.{name}": value for name, value in model.state_dict().items()}, atol=1e-5)
+
+
+def test_the_seed_of_the_draw_comes_back(tmp_path):
+    build = lambda: Distillation([teacher(), teacher(2)], teachers_per_step=1)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), save_folder=str(tmp_path), save_interval="1ba", callbacks=Kill(3))
+    resumed = fit(build(), load_path=str(tmp_path / "ep0-ba3-rank0.pt"), seed=8)
+    assert_same(weights(resumed), weights(fit(build())))
+    with pytest.raises(ValueError, match="the checkpoint's run has 2 teachers, got 1"):
+        fit(Distillation(teacher()), load_path=str(tmp_path / "ep0-ba3-rank0.pt"))
+
+
+def test_the_draw_is_not_what_others_draw():
+    def like_mixup(step):
+        return int(np.random.default_rng((3, step)).choice(5, 1, replace=False)[0])
+
+    same = sum(draw_teachers(3, step, 5, 1)[0] == like_mixup(step) for step in range(1000))
+    assert 150 < same < 250
+
+
 def test_teachers_stay_as_they_are(tmp_path):
     module = teacher()
     before = copy.deepcopy(module.state_dict())
@@ -219,7 +387,7 @@ def test_teachers_stay_as_they_are(tmp_path):
     )
     assert saved["state"]["model"].keys() == other["state"]["model"].keys() == plain.state.model.state_dict().keys()
     ((_, state),) = saved["state"]["algorithms"]
-    assert state.keys() == {"repr", "seed", "over"}
+    assert state.keys() == {"repr", "seed", "over", "teachers"}
 
 
 def test_resumed_after_the_end_it_is_over(tmp_path):
@@ -416,6 +584,13 @@ def test_causal_lm_is_distilled_where_the_next_token_has_a_label():
     assert_same(weights(run), {name.replace("module.", "model.", 1): v for name, v in expected.items()}, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes_last", [True, False])
+def test_as_many_positions_as_classes_are_told_apart_by_the_kind_of_output(classes_last):
+    logits, labels = torch.randn(2, 5, 5), torch.randint(5, (2, 5))
+    found = rows(logits, torch.tensor([3, 7]), labels, classes_last)
+    assert torch.equal(found, (logits if classes_last else logits.movedim(1, -1)).reshape(10, 5)[[3, 7]])
+
+
 def test_images_with_a_label_for_each_pixel():
     torch.manual_seed(3)
     student, one = nn.Conv2d(3, CLASSES, 3, padding=1), nn.Conv2d(3, CLASSES, 3, padding=1)
@@ -445,6 +620,27 @@ def test_other_classes_are_an_error_before_the_first_step():
     run = trainer(Distillation(other), model=masked_lm(), train_dataloader=token_loader())
     with pytest.raises(ValueError, match=rf"logits of \(24, {WORDS + 3}\).* student gives \(24, {WORDS}\)"):
         run.fit()
+
+
+def test_teachers_that_cannot_teach_are_refused():
+    diverged = teacher()
+    diverged[0].weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="a Sequential has weights that are not finite"):
+        Distillation(diverged)
+    for wrong in (5, None, [None], [teacher(), 3]):
+        with pytest.raises(ValueError, match="Distillation: teachers must be modules"):
+            Distillation(wrong)
+    assert len(Distillation(nn.ModuleList([teacher(), teacher(2)])).teachers) == 2
+
+
+def test_a_teacher_may_know_fewer_inputs():
+    batches = [{**sentences(), "token_type_ids": torch.zeros_like(sentences()["input_ids"])}]
+    options = {"device_train_microbatch_size": 30, "max_duration": "1ba"}
+    runs = [
+        fit(Distillation(one), model=masked_lm(), train_dataloader=batches, **options)
+        for one in (masked_lm("distilbert", seed=5), masked_lm("distilbert", seed=5).model)
+    ]
+    assert_same(weights(runs[0]), weights(runs[1]))
 
 
 def test_the_student_is_no_teacher():

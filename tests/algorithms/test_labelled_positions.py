@@ -80,7 +80,41 @@ def test_beside_others(build):
     for run in (plain, sparse):
         run.eval()
     assert values(sparse.state.eval_metrics) == pytest.approx(values(plain.state.eval_metrics), abs=1e-5)
-    assert sparse.state.model.eval_forward.__self__ is sparse.state.model  # of a copy, not of what was copied
+    assert sparse.state.model.eval_forward.model is sparse.state.model  # of a copy, not of what was copied
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_a_model_is_saved_and_copied_with_what_it_got(kind, tmp_path):
+    run = fit(LabelledPositions(), kind)
+    torch.save(run.state.model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    batch = sentences()
+    expected = run.state.model.eval().eval_forward(dict(batch))
+    for model in (loaded, copy.deepcopy(run.state.model)):
+        assert model.eval_forward.model is model
+        torch.testing.assert_close(model.eval().eval_forward(dict(batch)), expected)
+
+
+@pytest.mark.parametrize("microbatch", [8, 4, 1])
+def test_microbatches_without_a_label(microbatch):
+    batch = sentences(8)
+    batch["labels"][4:7] = -100
+    options = {"train_dataloader": [batch], "device_train_microbatch_size": microbatch, "max_duration": "2ba"}
+    if microbatch == 1:  # whose loss is a mean over nothing
+        batch["labels"][4:7, 0] = batch["input_ids"][4:7, 0]
+    plain, sparse = fit((), **options), fit(LabelledPositions(), **options)
+    assert_same(weights(sparse), weights(plain), atol=1e-5)
+    assert values(sparse.state.train_metrics) == pytest.approx(values(plain.state.train_metrics), abs=1e-5)
+
+
+def test_a_microbatch_without_any_label_is_the_plain_one():
+    batch = sentences(8)
+    batch["labels"][4:] = -100
+    options = {"train_dataloader": [batch], "device_train_microbatch_size": 4, "max_duration": "1ba"}
+    plain, sparse = fit((), **options), fit(LabelledPositions(), **options)
+    assert values(sparse.state.train_metrics) == pytest.approx(values(plain.state.train_metrics), abs=1e-5)
+    for name, value in weights(plain).items():  # NaN, as Hugging Face's mean over nothing is
+        torch.testing.assert_close(weights(sparse)[name], value, equal_nan=True, atol=1e-5, rtol=0)
 
 
 def test_batches_are_not_changed():

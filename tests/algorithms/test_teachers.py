@@ -1,6 +1,9 @@
 import copy
+import io
+import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from composer.models import ComposerClassifier
@@ -99,6 +102,34 @@ def test_hugging_face_folders_do_not_run_code(folder, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded as a teacher"):
         load_teacher(tmp_path)
     assert not (tmp_path / "it ran").exists()
+
+
+def test_hugging_face_folders_do_not_run_their_own_modules(tmp_path, monkeypatch):
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForMaskedLM": "evil.Model"}
+    content = {"model_type": "evil", "architectures": ["BertForMaskedLM"], "auto_map": auto_map}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(ValueError, match="cannot be loaded as a teacher"):
+        load_teacher(tmp_path)
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("name", ["composer.pt", "network.pt", "network.safetensors"])
+def test_damaged_files_are_one_kind_of_error(name, folder, tmp_path):
+    whole, draw = (folder / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in draw.integers(len(whole), size=int(draw.integers(1, 40))):
+            damaged[place] = int(draw.integers(256))
+        (tmp_path / name).write_bytes(
+            damaged[: int(draw.integers(len(whole) // 2, len(whole)))] if draw.random() < 0.3 else damaged
+        )
+        try:
+            load_teacher(tmp_path / name, network())  # may be all right, but for a weight
+        except ValueError as error:
+            assert "\n" not in str(error)
 
 
 def wrong_files(folder, tmp_path):
