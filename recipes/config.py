@@ -46,6 +46,7 @@ SECTIONS = {
 }
 MANY = ("algorithms", "callbacks", "loggers")
 OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
+MADE_HERE = ("scheduler", "teachers")
 DURATIONS = ("ep", "ba", "sp")
 # The least whole number, and what else is allowed.
 RANGES = {
@@ -282,20 +283,44 @@ def _check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]
         if any(part.target is target for part in parts):
             raise source.error(key, f"{target.__name__} is given twice; expected once")
         with source.blame(key, TypeError, ValueError):  # of a thing that has no signature
-            supplied = 1 if section == "optimizer" or _takes_scheduler(target) else 0
-            checked = check_arguments(target, arguments, supplied)
-        parts.append(Part(source, key, target, checked))
+            made = first_parameter(target) if section == "algorithms" else None
+        references = {}
+        if made == "teachers":
+            from accelerando.recipes.teachers import check_references
+
+            references = {made: check_references(source, f"{key}.{made}", arguments.get(made))}
+        with source.blame(key, TypeError, ValueError):
+            supplied = 1 if section == "optimizer" or made in MADE_HERE else 0
+            given = {name: value for name, value in arguments.items() if name not in references}
+            checked = check_arguments(target, given, supplied)
+        parts.append(Part(source, key, target, checked | references))
     return parts
 
 
+def check_section(source: Source, section: str, value: Any) -> list[Part]:
+    """The parts of a section that stands elsewhere than at the top of a config."""
+    return _check_parts(source, section, _entries(source, section, value))
+
+
 def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
-    """Those of the recipe, given its scheduler where they follow it."""
-    return [part.build(scheduler) if _takes_scheduler(part.target) else part.build() for part in recipe.algorithms]
+    """Those of the recipe, given its scheduler or the teachers that they name, where that is their first parameter."""
+    from accelerando.recipes.teachers import build_teachers
+
+    algorithms = []
+    same: Any = recipe  # whose class, by way of the import, type checkers take for another one
+    for part in recipe.algorithms:
+        made = first_parameter(part.target)
+        supplied = [scheduler] if made == "scheduler" else []
+        if made == "teachers":
+            supplied.append(build_teachers(same, part.arguments[made]))
+            part = replace(part, arguments={name: part.arguments[name] for name in part.arguments if name != made})
+        algorithms.append(part.build(*supplied))
+    return algorithms
 
 
-def _takes_scheduler(target: Callable[..., Any]) -> bool:
-    """Whether this algorithm's first parameter is the run's scheduler, which the recipe then gives it."""
-    return next(iter(inspect.signature(target).parameters), None) == "scheduler"
+def first_parameter(target: Callable[..., Any]) -> str | None:
+    """By the name of its first parameter an algorithm is given what the recipe makes: one of `MADE_HERE`."""
+    return next(iter(inspect.signature(target).parameters), None)
 
 
 def _check_data(part: Part) -> Part:

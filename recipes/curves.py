@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -60,12 +61,20 @@ class Difference(NamedTuple):
     worst: float  # absolute
 
 
-def choose_metric(names: Iterable[str], wanted: str | None = None) -> str:
-    """The metric `wanted` by its name or its last part, by default the first accuracy; ValueError if less is better."""
+def lower_is_better(metric: str) -> bool:
+    """Whether it is an error, by its name."""
+    return metric.lower().endswith(LOWER_IS_BETTER)
+
+
+def choose_metric(names: Iterable[str], wanted: str | None = None, errors: bool = False) -> str:
+    """The metric `wanted` by its name or its last part, by default the first accuracy.
+
+    ValueError if there is none, and, unless `errors` are allowed, if less is better.
+    """
     for name in (names := list(names)):
         short = name.rpartition("/")[2]
         if "Accuracy" in short if wanted is None else wanted.lower() in (name.lower(), short.lower()):
-            if name.lower().endswith(LOWER_IS_BETTER):
+            if lower_is_better(name) and not errors:
                 raise ValueError(f"lower is better for {name}; choose a metric of which more is better")
             return name
     raise ValueError(f"no metric is {wanted or 'an accuracy'!r}: choose one of {names}")
@@ -167,16 +176,16 @@ def budgets(points: Sequence[Point], baseline: str) -> list[dict[str, Any]]:
 
 def budget_table(points: Sequence[Point], metric: str, baseline: str) -> str:
     """`budgets` as text, the time in the figure's unit; the last column is the gain."""
-    rows, (unit, size) = budgets(points, baseline), _unit(points)
+    rows, (unit, size) = budgets(points, baseline), time_unit(point.seconds for point in points)
     for row in rows:
         row["seconds"] = f"{(time := row['seconds'] / size):,.{2 if time < 100 else 0}f}"
     names = {"seconds": f"from ({unit})", "value": label(metric), "gain": f"over {baseline}"}
     return _table([{names.get(name, name): cell for name, cell in row.items()} for row in rows])
 
 
-def _unit(points: Iterable[Point]) -> tuple[str, int]:
+def time_unit(seconds: Iterable[float]) -> tuple[str, int]:
     """The unit in which the shortest time is half a unit at least, and its seconds."""
-    shortest = min((point.seconds for point in points), default=0.0)
+    shortest = min(seconds, default=0.0)
     return ("h", 3600) if shortest >= 1800 else ("min", 60) if shortest >= 30 else ("s", 1)
 
 
@@ -249,7 +258,7 @@ def draw(points: Sequence[Point], metric: str, path: Path, title: str) -> np.nda
 
 def _figure(points: Sequence[Point], metric: str, title: str) -> Figure:
     curves, standard = (list(mean_curves(points, schedule).values()) for schedule in ("cyclic", "standard"))
-    unit, size = _unit(points)
+    unit, size = time_unit(point.seconds for point in points)
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     hollow: Any = {"ms": 7, "mfc": "none", "linestyle": ""}
@@ -267,23 +276,28 @@ def _figure(points: Sequence[Point], metric: str, title: str) -> Figure:
     x, y, _ = _columns(frontier(curves), size)
     (legend["best at its budget"],) = axes.step(x, y, "o--", color="0.3", lw=0.9, ms=12, mfc="none", where="post")
     times, values, _ = _columns(curves + standard, size)
-    (left, right), heights = _limits(times, values)
-    axes.set(xscale="log", xlim=(left, right), ylim=heights, title=title)
-    axes.set(xlabel=f"training time ({unit})", ylabel=f"evaluation {label(metric)}")
-    ticks = LogLocator(subs=(1, 2, 5)) if right > 8 * left else MaxNLocator(5)
-    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    (left, right), heights = limits(times, values)
+    over_time(axes, (left, right), unit)
+    axes.set(ylim=heights, title=title, ylabel=f"evaluation {label(metric)}")
     # Of the artists' own labels, matplotlib leaves out those that start with "_", as an arm's name may.
     figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
     return figure
+
+
+def over_time(axes: Axes, span: tuple[float, float], unit: str) -> None:
+    """A logarithmic axis of training time with round ticks, and the rest of the house's look."""
+    ticks = LogLocator(subs=(1, 2, 5)) if span[1] > 8 * span[0] else MaxNLocator(5)
+    axes.set(xscale="log", xlim=span, xlabel=f"training time ({unit})")
+    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _columns(means: Iterable[Mean], size: float) -> np.ndarray:
     return np.reshape([(m.seconds / size, m.value, m.deviation) for m in means], (-1, 3)).T
 
 
-def _limits(times: np.ndarray, values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+def limits(times: np.ndarray, values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
     """Of both axes: what is below five times the range of the upper half leaves, if it comes before all the rest."""
     finite = np.isfinite(values)
     times, values = (times[finite], values[finite]) if finite.any() else (times, np.zeros(len(times)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 import zipfile
@@ -86,11 +87,24 @@ def _load_finished(recipe: Recipe) -> Result | None:
         return None
 
 
-def refuse_another_run(recipe: Recipe) -> None:
-    """The checkpoints in the folder must come from this config."""
-    was = _saved_config(recipe)
-    for key, there, here in _changes(was, recipe.config) if was else []:
+def refuse_another_run(recipe: Recipe, as_long: bool = False) -> None:
+    """The checkpoints in the folder must come from this config; with `as_long` from a run of its length, too."""
+    was = _saved_config(recipe) or {}
+    changes = _changes(was, recipe.config) if was else []
+    if as_long and was and was.get("max_duration") != recipe.config["max_duration"]:
+        changes.append(("max_duration", was.get("max_duration", "absent"), recipe.config["max_duration"]))
+    for key, there, here in changes:
         raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {ANOTHER}")
+
+
+def identity(recipe: Recipe) -> str:
+    """A text that is the same for this very run alone, wherever it lies and however it is watched."""
+    kept = {
+        key: value
+        for key, value in _flatten(recipe.config).items()
+        if key == "max_duration" or not MAY_CHANGE.fullmatch(key.partition(".")[0])
+    }
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:

@@ -1,6 +1,7 @@
 """Models by name, each a function that returns a `ComposerModel`; a YAML gives the arguments."""
 
 import inspect
+import logging
 import math
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -10,14 +11,20 @@ import torchvision
 from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, Metric, PearsonCorrCoef
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from accelerando.algorithms.targets import dense_targets
+from accelerando.recipes.metrics import MetricName, build_metrics
 from accelerando.recipes.names import nearest
+from accelerando.recipes.pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
 from accelerando.recipes.tensors import check_hub_name, check_least
 
 Loss = Literal["cross_entropy", "bce"]
+
+# Composer warns of it at every model, and a study builds hundreds; whoever wants it in checkpoints names one.
+logging.getLogger("composer.models.huggingface").addFilter(
+    lambda record: "tokenizer was not provided" not in record.msg
+)
 
 
 def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -93,6 +100,7 @@ def bert(
     pretrained: str | None = None,
     tokenizer: str | None = None,
     attention: Literal["sdpa", "eager"] = "sdpa",
+    metrics: tuple[MetricName, ...] | None = None,
 ) -> HuggingFaceModel:
     """Hugging Face's BERT, which computes its own loss from the batch's `labels`.
 
@@ -100,12 +108,16 @@ def bert(
         objective: with `classification`, the labels are one class per sequence.
         config: fields of `transformers.BertConfig`; those left out keep BERT-base's values, or `pretrained`'s.
         num_labels: classes of `classification`; 1 is regression with the mean squared error.
-        pretrained: hub name or local folder whose weights are the start; otherwise they are random.
+        pretrained: hub name or local folder whose weights are the start, or a Composer checkpoint, or the folder of a
+            run, with its latest one; otherwise they are random. ValueError if the encoder would not be complete.
         tokenizer: hub name or local folder, to be saved inside Composer's checkpoints.
         attention: PyTorch's fused attention, or one matrix product after the other.
+        metrics: of `classification`; by default accuracy, or for regression mean squared error and Pearson's.
     """
-    for name in filter(None, (pretrained, tokenizer)):
+    file = find_checkpoint(pretrained) if pretrained else None
+    for name in filter(None, (None if file else pretrained, tokenizer)):
         check_hub_name(name)
+    check_least(1, num_labels=num_labels)
     if find_spec("transformers") is None:
         raise ImportError("bert needs transformers: pip install 'accelerando[nlp]'")
     from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
@@ -116,21 +128,27 @@ def bert(
         if name not in known:
             raise ValueError(f"BertConfig has no field {name}{nearest(name, known)}")
     model_class = AutoModelForMaskedLM if objective == "masked_lm" else AutoModelForSequenceClassification
-    metrics: list[Metric] = [LanguageCrossEntropy(), MaskedAccuracy()]
-    if objective == "classification" and num_labels > 1:
-        metrics = [MulticlassAccuracy(num_labels, average="micro")]
-    elif objective == "classification":
-        metrics = [MeanSquaredError(), PearsonCorrCoef()]
-    if pretrained:
+    measured: list[Metric] = [LanguageCrossEntropy(), MaskedAccuracy()]
+    if objective == "classification":
+        measured = build_metrics(metrics or (("accuracy",) if num_labels > 1 else ("mse", "pearson")), num_labels)
+    elif metrics:
+        raise ValueError("metrics are for objective: classification; masked_lm has its own")
+    if file:
+        model = from_checkpoint(model_class, file, fields, num_labels, attention)
+    elif pretrained:
         bert_config = BertConfig.from_pretrained(pretrained, num_labels=num_labels, **fields)
-        model = model_class.from_pretrained(
+        model, found = model_class.from_pretrained(
             pretrained,
-            config=bert_config,
+            config=forget_problem(bert_config),
             attn_implementation=attention,
             # Fine-tuning may start from the checkpoint of another task, with another number of classes.
             ignore_mismatched_sizes=objective == "classification",
+            output_loading_info=True,
         )
+        # With their shapes in older versions.
+        wrong = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+        check_encoder(pretrained, found["missing_keys"], wrong)
     else:
         model = model_class.from_config(BertConfig(num_labels=num_labels, **fields), attn_implementation=attention)
     saved = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None
-    return HuggingFaceModel(model, tokenizer=saved, use_logits=True, metrics=metrics)
+    return HuggingFaceModel(model, tokenizer=saved, use_logits=True, metrics=measured)

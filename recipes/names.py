@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -53,6 +53,11 @@ class Source:
     overridden: frozenset[str] = frozenset()
     part: str = ""  # where in the file the top-level keys `moved` really stand
     moved: frozenset[str] = frozenset()
+
+    def inside(self, part: str, keys: Iterable[Any]) -> Source:
+        """For what stands at `part`, where the checks take these keys of it for top-level ones."""
+        part = f"{self.part}.{part}" if part.partition(".")[0] in self.moved else part
+        return replace(self, part=part, moved=frozenset(map(str, keys)))
 
     def error(self, key: str, message: str) -> ConfigError:
         if key.partition(".")[0] in self.moved:

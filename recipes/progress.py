@@ -11,11 +11,11 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
-from accelerando.recipes.report import label
+from accelerando.recipes.report import EVAL_PREFIX, label
 
 
 class Progress(LoggerDestination):
-    """A bar on a terminal; elsewhere one line for the end of each cycle. For `train(..., watch=progress)`.
+    """A bar on a terminal; a line for the end of each cycle, and for what is told. For `train(..., watch=progress)`.
 
     Args:
         total: the length of all runs together, in the unit of their durations.
@@ -34,7 +34,7 @@ class Progress(LoggerDestination):
         self.done += length
         self.skipped += length
 
-    def start(self, place: str, length: float, cycles: int) -> None:
+    def start(self, place: str, length: float, cycles: int = 1) -> None:
         """The next run: what to call it, and how many cycles it has."""
         self._place, self._length, self._cycles, self._before = place, length, cycles, self.done
 
@@ -68,7 +68,12 @@ class Progress(LoggerDestination):
         if self._cycles > 1:
             place.append(f"cycle {metrics['tradeoff/cycle'] + 1} of {self._cycles}")
         values = (f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith("tradeoff/eval/"))
-        text = f"{', '.join(place)}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training"
+        self.tell(f"{', '.join(place)}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training")
+
+    def tell(self, text: str) -> None:
+        """One line, and how far the study is."""
+        if dist.get_global_rank() != 0:
+            return
         if self._bar.disable:
             print(f"{text} ({self.done / self.total:.0%}, {self.left})", file=sys.stderr, flush=True)
         else:
@@ -83,3 +88,15 @@ class Progress(LoggerDestination):
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)
+
+
+class EvaluationLines(LoggerDestination):
+    """One line for each evaluation of a run that is called `place`. For `train(..., watch=lines)`."""
+
+    def __init__(self, place: str):
+        self.place = place
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        values = [f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith(EVAL_PREFIX)]
+        if values and dist.get_global_rank() == 0:
+            print(f"{self.place}, batch {step}: {', '.join(values)}", file=sys.stderr, flush=True)

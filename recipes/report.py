@@ -154,9 +154,11 @@ def final_metrics(records: Sequence[Record]) -> dict[str, float]:
 
 
 def label(name: str) -> str:
-    """A metric's name for people: ``metrics/eval/MulticlassAccuracy`` is ``accuracy``."""
-    short = name.rpartition("/")[2].removeprefix("Multiclass").removeprefix("Binary")
-    return "".join(f" {c.lower()}" if c.isupper() else c for c in short).strip()
+    """A metric's name for people: ``metrics/eval/MulticlassAccuracy`` is ``accuracy``; and the data set, of several."""
+    place, _, short = name.rpartition("/")
+    short = short.removeprefix("Multiclass").removeprefix("Binary")
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in short)
+    return f"{words} {place.partition(EVAL_PREFIX)[2]}".strip()
 
 
 def write(path: Path, content: bytes) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from accelerando.recipes.config import Recipe, build_algorithms, check, merge
-from accelerando.recipes.names import TIME_HINT, Source, check_value, show
+from accelerando.recipes.config import Recipe, build_algorithms, check
+from accelerando.recipes.names import TIME_HINT, Source, show
+from accelerando.recipes.variants import changed, metric_of, own_keys, refuse_folder_of_a_run, without
 
 if TYPE_CHECKING:
     from composer.core import Time
@@ -63,8 +62,8 @@ class Study:
 
 def plan(config: DictConfig, source: Source) -> Study:
     """Checks every arm, and lists the runs."""
-    own = _own_keys(config, source)
-    base = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN_KEYS])
+    own = own_keys(config, source, OWN_KEYS, DEFAULTS, named="arms")
+    base = without(config, OWN_KEYS)
     runs: list[Run] = []
     ends: dict[str, list[str]] = {}
     for arm, changes in own["arms"].items():
@@ -79,47 +78,8 @@ def plan(config: DictConfig, source: Source) -> Study:
         raise source.error("window", f"{own['window']} given; expected the unit of max_duration")
     given: Any = OmegaConf.to_container(config)
     folder = runs[0].recipe.folder.parent
-    if any((folder / name).exists() for name in ("results.json", "checkpoints")):
-        raise source.error("run_name", f"{folder} is the folder of a training run; choose another one")
+    refuse_folder_of_a_run(folder, source)
     return Study(source, given, folder, _metric(runs, own["metric"]), window.value, ends[runs[0].arm], runs)
-
-
-def _own_keys(config: DictConfig, source: Source) -> dict[str, Any]:
-    with source.blame("", OmegaConfBaseException):
-        own = DEFAULTS | {key: _resolved(config, key) for key in OWN_KEYS if key in config}
-        name = config.get("run_name")
-    if name is None:
-        raise source.error("run_name", "missing; expected the name of the study's folder")
-    if "seed" in config:
-        raise source.error("seed", "a study has several; give seeds, such as [17]")
-    if not own.get("arms"):
-        raise source.error("arms", "missing; expected names, each with what it changes, such as {baseline: {}, ...}")
-    with source.blame(""):
-        check_value("run_name", str, name)
-        for key, kind in OWN_KEYS.items():
-            check_value(key, kind, own[key])
-    seeds = own["seeds"]
-    if not seeds or any(type(seed) is not int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise source.error("seeds", f"{seeds} given; expected different whole numbers")
-    arms = {str(arm): {} if changes is None else changes for arm, changes in own["arms"].items()}
-    own["arms"] = {arm: changes for arm, changes in arms.items() if changes is not False}
-    if not own["arms"]:
-        raise source.error("arms", "each of them is false; expected one at least")
-    for arm, changes in own["arms"].items():
-        if not isinstance(changes, dict):
-            hint = "expected what it changes as a mapping, {} for nothing, or false to leave it out"
-            raise source.error(f"arms.{arm}", f"{show(changes)} given; {hint}")
-        if not re.fullmatch(r"\w[\w.+-]*", arm):
-            raise source.error(f"arms.{arm}", "expected a name of letters, digits, _, ., + and -: it becomes a folder")
-        for key in {"run_name", "seed", "folder"} & changes.keys():
-            raise source.error(f"arms.{arm}.{key}", "the study sets it for every run; leave it out")
-    return own
-
-
-def _resolved(config: DictConfig, key: str) -> Any:
-    if key == "arms":  # what they refer to may be known to the arm only
-        return OmegaConf.to_container(OmegaConf.masked_copy(config, [key])).get(key)  # type: ignore[union-attr]
-    return OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
 
 
 def _window(value: Any, source: Source) -> Time:
@@ -133,12 +93,8 @@ def _window(value: Any, source: Source) -> Time:
 
 
 def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, Any], seed: int) -> Run:
-    source = replace(source, part=f"arms.{arm}", moved=frozenset(changes))
     own = {"seed": seed, "run_name": f"{base['run_name']}/{arm}-seed{seed}"}
-    with source.blame("", OmegaConfBaseException, TypeError):  # such as a list where the file has a mapping
-        merged = merge(merge(base, OmegaConf.create(changes)), OmegaConf.create(own))
-    for key in OmegaConf.missing_keys(OmegaConf.create(changes)):
-        raise source.error(f"arms.{arm}.{key}", "missing; the file leaves it to you, as KEY=VALUE on the command line")
+    merged, source = changed(base, source, f"arms.{arm}", changes, own)
     config = check(merged, source).config
     algorithms = config.get("algorithms") or {}
     recipe = check(config | {"algorithms": {**algorithms, "tradeoff_curve": {}}}, source)
@@ -158,16 +114,10 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
 
 def _metric(runs: list[Run], wanted: str | None) -> str:
     """The metric that all arms have; what a constructor refuses must not come up when other arms have been trained."""
-    from accelerando.recipes.curves import choose_metric
-    from accelerando.recipes.report import EVAL_PREFIX
-
     metric = ""
     for recipe in {run.arm: run.recipe for run in runs}.values():
         build_algorithms(recipe, _scheduler(recipe))
-        model = recipe.model.build()
-        recipe.optimizer.build(model.parameters())
-        with recipe.source.blame("metric", ValueError):
-            metric = choose_metric([f"{EVAL_PREFIX}{name}" for name in model.get_metrics(is_train=False)], wanted)
+        metric = metric_of(recipe, wanted)
     return metric
 
 

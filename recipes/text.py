@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from composer.core import DataSpec
+from composer.core import DataSpec, Evaluator
 from torch import Tensor
 
 from accelerando.recipes.tensors import (
@@ -73,8 +73,8 @@ class HuggingFaceText:
 
     name: str  # on the hub, or a local folder: one of save_to_disk, or one of csv, json or parquet files
     tokenizer: str  # on the hub, or a local folder
-    config: str | None = None  # a part of the data set, such as mnli of glue
-    split: str = "train"
+    config: str | None = None  # a part of the data set, such as mnli of glue; in a local folder one inside it
+    split: str | tuple[str, ...] = "train"  # several in evaluation: one result for each
     text_columns: tuple[str, ...] = ("text",)  # two for pairs of sentences
     label_column: str | None = None  # class indices; or numbers, for regression
     seq_len: int = 128
@@ -85,10 +85,19 @@ class HuggingFaceText:
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
             raise ValueError(f"text_columns must be one, or two with label_column, not {self.text_columns}")
 
-    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec | list[Evaluator]:
+        if isinstance(self.split, str):
+            return self._build(self.split, batch_size, train, seed, device)
+        if train:
+            raise ValueError(f"split must be a single one for training, not {self.split}")
+        specs = [self._build(split, batch_size, train, seed, device) for split in self.split]
+        pairs = zip(self.split, specs, strict=True)
+        return [Evaluator(label=f"eval/{split}", dataloader=spec) for split, spec in pairs]
+
+    def _build(self, split: str, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         from transformers import AutoTokenizer
 
-        columns, tokenizer = self._columns(), AutoTokenizer.from_pretrained(self.tokenizer)
+        columns, tokenizer = self.rows(split)[:], AutoTokenizer.from_pretrained(self.tokenizer)
         texts = [columns[name] for name in self.text_columns]
         if self.label_column is None:
             samples = to_device(_pack(texts[0], tokenizer, self.seq_len), device)
@@ -102,25 +111,33 @@ class HuggingFaceText:
 
         return DataSpec(TensorLoader(tensors, batch_size, train, seed, as_mapping))
 
-    def _columns(self) -> dict[str, list[Any]]:
+    def rows(self, split: str) -> Any:
+        """One split as a `datasets.Dataset` of the columns that are used."""
         import datasets
         from datasets.exceptions import DatasetsError
 
-        if any(Path(self.name, file).is_file() for file in ("dataset_dict.json", "state.json")):
-            data = datasets.load_from_disk(self.name)
+        name, config = self.name, self.config
+        if config and Path(name, config).is_dir():  # laid out as on the hub, a folder for each part
+            name, config = str(Path(name, config)), None
+        if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+            data = datasets.load_from_disk(name)
             if isinstance(data, datasets.DatasetDict):
-                if self.split not in data:
-                    raise ValueError(f"{self.name} has no split {self.split}: expected one of {sorted(data)}")
-                data = data[self.split]
+                if split not in data:
+                    raise ValueError(f"{name} has no split {split}: expected one of {sorted(data)}")
+                data = data[split]
         else:
             try:
-                data = datasets.load_dataset(self.name, self.config, split=self.split)
+                if files := sorted(map(str, Path(name).glob(f"{split}-*-of-*.parquet"))):
+                    # By the file names alone, `datasets` would take validation_matched for validation.
+                    data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+                else:
+                    data = datasets.load_dataset(name, config, split=split)
             except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
-                raise ValueError(f"{self.name} cannot be read: {error.__cause__ or repr(error)}") from error
+                raise ValueError(f"{name} cannot be read: {error.__cause__ or repr(error)}") from error
         wanted = [*self.text_columns, *([self.label_column] if self.label_column else [])]
         if missing := set(wanted) - set(data.column_names):
-            raise ValueError(f"{self.name} has no column {missing.pop()}: expected one of {sorted(data.column_names)}")
-        return data.select_columns(wanted)[:]
+            raise ValueError(f"{name} has no column {missing.pop()}: expected one of {sorted(data.column_names)}")
+        return data.select_columns(wanted)
 
 
 @dataclass

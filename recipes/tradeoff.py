@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.folder import finished
+from accelerando.recipes.loggers import log_study
 from accelerando.recipes.names import Source
 from accelerando.recipes.study import Study, plan
-from accelerando.recipes.train import build_loggers, command_line, join_ranks, train
+from accelerando.recipes.train import command_line, join_ranks, train
 
 if TYPE_CHECKING:
     from accelerando.recipes.curves import Point
@@ -64,7 +65,7 @@ def tradeoff(config: DictConfig | Mapping[str, Any], source: Source | None = Non
 def _report(study: Study, points: list[Point]) -> None:
     from composer.utils import dist
 
-    from accelerando.recipes.curves import budget_table, comparison_table, comparisons, draw, write_csv
+    from accelerando.recipes.curves import budget_table, budgets, comparison_table, comparisons, draw, write_csv
     from accelerando.recipes.report import write
 
     folder, baseline, metric = study.folder, study.runs[0].arm, study.metric
@@ -84,33 +85,8 @@ def _report(study: Study, points: list[Point]) -> None:
         files = "config.yaml, tradeoff.csv, tradeoff.png" + (", comparison.csv" if compared else "")
         print(f"{folder}: {files}, a folder for each run", flush=True)
     dist.broadcast_object_list(pixels)
-    _log(study, points, pixels[0])
-
-
-def _log(study: Study, points: list[Point], pixels: Any) -> None:
-    """The tables and the figure, in a run of the study's own, by whatever loggers the config has."""
-    import torch
-    from composer.core import Engine, Event, State
-    from composer.loggers import Logger
-    from composer.utils import get_device
-
-    from accelerando.recipes.curves import budgets
-
-    recipe = replace(study.runs[0].recipe, run_name=study.config["run_name"], folder=study.folder)
-    if not (destinations := build_loggers(recipe)):
-        return
-    device = get_device(recipe.trainer.get("device"))
-    state = State(torch.nn.Module(), 0, recipe.run_name, device, callbacks=destinations)
-    engine = Engine(state, logger := Logger(state, destinations))
-    engine.run_event(Event.INIT)
-    logger.log_hyperparameters(study.config)
-    tables = {"tradeoff": [asdict(point) for point in points], "budget": budgets(points, study.runs[0].arm)}
-    for destination in destinations:
-        # Not by way of the Logger, which would give batch 0: W&B takes nothing for a step that is over.
-        for name, rows in tables.items():
-            destination.log_table(list(rows[0]), [list(row.values()) for row in rows], name=name)
-        destination.log_images(pixels, name="tradeoff", channels_last=True, use_table=False)
-    engine.close()
+    tables = {"tradeoff": [asdict(point) for point in points], "budget": budgets(points, baseline)}
+    log_study(study.runs[0].recipe, study.config, tables, pixels[0])
 
 
 def main(arguments: Sequence[str]) -> None:

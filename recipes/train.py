@@ -10,18 +10,16 @@ code 2, before anything is built.
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
-import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
 
-from accelerando.recipes.config import ConfigError, Part, Recipe, build_algorithms, check, load
+from accelerando.recipes.config import ConfigError, Recipe, build_algorithms, check, load
 from accelerando.recipes.folder import (
     blame_checkpoint,
     has_checkpoint,
@@ -29,6 +27,7 @@ from accelerando.recipes.folder import (
     refuse_another_run,
     write_config,
 )
+from accelerando.recipes.loggers import build_loggers
 from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ def train(
     from accelerando.recipes.report import EVAL_PREFIX, History, Lines
     from accelerando.recipes.tensors import OneSetOfBuffers
 
+    # Composer says so of every smaller last batch.
+    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
     device = join_ranks(recipe)
     arguments = _defaults(recipe) | recipe.trainer
     with recipe.source.blame("folder", OSError, ValueError):
@@ -158,31 +159,6 @@ def _refuse_sam(recipe: Recipe) -> None:
         if isinstance(part.target, type) and issubclass(part.target, SAM):
             hint = "its optimizer's state is in no checkpoint; start anew with autoresume=false"
             raise recipe.source.error(part.key, f"cannot resume from a checkpoint, {hint}")
-
-
-def build_loggers(recipe: Recipe) -> list[LoggerDestination]:
-    """Those of the config."""
-    return [_wandb_resumes(part, recipe).build() for part in recipe.loggers]
-
-
-def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
-    """Gives a WandBLogger a run id made of the run's name, so that a resumed run continues its W&B run."""
-    from composer.loggers import WandBLogger
-    from composer.utils import dist
-
-    if part.target is not WandBLogger:
-        return part
-    rank = None if part.arguments.get("rank_zero_only", True) else f"rank{dist.get_global_rank()}"
-    name = "-".join(filter(None, (part.arguments.get("project"), recipe.run_name, rank)))
-    plain = re.sub(r"[^\w.-]", "-", name)
-    ours = {
-        # Other names may look the same without their slashes.
-        "id": plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}",
-        "resume": "allow",
-        "dir": str(recipe.folder),
-        "allow_val_change": True,  # max_duration, say, when a finished run is prolonged
-    }
-    return replace(part, arguments=part.arguments | {"init_kwargs": ours | (part.arguments.get("init_kwargs") or {})})
 
 
 def _report(recipe: Recipe, trainer: Any, history: History, quiet: bool) -> Result:

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from accelerando.recipes import tradeoff, train
+from accelerando.recipes import distillation, tradeoff, train
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):
-        program = tradeoff if command[0].endswith("/tradeoff.yaml") else train
-        program.main(command)
+        studies = {"distillation.yaml": distillation, "tradeoff.yaml": tradeoff}
+        studies.get(Path(command[0]).name, train).main(command)

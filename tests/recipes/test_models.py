@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from composer.loss import binary_cross_entropy_with_logits
+from sklearn import metrics as plain
 from torch.nn import functional as F
 
+from accelerando.recipes.metrics import build_metrics
 from accelerando.recipes.models import bert, resnet, resnet_cifar
 
 TINY_BERT = {
@@ -115,6 +117,69 @@ def test_bert_starts_from_pretrained_weights(tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
     body = bert("classification", pretrained=str(tmp_path), num_labels=4).model
     assert torch.equal(body.bert.embeddings.word_embeddings.weight, source.model.bert.embeddings.word_embeddings.weight)
+
+
+def test_bert_starts_from_a_checkpoint_file(tmp_path):
+    source = bert(config=TINY_BERT)
+    content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
+    torch.save(content, tmp_path / "ep1.pt")
+    again = bert(pretrained=str(tmp_path / "ep1.pt"))
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"it has another shape of bert.embeddings.word_embeddings.weight"):
+        bert(pretrained=str(tmp_path / "ep1.pt"), config={"vocab_size": 65})
+    with pytest.raises(ValueError, match=r"it has, unknown to the model, bert.encoder.layer.0"):
+        bert(pretrained=str(tmp_path / "ep1.pt"), config={"num_hidden_layers": 0})
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_bert_forgets_what_the_weights_were_for(kind, tmp_path):
+    source = bert("classification", TINY_BERT, num_labels=3)
+    source(text_batch(lambda ids: torch.tensor([0, 1, 2, 1])))
+    assert source.config.problem_type == "single_label_classification"
+    if kind == "folder":
+        source.model.save_pretrained(tmp_path / "bert")
+    else:
+        content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
+        torch.save(content, tmp_path / "bert")
+    model = bert("classification", pretrained=str(tmp_path / "bert"), num_labels=1).eval()
+    batch = text_batch(lambda ids: torch.randn(4))
+    outputs = model(batch)
+    assert outputs["logits"].shape == (4, 1)
+    torch.testing.assert_close(outputs["loss"], F.mse_loss(outputs["logits"][:, 0], batch["labels"]))
+
+
+def test_bert_refuses_an_encoder_with_holes(tmp_path):
+    source = bert(config=TINY_BERT).model
+    weights = source.state_dict()
+    del weights["bert.encoder.layer.0.output.dense.bias"]
+    source.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"does not fit the model: it lacks bert.encoder.layer.0.output.dense.bias"):
+        bert("classification", pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=r"another shape of bert.embeddings.word_embeddings.weight"):
+        bert("classification", pretrained=str(tmp_path), config={"vocab_size": 65})
+
+
+@pytest.mark.parametrize("predicted", ["any", "one class", "never right"])
+def test_metrics_of_two_classes(predicted):
+    target = torch.randint(2, (40,))
+    outputs = {
+        "any": torch.randn(40, 2),
+        "one class": torch.tensor([1.0, 0.0]).repeat(40, 1),
+        "never right": F.one_hot(1 - target, 2).float(),
+    }[predicted]
+    y, x = target.numpy(), outputs.argmax(1).numpy()
+    expected = [plain.accuracy_score(y, x), plain.f1_score(y, x), plain.matthews_corrcoef(y, x)]
+    for metric, value in zip(build_metrics(["accuracy", "f1", "matthews"], 2), expected, strict=True):
+        for part in range(0, 40, 16):
+            metric.update(outputs[part : part + 16], target[part : part + 16])
+        assert metric.compute().item() == pytest.approx(value, abs=1e-6)
+
+
+def test_matthews_of_three_classes():
+    outputs, target = torch.randn(60, 3), torch.randint(3, (60,))
+    (metric,) = build_metrics(["matthews"], 3)
+    metric.update(outputs, target)
+    assert metric.compute().item() == pytest.approx(plain.matthews_corrcoef(target, outputs.argmax(1)), abs=1e-6)
 
 
 def test_bert_names_what_is_missing(tmp_path):

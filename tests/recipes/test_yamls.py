@@ -15,28 +15,39 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 import accelerando.yamls
 from accelerando.recipes.config import check, load
+from accelerando.recipes.distillation import distillation
 from accelerando.recipes.tradeoff import tradeoff
 from accelerando.recipes.train import train
 from tiny import launch
 
 SHIPPED = Path(inspect.getfile(accelerando.yamls)).parent
 SMALL = {"digits/baseline", "digits/mild", "digits/all", "python_docs/bert_tiny"}
-BIG = {f"resnet50/{name}" for name in ("baseline", "mild", "medium", "hot")} | {
-    "bert/pretrain_base",
-    "bert/finetune_mnli",
+DISTILLED = {f"resnet50/distill_{name}" for name in ("one", "ensemble", "random")} | {
+    f"bert/distill_{name}" for name in ("first20", "first50", "whole")
 }
+BIG = (
+    DISTILLED
+    | {f"resnet50/{name}" for name in ("baseline", "mild", "medium", "hot")}
+    | {
+        "bert/pretrain_base",
+        "bert/finetune_mnli",
+    }
+)
 TRADEOFFS = {"digits/tradeoff", "resnet50/tradeoff"}
+GLUES = {"bert/glue"}  # run in test_glue.py
+DISTILLATIONS = {"digits/distillation", "python_docs/distillation"}
 CYCLES = ["max_duration=4ba", "window=1ba", "scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 
 def test_every_yaml_is_run_here():
     shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
-    assert shipped == SMALL | BIG | TRADEOFFS
+    assert shipped == SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    for name in SMALL | BIG | TRADEOFFS:
-        program = "recipes/tradeoff.py" if name in TRADEOFFS else "recipes/train.py"
+    for name in SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS:
+        stem = name.rpartition("/")[2]
+        program = f"recipes/{stem if stem in ('tradeoff', 'distillation', 'glue') else 'train'}.py"
         head = (SHIPPED / f"{name}.yaml").read_text().split("\nrun_name:")[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
         assert program in head and f"yamls/{name}.yaml" in head, name
@@ -54,6 +65,25 @@ def test_small(name, tmp_path):
 def test_small_tradeoff(tmp_path):
     points = tradeoff(*load("digits/tradeoff.yaml", [*CYCLES, "seeds=[17]", f"folder={tmp_path}"]))
     assert [point.batches for point in points] == [2, 4] * 6
+
+
+def a_small_study(name):
+    """Two teachers and one seed, two batches each."""
+    teachers = [f"teachers.{teacher}" for teacher in load(f"{name}.yaml")[0].teachers]
+    short = [f"{teacher}.max_duration=2ba" for teacher in teachers[:2]] + [
+        f"{teacher}=false" for teacher in teachers[2:]
+    ]
+    schedule = "linear_with_warmup" if name.startswith("python_docs") else "cosine_annealing_with_warmup"
+    short.append(f"scheduler.{schedule}.t_warmup=1ba")  # 6 % of two batches is none
+    return [f"{name}.yaml", "lengths=[2ba]", "baseline_lengths=[]", "windows=[0.5]", "seeds=[17]", *short]
+
+
+@pytest.mark.parametrize("name", sorted(DISTILLATIONS))
+def test_small_distillation(name, tmp_path):
+    file, *overrides = a_small_study(name)
+    points = distillation(*load(file, [*overrides, f"folder={tmp_path}"]))
+    assert [point.arm for point in points] == ["teacher"] * 2 + ["none", "best", "poorest", "ensemble", "random"]
+    assert all(point.batches == 2 for point in points)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +139,24 @@ def big(tmp_path_factory):
     text += [f"{part}.streaming_text.num_workers=0" for part in ("train_data", "eval_data")]
     text += [f"model.bert.config.{option}" for option in ("num_hidden_layers=1", "hidden_size=24")]
     pairs = [f"variables.model={data / 'bert'}", f"variables.data={data / 'mnli'}"]
-    extra = {"bert/pretrain_base": [*text, "device_train_microbatch_size=1"], "bert/finetune_mnli": pairs}
-    commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra.get(name, images)] for name in sorted(BIG)}
+    text.append("device_train_microbatch_size=1")
+    extra = {"bert/pretrain_base": text, "bert/finetune_mnli": pairs}
+    tiny = [f"{part}.image_folder.crop_size=64" for part in ("train_data", "eval_data")]
+    for name in DISTILLED:
+        kind = name.rpartition("_")[2]
+        several = "[resnet50/baseline, resnet50/mild]" if kind != "one" else "resnet50/baseline"
+        extra[name] = [*images, *tiny, "model.resnet.depth=18", f"variables.teachers={several}"]
+        if name.startswith("bert"):
+            extra[name] = [*text, "variables.teachers=bert/pretrain_base"]
+    # The teachers come first.
+    names = sorted(BIG, key=lambda name: (name in DISTILLED, name))
+    commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra.get(name, images)] for name in names}
     commands["streaming"] = ["resnet50/baseline.yaml", *common, "run_name=streaming", *shards]
     name = "resnet50/tradeoff"
     arms = [f"arms.{arm}=false" for arm in load(f"{name}.yaml")[0].arms if arm not in ("baseline", "all")]
     commands[name] = [f"{name}.yaml", *common, *images, f"run_name={name}", *CYCLES, *arms]
+    ranks = [f"folder={runs}", "device=cpu", "global_batch_size=4", "loggers={wandb: {project: accelerando}}"]
+    commands["study"] = [*a_small_study("digits/distillation"), *ranks]
     (data / "commands.json").write_text(json.dumps(list(commands.values())))
     done = launch(2, Path(__file__).with_name("run_yamls.py"), data / "commands.json", WANDB_MODE="offline")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -128,6 +170,15 @@ def test_tradeoff_under_two_ranks(big):
         (arm, end, samples) for arm in ("baseline", "all") for end, samples in (("2ba", "8"), ("4ba", "16"))
     ]
     assert list((big / "resnet50" / "tradeoff").glob("wandb/offline-run-*"))
+
+
+def test_distillation_under_two_ranks(big):
+    with (big / "digits-distillation" / "distillation.csv").open() as file:
+        rows = [(row["arm"], row["samples"]) for row in csv.DictReader(file)]
+    assert rows == [(arm, "8") for arm in ("teacher", "teacher", "none", "best", "poorest", "ensemble", "random")]
+    (run,) = (big / "digits-distillation").glob("wandb/offline-run-*")
+    names = {path.name.split("_")[0] for path in run.glob("files/media/*/*")}
+    assert names == {"distillation", "speedup"}
 
 
 @pytest.mark.parametrize("name", sorted(BIG | {"streaming"}))

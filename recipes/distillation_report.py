@@ -1,0 +1,108 @@
+"""Tables and the figure of a study of distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from accelerando.recipes.curves import limits, lower_is_better, over_time, time_unit
+from accelerando.recipes.report import COLOURS, aligned, label, save_figure
+from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, rows_by_arm
+
+STYLES = {"none": ("black", "X")}
+STYLES |= zip(("best", "poorest", "ensemble", "random"), zip(COLOURS, "ovsD", strict=False), strict=False)
+
+
+def teacher_table(points: Sequence[Point], metric: str) -> str:
+    """The teachers, the best one first."""
+    sign = -1 if lower_is_better(metric) else 1
+    teachers = [point for point in points if point.arm == "teacher"]
+    teachers.sort(key=lambda point: -sign * point.value if math.isfinite(point.value) else math.inf)
+    unit, size = time_unit(point.seconds for point in teachers)
+    rows = [(p.teachers, p.length, f"{p.value:.4f}", f"{p.seconds / size:.2f}") for p in teachers]
+    return aligned([("teacher", "trained for", label(metric), f"in ({unit})"), *rows], left=("teacher",))
+
+
+def quality_table(rows: Sequence[Speedup], metric: str) -> str:
+    """Each arm's mean over seeds and median training time, by length."""
+    lines, (unit, size) = [], time_unit(row.seconds for row in rows if row.length != "all")
+    lengths = [row.length for row in rows if row.window == 0 and row.length != "all"]  # the baseline has them all
+    for (arm, window), own in rows_by_arm(rows).items():
+        cells = {row.length: f"{row.value:.4f} ({row.seconds / size:.2f} {unit})" for row in own}
+        lines.append((arm, percent(window) if window else "", *(cells.get(length, "") for length in lengths)))
+    table = aligned([("arm", "distilled", *lengths), *lines], left=("arm",))
+    return f"{label(metric)}, mean over {rows[0].seeds} seeds, and median training time\n{table}"
+
+
+def speedup_table(rows: Sequence[Speedup]) -> str:
+    """Each distilled arm's speed-up at equal quality, by length."""
+    lines, names = [], ("arm", "distilled", "teachers")
+    last = ("all lengths", "95 %", "with teachers' training", "95 % with it")
+    for (arm, window), own in rows_by_arm(rows).items():
+        if window:
+            cells = [str(Bounded(row.speedup, row.bound)) for row in own]
+            limits = limits_text(own[-1].low, own[-1].high), limits_text(own[-1].total_low, own[-1].total_high)
+            total = str(Bounded(own[-1].total, own[-1].bound))
+            lines.append((arm, percent(window), own[0].teachers, *cells, limits[0], total, limits[1]))
+    lengths = dict.fromkeys(row.length for row in rows if row.window and row.length != "all")
+    table = aligned([(*names, *lengths, *last), *lines], left=("arm", "teachers"))
+    meaning = "baseline's time to the same quality over the arm's; > and <: the baseline's curve ends before, ~: both\n"
+    note = f"all lengths: geometric mean; 95 %: {RESAMPLES} resamples of {rows[0].seeds} seeds"
+    return f"speed-up at equal quality: {meaning}{table}\n{note}"
+
+
+def draw(points: Sequence[Point], rows: Sequence[Speedup], metric: str, path: Path, title: str) -> np.ndarray:
+    """Draws quality over training time, a panel for each window; returns the pixels, (height, width, 3) of uint8."""
+    return save_figure(_figure(points, rows, metric, title), path)
+
+
+def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title: str) -> Figure:
+    rows = [row for row in rows if row.length != "all"]
+    windows = list(dict.fromkeys(row.window for row in rows if row.window))
+    unit, size = time_unit(row.seconds for row in rows)
+    figure = Figure(figsize=(1.6 + 3.6 * len(windows), 4.2), dpi=150, layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    panels = figure.subplots(1, len(windows), sharex=True, sharey=True, squeeze=False)[0]
+    sign = -1 if lower_is_better(metric) else 1
+    times, values, _ = _columns(rows, size)
+    span, (bottom, top) = limits(times, sign * values)
+    taught = [point.value for point in points if point.arm == "teacher" and sign * point.value > bottom]
+    top = max([top, *(sign * value + 0.03 * (top - bottom) for value in taught)])
+    legend: dict[str, Any] = {}
+    for axes, window in zip(panels, windows, strict=True):
+        over_time(axes, span, unit)
+        axes.set(
+            ylim=(sign * bottom, sign * top),  # better is above
+            title=f"distilled in the first {percent(window)}" if window < 1 else "distilled throughout",
+        )
+        for arm, own in _curves(rows, window).items():
+            colour, marker = STYLES[arm]
+            x, y, deviation = _columns(own, size)
+            (legend[arm],) = axes.plot(
+                x, y, color=colour, marker=marker, ms=5, lw=1.6, zorder=3 if arm == "none" else 2
+            )
+            if np.isfinite(deviation).any():
+                axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.13, linewidth=0)
+        for value in taught:
+            legend["a teacher"] = axes.axhline(value, color="0.55", lw=0.9, ls=(0, (4, 3)), zorder=1)
+    panels[0].set_ylabel(f"evaluation {label(metric)}")
+    figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
+    return figure
+
+
+def percent(share: float) -> str:
+    """A share of the training, as text."""
+    return f"{100 * share:g} %"
+
+
+def _curves(rows: Sequence[Speedup], window: float) -> dict[str, list[Speedup]]:
+    return {arm: own for (arm, share), own in rows_by_arm(rows).items() if share in (0.0, window)}
+
+
+def _columns(rows: Sequence[Speedup], size: float) -> np.ndarray:
+    return np.reshape([(row.seconds / size, row.value, row.deviation) for row in rows], (-1, 3)).T
