@@ -89,7 +89,7 @@ def resnet() -> ComposerClassifier:
     return ComposerClassifier(torchvision.models.resnet50(), num_classes=1000, loss_fn=F.cross_entropy)
 
 
-def bert(sizes: dict[str, int]) -> HuggingFaceModel:
+def bert(sizes: dict[str, Any]) -> HuggingFaceModel:
     return HuggingFaceModel(BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)))
 
 
@@ -114,7 +114,7 @@ def how_many_teachers(
             "all 8": [Distillation(teachers)],
         }.items()
     }
-    on_device = arms["plain"].trainer.state.device.batch_to_device(batch)  # type: ignore[attr-defined]
+    on_device: Any = arms["plain"].trainer.state.device.batch_to_device(batch)  # type: ignore[attr-defined]
     if ChannelsLast in algorithms:
         on_device = [on_device[0].contiguous(memory_format=torch.channels_last), on_device[1]]
     if isinstance(batch, dict):

@@ -222,7 +222,9 @@ def test_another_teacher_in_the_folder_is_refused_and_makes_new_students(copied,
 
 
 def test_ranking():
-    assert rank({"a": 0.5, "b": 0.75, "c": math.nan, "d": 0.75, "e": 0.25}) == ["b", "d", "a", "e", "c"]
+    values = {"a": 0.5, "b": 0.75, "c": math.nan, "d": 0.75, "e": 0.25}
+    assert rank(values) == ["b", "d", "a", "e", "c"]
+    assert rank(values, lower=True) == ["e", "a", "b", "d", "c"]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +248,14 @@ def test_ranking():
         (["lengths=[4]"], "lengths: [4] given; expected different ones"),
         (["lengths=[0ba]"], "lengths: ['0ba'] given; expected different ones"),
         (["lengths=[4tok]"], "lengths.max_duration: 4tok given"),
+        (["baseline_lengths=[4ba]"], "baseline_lengths: ['2ba', '4ba', '4ba'] given; expected different ones"),
+        (["baseline_lengths=[1ep]"], "baseline_lengths: ['2ba', '4ba', '1ep'] given; expected different ones"),
+        (
+            ["teachers.dull.model={resnet_cifar: {num_classes: 12}}"],
+            "teachers.dull.model: makes logits of 12 classes, where the student's have 10",
+        ),
+        ([f"teachers.{'a' * 101}={{}}"], "expected a name of up to 100 letters"),
+        (["windows=[0.33333333,0.333333331]"], "expected different shares"),
         (["windows=[0,1]"], "windows: [0, 1] given; expected different shares of the training"),
         (["windows=[0.5,1.5]"], "windows: [0.5, 1.5] given; expected"),
         (["windows=[1,1.0]"], "windows: [1, 1.0] given; expected different"),
@@ -287,3 +297,17 @@ def test_a_plan_trains_nothing(config):
     assert study.lengths == ["2ba", "4ba"] and study.metric == "metrics/eval/MulticlassAccuracy"
     names = [student.recipe.run_name for student in study.students(["able", "dull"])]
     assert len(set(names)) == len(names) == 20 and Watch.batches == 0
+    config.baseline_lengths = ["8ba", "1ba"]
+    more = [student.recipe.run_name for student in plan(config, Source("f.yaml")).students(["able", "dull"])]
+    assert set(more) - set(names) == {f"study/none-{length}-seed{seed}" for length in ("1ba", "8ba") for seed in (1, 2)}
+    assert set(names) < set(more)
+    config.algorithms.distillation = False
+    assert plan(config, Source("f.yaml")).lengths == ["2ba", "4ba"]
+
+
+def test_of_a_loss_less_is_better(config, tmp_path):
+    config.update(metric="CrossEntropy", seeds=[1], lengths=["2ba"], baseline_lengths=[])
+    points = distillation(config)
+    able, dull = (point.value for point in points[:2])
+    assert able < dull and [point.teachers for point in points if point.arm == "best"] == ["able"]
+    assert (tmp_path / "study" / "distillation.png").is_file()

@@ -161,7 +161,11 @@ def test_mistakes_are_found_before_anything_is_built(given, message, tmp_path):
     [
         ("started", "the run in {folder}/started is not finished: it has no results.json"),
         ("broken", "{folder}/broken/config.yaml: model.resnt: unknown name; did you mean resnet?"),
-        ("moved", "{folder}/moved/checkpoints/latest-rank0.pt is no file: expected a Composer checkpoint"),
+        (
+            "hostile",
+            "{folder}/hostile/config.yaml: model.subprocess:getoutput: refused in the folder of a teacher; give",
+        ),
+        ("moved", "{folder}/moved has no latest checkpoint: expected checkpoints/latest-rank0.pt"),
         ("{folder}/nothing", "{folder}/nothing is neither the folder of a run (with config.yaml), nor a Hugging Face"),
         ("{folder}/plain/checkpoints", "{folder}/plain/checkpoints is neither the folder of a run"),
         ("{folder}/plain/results.json", "{folder}/plain/results.json is a file, which does not tell its model;"),
@@ -184,9 +188,11 @@ def test_mistakes_are_found_before_anything_is_built(given, message, tmp_path):
 )
 def test_what_is_wrong_with_a_teacher_is_one_line_before_the_student_is_built(runs, teacher, message):
     folder, _ = runs
-    for name in ("started", "broken", "moved"):
+    for name in ("started", "broken", "hostile", "moved"):
         (folder / name).mkdir(exist_ok=True)
         text = OmegaConf.to_yaml(config(folder))
+        if name == "hostile":
+            text = f"model: {{'subprocess:getoutput': {{cmd: 'touch {folder}/it_ran'}}}}"
         (folder / name / "config.yaml").write_text(text.replace("resnet_cifar", "resnt") if name == "broken" else text)
         if name != "started":
             (folder / name / "results.json").write_text("{}")
@@ -201,3 +207,4 @@ def test_what_is_wrong_with_a_teacher_is_one_line_before_the_student_is_built(ru
     line = str(error.value)
     assert line.startswith(f"config: algorithms.distillation.teachers.0: {message.format(folder=folder)}"), line
     assert "\n" not in line
+    assert not (folder / "it_ran").exists()

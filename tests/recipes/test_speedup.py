@@ -1,6 +1,7 @@
 """Speed-up at equal quality, against a plain search on the baseline's curve."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,31 @@ def points(arm, window, values, seconds, teachers="", more=0.0):
         for seed in (1, 2, 3)
         for k, value in enumerate(values)
     ]
+
+
+def test_where_less_is_better_it_is_the_other_way_round():
+    runs = points("none", 0.0, [0.5, 0.6, 0.7], [1, 2, 4])
+    runs += points("best", 0.5, [0.6, 0.7, 0.8], [1.25, 2.5, 5], "big", 3.0)
+    errors = [replace(point, value=1 - point.value) for point in runs]
+    for row, error in zip(summarize(runs, "none"), summarize(errors, "none", lower=True), strict=True):
+        assert error.value == pytest.approx(1 - row.value, nan_ok=True)
+        assert (error.bound, error.deviation) == (row.bound, pytest.approx(row.deviation, nan_ok=True))
+        for name in ("speedup", "low", "high", "total"):
+            assert getattr(error, name) == pytest.approx(getattr(row, name))
+
+
+def test_the_baseline_may_have_more_lengths():
+    runs = points("none", 0.0, [0.5, 0.6, 0.7, 0.8], [1, 2, 4, 8])
+    arm = [point for point in points("best", 0.5, [0.6, 0.7, 0.8], [1.25, 2.5, 5]) if point.length != "1ep"]
+    rows = summarize(runs + arm, "none", resamples=20)
+    assert [row.length for row in rows] == ["1ep", "2ep", "4ep", "8ep", "all", "2ep", "4ep", "all"]
+    assert [(row.speedup, row.bound) for row in rows[5:7]] == [(pytest.approx(4 / 2.5), ""), (pytest.approx(8 / 5), "")]
+
+
+def test_an_arm_that_failed_at_one_length_has_no_speedup_over_all():
+    runs = points("none", 0.0, [0.5, 0.6, 0.7], [1, 2, 4]) + points("best", 0.5, [0.6, 0.7, math.nan], [1, 2, 4])
+    last = summarize(runs, "none", resamples=20)[-1]
+    assert all(math.isnan(number) for number in (last.speedup, last.low, last.high, last.total))
 
 
 def test_a_row_for_each_length_and_one_for_all():
