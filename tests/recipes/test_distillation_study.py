@@ -233,7 +233,7 @@ def test_ranking():
         (["teachers=null"], "command line: teachers: missing; expected names"),
         (["teachers=[a]"], "command line: teachers: "),
         (["teachers.able=false", "teachers.dull=false"], "command line: teachers: each of them is false"),
-        (["teachers.a/b={}"], "teachers.a/b: expected a name of letters"),
+        (["teachers.a/b={}"], "teachers.a/b: expected a name of up to 100 letters"),
         (["teachers.able.max_duraton=4ba"], "command line: teachers.able.max_duraton: unknown key; did you mean"),
         (["teachers.able.run_name=x"], "teachers.able.run_name: the study sets it for every run"),
         (["teachers.able.seed=1"], "teachers.able.seed: 1 is that of a student, which would begin alike"),

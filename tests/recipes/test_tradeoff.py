@@ -229,7 +229,7 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
         (["arms=[a,b]"], "command line: arms: "),
         (["arms.smoothed=3"], "command line: arms.smoothed: 3 given; expected what it changes as a mapping"),
         (["arms.baseline=false", "arms.smoothed=false"], "command line: arms: each of them is false"),
-        (["arms.a/b={}"], "arms.a/b: expected a name of letters"),
+        (["arms.a/b={}"], "arms.a/b: expected a name of up to 100 letters"),
         (["arms.smoothed.algorithms={label_smothing: {}}"], "arms.smoothed.algorithms.label_smothing: unknown name"),
         (
             ["arms.list={algorithms: [label_smoothing]}"],
