@@ -327,7 +327,7 @@ from pathlib import Path
 from accelerando.recipes.parallel import Job, run_jobs
 run_jobs([Job("a", Path("{tmp_path}/endless.yaml"), Path("{tmp_path}/log"))], [{{}}], print, print)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdout and parent.stdout.readline()
     (child,) = psutil.Process(parent.pid).children()
     time.sleep(1)
