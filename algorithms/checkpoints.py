@@ -4,7 +4,7 @@ import datetime
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ try:
     from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 except ImportError:  # numpy 1
     from numpy.core.multiarray import _reconstruct  # type: ignore[attr-defined]
-HARMLESS: list[Any] = [
+_HARMLESS: list[Any] = [
     _reconstruct,
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
     np.ndarray,
@@ -36,11 +36,20 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     It may be a Composer checkpoint, a state dict that `torch.save` wrote, or `.safetensors`. Raises FileNotFoundError,
     and ValueError for a file that is damaged, holds no weights, or holds what would have to be executed.
     """
+    return weights_in(read_content(path), path)
+
+
+def read_content(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """All that such a file holds; the errors are those of `read_weights`."""
     path = Path(path)
     if not path.is_file():
         hint = "; a checkpoint in shards has to be saved as one file first" if path.is_dir() else ""
         raise FileNotFoundError(f"{path} is no file: expected a Composer checkpoint, a state dict or safetensors{hint}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def weights_in(content: Mapping[str, Any], path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The model's weights by name, out of the content of the file at `path`."""
     state = content.get("state")
     weights = state.get("model") if isinstance(state, Mapping) else content
     if not (isinstance(weights, Mapping) and weights and all(isinstance(value, Tensor) for value in weights.values())):
@@ -60,18 +69,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats, which it reads all the same
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = _unsafe(path)
-        if not unsafe:
-            raise ValueError(f"{path} is no readable checkpoint: {' '.join(str(error).split())[:200]}") from error
-        raise ValueError(
-            f"{path} is refused: to load it would run {', '.join(unsafe)}. Expected tensors and plain values only; "
-            "whoever trusts it can save its weights alone, as safetensors."
-        ) from error
     except Exception as error:  # of many kinds, from damaged files
+        if isinstance(error, pickle.UnpicklingError) and (unsafe := _unsafe(path)):
+            raise ValueError(
+                f"{path} is refused: to load it would run {', '.join(unsafe)}. Expected tensors and plain values only; "
+                "whoever trusts it can save its weights alone, as safetensors."
+            ) from error
         raise ValueError(f"{path} is no readable checkpoint: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected weights by name")
@@ -81,7 +87,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 def _unsafe(path: Path) -> list[str]:
     """What stands in the way of `weights_only`, as far as the file can be read at all."""
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
     except Exception:
         return []
@@ -103,16 +109,16 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     # Of tensors under several names, files may hold one.
     held = {own[name].data_ptr() for name in weights.keys() & own.keys() if own[name].numel()}
     missing = [name for name in own if name not in weights and own[name].data_ptr() not in held]
-    problems = [f"lacks {_some(missing)}"] if missing else []
+    problems = [f"lacks {some(missing)}"] if missing else []
     if extra := [name for name in weights if name not in own]:
-        problems.append(f"has {_some(extra)}, unknown to the model")
+        problems.append(f"has {some(extra)}, unknown to the model")
     shapes = [
         f"{name} of {tuple(value.shape)} for {tuple(own[name].shape)}"
         for name, value in weights.items()
         if name in own and own[name].shape != value.shape
     ]
     if shapes:
-        problems.append(f"has {_some(shapes)}")
+        problems.append(f"has {some(shapes)}")
     if problems:
         raise ValueError(f"{path} does not fit {type(module).__name__}: it {'; it '.join(problems)}")
     module.load_state_dict(weights, strict=False)
@@ -121,5 +127,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
 _PREFIXES = ("module.", "model.")
 
 
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

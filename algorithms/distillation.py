@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .host import composer_model, moment, reached, refuse_twins
 from .labelled_positions import Labelled
+from .targets import labels_key
 from .teachers import Teacher, load_teacher, logits_of, rows
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -145,14 +146,14 @@ class Distillation(Algorithm):
         self.teachers_per_step = teachers_per_step or len(given)
         self.base_weight, self.distillation_weight = base_weight, distillation_weight
         self.loss, self.temperature = loss, temperature
-        self.input_key, self.target_key = input_key, target_key
+        self.target_key = target_key
         modules = [one if isinstance(one, nn.Module) else load_teacher(one) for one in given]
         if len(set(map(id, modules))) < len(modules):
             raise ValueError("Distillation: teachers must be different modules, got one of them twice.")
         options = {"dtype": teacher_dtype, "compile": compile, "offload": offload}
         self.teachers = [Teacher(module, input_key, target_key, **options) for module in modules]
         self.drawn: list[int] = []  # the teachers of this step
-        self._count, self._offload = len(modules), offload
+        self._count = len(modules)  # also when they have been let go
         self._labelled = Labelled()
         self._tokens = self._checked = self._began = self._over = False
         self._seed = 0
@@ -225,7 +226,7 @@ class Distillation(Algorithm):
         total: Any = 0
         for i in self.drawn:
             total = total + self._ask(i, state, index, labels).float()
-            if self._offload:
+            if self.teachers[i].offload:
                 self.teachers[i].leave()
         return total / len(self.drawn)
 
@@ -244,13 +245,13 @@ class Distillation(Algorithm):
                     f"Distillation: teacher {i} ({type(teacher.network).__name__}) gives logits of {tuple(shape)}, "
                     f"rows by classes, where the student gives {tuple(student.shape)}; the classes must be the same."
                 )
-            if self._offload or not self.drawn:
+            if teacher.offload or not self.drawn:
                 teacher.leave()
         self._checked = True
 
     def _finish(self, state: State) -> None:
-        if self._offload:
-            for teacher in self.teachers:
+        for teacher in self.teachers:
+            if teacher.offload:
                 teacher.leave()
         self._is_over(state)  # an evaluation, which may come now, needs no teachers
 
@@ -267,9 +268,8 @@ class Distillation(Algorithm):
             warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
 
     def _labels(self, batch: Any) -> Tensor | None:
-        key = "labels" if isinstance(batch, Mapping) and self.target_key == 1 else self.target_key
         try:
-            labels = None if isinstance(batch, Tensor) else batch_get(batch, key)
+            labels = None if isinstance(batch, Tensor) else batch_get(batch, labels_key(batch, self.target_key))
         except (KeyError, IndexError, AttributeError):  # a batch without labels
             return None
         return labels if isinstance(labels, Tensor) else None

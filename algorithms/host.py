@@ -39,7 +39,12 @@ def reached(state: State, time: Time) -> bool:
     if unit == TimeUnit.DURATION:
         duration: Time = state.max_duration  # type: ignore[assignment]
         unit, wanted = duration.unit, wanted * duration.value
-    elapsed: float = state.timestamp.get(unit).value
+    return elapsed(state, unit) >= wanted * (1 - 1e-9)  # 0.3 of ten batches may come out as a little more than three
+
+
+def elapsed(state: State, unit: TimeUnit) -> float:
+    """How much of the training is over; epochs with their parts, where the number of their batches is known."""
+    over: float = state.timestamp.get(unit).value
     if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        elapsed += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
-    return elapsed >= wanted * (1 - 1e-9)  # 0.3 of ten batches may come out as a little more than three
+        over += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
+    return over

@@ -5,7 +5,7 @@ targets (negative indices) get no smoothing either, and Hugging Face models, whi
 smoothed too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from composer.core import Algorithm, Event, State
@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from .host import composer_model, refuse_twins
-from .targets import computes_own_loss, cross_entropy, dense_targets, unsupported
+from .targets import computes_own_loss, cross_entropy, dense_targets, labels_key, unsupported
 
 
 def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -59,7 +59,7 @@ class LabelSmoothing(Algorithm):
         if event == Event.INIT:
             refuse_twins(self, state)
             return
-        key = "labels" if isinstance(state.batch, Mapping) and self.target_key == 1 else self.target_key
+        key = labels_key(state.batch, self.target_key)
         if event == Event.AFTER_LOSS:
             if self._original is not None:
                 state.batch_set_item(key, self._original)

@@ -10,6 +10,11 @@ from torch.nn import functional as F
 IGNORED = -100  # the label of what is not to be predicted, in torch and in Hugging Face models
 
 
+def labels_key(batch: Any, target_key: Any) -> Any:
+    """Where the labels stand: at `target_key`; in a batch that is a mapping its default, 1, means "labels"."""
+    return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
+
+
 def dense_targets(logits: Tensor, target: Tensor, on: float = 1.0, off: float = 0.0) -> Tensor:
     """Index targets as one float32 row per example: `on` at the class, `off` elsewhere.
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from .checkpoints import load_weights
 from .labelled_positions import HeadPositions, has_masked_lm_head
+from .targets import labels_key
 
 
 def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> nn.Module:
@@ -62,16 +63,12 @@ def logits_of(outputs: Any) -> Tensor:
         return outputs
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         return outputs["logits"]
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    found = [value for value in values if isinstance(value, Tensor) and value.ndim > 1] if _holds(outputs) else []
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
+    found = [value for value in values if isinstance(value, Tensor) and value.ndim > 1]
     if not found or (isinstance(outputs, Mapping) and len(found) > 1):
         names = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
         raise TypeError(f"Distillation finds no logits in a {type(outputs).__name__}{names}; expected 'logits' there.")
     return found[0]
-
-
-def _holds(outputs: Any) -> bool:
-    return isinstance(outputs, Mapping | tuple | list)
 
 
 def rows(
@@ -172,7 +169,7 @@ class Teacher:
 
     def _forward(self, batch: Any) -> Any:
         if isinstance(batch, Mapping) and hasattr(self.network, "from_pretrained"):
-            key = "labels" if self.target_key == 1 else self.target_key
+            key = labels_key(batch, self.target_key)
             return self.network(**{name: batch[name] for name in batch if name in self._known and name != key})
         whole = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and self.input_key == 0)
         return self.module(

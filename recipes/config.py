@@ -307,14 +307,14 @@ def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
     from accelerando.recipes.teachers import build_teachers
 
     algorithms = []
-    same: Any = recipe  # whose class, by way of the import, type checkers take for another one
     for part in recipe.algorithms:
-        made = first_parameter(part.target)
-        supplied = [scheduler] if made == "scheduler" else []
-        if made == "teachers":
-            supplied.append(build_teachers(same, part.arguments[made]))
-            part = replace(part, arguments={name: part.arguments[name] for name in part.arguments if name != made})
-        algorithms.append(part.build(*supplied))
+        made: dict[str, Any] = {}
+        match first_parameter(part.target):
+            case "scheduler":
+                made = {"scheduler": scheduler}
+            case "teachers":
+                made = {"teachers": build_teachers(recipe, part.arguments["teachers"])}  # type: ignore[arg-type]
+        algorithms.append(replace(part, arguments=part.arguments | made).build())
     return algorithms
 
 

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe
-from accelerando.recipes.distillation_plan import Student, Study, duration, plan
+from accelerando.recipes.distillation_plan import Student, Study, plan
 from accelerando.recipes.folder import finished
 from accelerando.recipes.loggers import log_study
 from accelerando.recipes.names import Source
 from accelerando.recipes.train import command_line, join_ranks, train
+from accelerando.recipes.variants import duration
 
 if TYPE_CHECKING:
     from accelerando.recipes.progress import Progress
@@ -47,9 +48,11 @@ def distillation(config: DictConfig | Mapping[str, Any], source: Source | None =
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
 
+    from composer.utils import dist
+
     from accelerando.recipes.curves import lower_is_better
     from accelerando.recipes.progress import Progress
-    from accelerando.recipes.speedup import Point
+    from accelerando.recipes.speedup import Point, rank
 
     join_ranks(next(iter(study.teachers.values())))
     durations = [duration(recipe).value for recipe in study.teachers.values()]
@@ -67,7 +70,9 @@ def distillation(config: DictConfig | Mapping[str, Any], source: Source | None =
         cost = taught[name].batches, taught[name].samples, seconds[name]
         own = name, recipe.config["seed"], recipe.config["max_duration"]
         points.append(Point("teacher", 0.0, *own, *cost, seconds[name], values[name]))
-    students = [*study.students(rank(values, lower_is_better(study.metric)))]
+    ranked = [rank(values, lower_is_better(study.metric))]
+    dist.broadcast_object_list(ranked)  # ranks that disagreed would wait for each other
+    students = [*study.students(ranked[0])]
     for student in students:
         result = done(student.recipe, _place(student))
         cost = result.batches, result.samples, result.seconds, sum(seconds[name] for name in student.teachers)
@@ -76,20 +81,6 @@ def distillation(config: DictConfig | Mapping[str, Any], source: Source | None =
     progress.finish()
     _report(study, students[0].recipe, points)
     return points
-
-
-def rank(values: Mapping[str, float], lower: bool = False) -> list[str]:
-    """The names from the highest value to the lowest, with `lower` the other way round; the same on every rank.
-
-    Those that are not finite come last.
-    """
-    from composer.utils import dist
-
-    sign = -1 if lower else 1
-    order = {name: sign * value if math.isfinite(value) else -math.inf for name, value in values.items()}
-    ranked = [sorted(order, key=order.__getitem__, reverse=True)]
-    dist.broadcast_object_list(ranked)
-    return ranked[0]
 
 
 def _done(recipe: Recipe, place: str, metric: str, progress: Progress) -> Result:
@@ -112,8 +103,10 @@ def _value(result: Result, metric: str) -> float:
 
 
 def _place(student: Student) -> str:
+    from accelerando.recipes.speedup import percent
+
     which = f" ({student.teachers[0]})" if len(student.teachers) == 1 else ""
-    window = f" for {100 * student.window:g} %" if student.teachers else ""
+    window = f" for {percent(student.window)}" if student.teachers else ""
     return f"{student.arm}{which}{window}, {student.length}, seed {student.seed}"
 
 
@@ -122,7 +115,7 @@ def _report(study: Study, recipe: Recipe, points: Sequence[Point]) -> None:
 
     from accelerando.recipes.curves import lower_is_better, write_csv
     from accelerando.recipes.distillation_report import draw, quality_table, speedup_table, teacher_table
-    from accelerando.recipes.report import write
+    from accelerando.recipes.report import write_yaml
     from accelerando.recipes.speedup import summarize
 
     folder, metric = study.folder, study.metric
@@ -130,7 +123,7 @@ def _report(study: Study, recipe: Recipe, points: Sequence[Point]) -> None:
     if dist.get_global_rank() == 0:
         rows = summarize(points, "none", lower_is_better(metric))
         with study.source.blame("folder", OSError):
-            write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(study.config)).encode())
+            write_yaml(folder / "config.yaml", study.config)
             write_csv(points, folder / "distillation.csv")
             write_csv(rows, folder / "speedup.csv")
             left = [draw(points, rows, metric, folder / "distillation.png", folder.name), list(map(asdict, rows))]

@@ -7,17 +7,22 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe, build_algorithms, check, merge
 from accelerando.recipes.folder import identity, refuse_another_run
 from accelerando.recipes.names import REFUSALS, TIME_HINT, Source, check_arguments, show
-from accelerando.recipes.variants import changed, metric_of, own_keys, refuse_folder_of_a_run, without
-
-if TYPE_CHECKING:
-    from composer.core import Time
+from accelerando.recipes.variants import (
+    as_time,
+    changed,
+    duration,
+    metric_of,
+    own_keys,
+    refuse_folder_of_a_run,
+    without,
+)
 
 OWN_KEYS = {
     "teachers": dict,
@@ -162,7 +167,7 @@ def _teacher(base: DictConfig, source: Source, name: str, own: Mapping[str, Any]
         raise source.error("seed", f"{seed} is that of a student, which would begin alike; choose another one")
     if recipe.eval_data is None:
         raise source.error("eval_data", "missing; the teachers are ranked by what is evaluated there")
-    if duration(recipe).unit != _time(length).unit:
+    if duration(recipe).unit != as_time(length).unit:
         raise source.error("max_duration", f"{recipe.config['max_duration']} given; expected the unit of lengths")
     refuse_another_run(recipe, as_long=True)
     return recipe
@@ -204,7 +209,7 @@ def _classes(model: Any) -> int | None:
 def _lengths(given: list[Any], source: Source, key: str = "lengths") -> list[str]:
     """From the shortest to the longest."""
     try:
-        times = [_time(length) if isinstance(length, str) else None for length in given]
+        times = [as_time(length) if isinstance(length, str) else None for length in given]
     except (ValueError, TypeError):
         times = [None]
     known = [time for time in times if time is not None and time.value > 0]
@@ -222,14 +227,3 @@ def _windows(given: list[Any], source: Source) -> list[float]:
         hint = "expected different shares of the training, above 0 and at most 1"
         raise source.error("windows", f"{show(given)} given; {hint}")
     return sorted(numbers)
-
-
-def duration(recipe: Recipe) -> Time:
-    """How long it trains."""
-    return _time(recipe.trainer["max_duration"])
-
-
-def _time(value: Any) -> Time:
-    from composer.core import TimeUnit, ensure_time
-
-    return ensure_time(value, TimeUnit.EPOCH)

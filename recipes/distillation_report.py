@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from accelerando.recipes.curves import limits, lower_is_better, over_time, time_unit
 from accelerando.recipes.report import COLOURS, aligned, label, save_figure
-from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, rows_by_arm
+from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, percent, rank, rows_by_arm
 
 STYLES = {"none": ("black", "X")}
 STYLES |= zip(("best", "poorest", "ensemble", "random"), zip(COLOURS, "ovsD", strict=False), strict=False)
@@ -20,9 +19,9 @@ STYLES |= zip(("best", "poorest", "ensemble", "random"), zip(COLOURS, "ovsD", st
 
 def teacher_table(points: Sequence[Point], metric: str) -> str:
     """The teachers, the best one first."""
-    sign = -1 if lower_is_better(metric) else 1
-    teachers = [point for point in points if point.arm == "teacher"]
-    teachers.sort(key=lambda point: -sign * point.value if math.isfinite(point.value) else math.inf)
+    by_name = {point.teachers: point for point in points if point.arm == "teacher"}
+    ranked = rank({name: point.value for name, point in by_name.items()}, lower_is_better(metric))
+    teachers = [by_name[name] for name in ranked]
     unit, size = time_unit(point.seconds for point in teachers)
     rows = [(p.teachers, p.length, f"{p.value:.4f}", f"{p.seconds / size:.2f}") for p in teachers]
     return aligned([("teacher", "trained for", label(metric), f"in ({unit})"), *rows], left=("teacher",))
@@ -93,11 +92,6 @@ def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title
     panels[0].set_ylabel(f"evaluation {label(metric)}")
     figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
     return figure
-
-
-def percent(share: float) -> str:
-    """A share of the training, as text."""
-    return f"{100 * share:g} %"
 
 
 def _curves(rows: Sequence[Speedup], window: float) -> dict[str, list[Speedup]]:

@@ -149,7 +149,7 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
 def write_config(recipe: Recipe, resumes: bool) -> None:
     from composer.utils import dist
 
-    from accelerando.recipes.report import write
+    from accelerando.recipes.report import write_yaml
 
     if dist.get_global_rank() == 0:
         with recipe.source.blame("folder", OSError):
@@ -158,7 +158,7 @@ def write_config(recipe: Recipe, resumes: bool) -> None:
                 link.unlink()
             if not resumes or _saved_config(recipe) != recipe.config:
                 (recipe.folder / "results.json").unlink(missing_ok=True)
-            write(recipe.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.config)).encode())
+            write_yaml(recipe.folder / "config.yaml", recipe.config)
     dist.barrier()
 
 

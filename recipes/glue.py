@@ -87,13 +87,13 @@ def _train_in_turn(study: Study, runs: Sequence[Run]) -> dict[str, Result]:
 
 
 def _train_in_parallel(study: Study, runs: Sequence[Run], slots: Sequence[Mapping[str, str]]) -> dict[str, Result]:
-    from accelerando.recipes.report import write
+    from accelerando.recipes.report import write_yaml
 
     jobs, by_name = [], {run.name: run for run in runs}
     for run in runs:
         folder = run.recipe.folder
         with study.source.blame("folder", OSError):
-            write(folder / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe.config)).encode())
+            write_yaml(folder / "recipe.yaml", run.recipe.config)
         jobs.append(Job(run.name, folder / "recipe.yaml", folder / "log.txt", run.start))
     results: dict[str, Result] = {}
     failures: list[str] = []
@@ -174,10 +174,10 @@ def _table(scores: Sequence[Score]) -> str:
 
 def _report(study: Study, scores: Sequence[Score]) -> None:
     from accelerando.recipes.curves import write_csv
-    from accelerando.recipes.report import write
+    from accelerando.recipes.report import write_yaml
 
     with study.source.blame("folder", OSError):
-        write(study.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(study.config)).encode())
+        write_yaml(study.folder / "config.yaml", study.config)
         write_csv(scores, study.folder / "glue.csv")
     print(f"\n{_table(scores)}\n\n{study.folder}: config.yaml, glue.csv, a folder for each run", flush=True)
     tables = {"glue": [asdict(score) for score in scores], "averages": averages(scores)}

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from accelerando.algorithms.checkpoints import HARMLESS, read_weights
+from accelerando.algorithms.checkpoints import read_content, some, weights_in
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -41,8 +40,9 @@ def from_checkpoint(
     """
     from transformers import BertConfig
 
-    weights = {name.removeprefix("model."): value for name, value in read_weights(file).items()}
-    saved = BertConfig.from_dict(_saved_fields(file), num_labels=num_labels, **fields)
+    content = read_content(file)
+    weights = {name.removeprefix("model."): value for name, value in weights_in(content, file).items()}
+    saved = BertConfig.from_dict(_saved_fields(content, file), num_labels=num_labels, **fields)
     model = model_class.from_config(forget_problem(saved), attn_implementation=attention)
     own = model.state_dict()
     if not any(name.startswith("bert.encoder.") for name in weights):
@@ -55,10 +55,8 @@ def from_checkpoint(
     return model
 
 
-def _saved_fields(file: Path) -> dict[str, Any]:
+def _saved_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The BertConfig inside one of Composer's checkpoints; {} where there is none."""
-    with torch.serialization.safe_globals(HARMLESS):
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     try:
         fields = content["state"]["integrations"]["huggingface"]["model"]["config"]["content"]
     except (KeyError, TypeError):
@@ -81,9 +79,5 @@ def check_encoder(name: str, missing: Iterable[str], wrong: Iterable[str], extra
         "has another shape of": [key for key in wrong if not key.startswith("classifier.")],
         "has, unknown to the model,": list(extra),
     }
-    if problems := [f"{verb} {_some(sorted(keys))}" for verb, keys in found.items() if keys]:
+    if problems := [f"{verb} {some(sorted(keys), most=2)}" for verb, keys in found.items() if keys]:
         raise ValueError(f"{name} does not fit the model: it {'; it '.join(problems)}")
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}"

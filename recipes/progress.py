@@ -11,6 +11,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
+from accelerando.algorithms.host import elapsed
 from accelerando.recipes.report import EVAL_PREFIX, label
 
 
@@ -80,11 +81,8 @@ class Progress(LoggerDestination):
             self._bar.write(text, file=sys.stderr)
 
     def _count(self, state: State) -> None:
-        now, duration = state.timestamp, ensure_time(state.max_duration, TimeUnit.EPOCH)  # type: ignore[arg-type]
-        elapsed: float = now.get(duration.unit).value
-        if duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-            elapsed += now.batch_in_epoch.value / int(state.dataloader_len)
-        self.done = self._before + min(elapsed, self._length)
+        unit = ensure_time(state.max_duration, TimeUnit.EPOCH).unit  # type: ignore[arg-type]
+        self.done = self._before + min(elapsed(state, unit), self._length)
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)

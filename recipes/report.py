@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from composer.utils import dist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from tabulate import tabulate
 
 Record = dict[str, float]
@@ -167,6 +168,11 @@ def write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def write_yaml(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes a config whole or not at all."""
+    write(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
 
 
 def table(results: Iterable[Result]) -> str:

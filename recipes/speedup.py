@@ -6,7 +6,7 @@ As in Blakeney et al., Reduce, Reuse, Recycle (arXiv:2211.00683): training time 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -181,6 +181,18 @@ def grid(points: Sequence[Point], arm: str, window: float, sign: int = 1) -> Gri
     runs = {(p.seed, p.length): (p.seconds, sign * p.value) for p in points if (p.arm, p.window) == (arm, window)}
     seeds = dict.fromkeys(seed for seed, _ in runs)
     return Grid(*np.moveaxis(np.array([[runs[seed, length] for length in lengths] for seed in seeds]), -1, 0))
+
+
+def rank(values: Mapping[str, float], lower: bool = False) -> list[str]:
+    """The names from the highest value to the lowest, with `lower` the other way round; not finite ones come last."""
+    sign = -1 if lower else 1
+    order = {name: sign * value if math.isfinite(value) else -math.inf for name, value in values.items()}
+    return sorted(order, key=order.__getitem__, reverse=True)
+
+
+def percent(share: float) -> str:
+    """A share of the training, as text."""
+    return f"{100 * share:g} %"
 
 
 def limits_text(low: float, high: float) -> str:

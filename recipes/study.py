@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe, build_algorithms, check
 from accelerando.recipes.names import TIME_HINT, Source, show
-from accelerando.recipes.variants import changed, metric_of, own_keys, refuse_folder_of_a_run, without
+from accelerando.recipes.variants import (
+    as_time,
+    changed,
+    duration,
+    metric_of,
+    own_keys,
+    refuse_folder_of_a_run,
+    without,
+)
 
 if TYPE_CHECKING:
     from composer.core import Time
@@ -44,7 +52,7 @@ class Run:
 
     @property
     def duration(self) -> Time:
-        return _time(self.recipe.trainer["max_duration"])
+        return duration(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def plan(config: DictConfig, source: Source) -> Study:
 
 def _window(value: Any, source: Source) -> Time:
     try:
-        window = _time(value) if isinstance(value, str) else None
+        window = as_time(value) if isinstance(value, str) else None
     except (ValueError, TypeError):
         window = None
     if window is None or window.value < 0:
@@ -106,7 +114,7 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
         )
     for part in recipe.algorithms:
         times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
-        if part.target.__name__ in BOUND_TO_THE_LENGTH or any(_time(time).value > 0 for time in times):
+        if part.target.__name__ in BOUND_TO_THE_LENGTH or any(as_time(time).value > 0 for time in times):
             hint = "follows the length of the whole run, so the end of a cycle is not that of a run of its own"
             raise source.error(part.key, hint)
     return Run(arm, seed, "cyclic", 0, recipe)
@@ -151,16 +159,10 @@ def _standard_run(run: Run, cycle: int, end: str) -> Run:
     """With the cyclic run's own scheduler, in its first and only cycle."""
     config = run.recipe.config
     ((name, arguments),) = config["scheduler"].items()
-    period = _time(end).value - _scheduler(run.recipe).t_warmup.value
+    period = as_time(end).value - _scheduler(run.recipe).t_warmup.value
     changes = {
         "run_name": f"{config['run_name']}-alone-{end}",
         "max_duration": end,
         "scheduler": {name: arguments | {"t_period": f"{period}{run.duration.unit.value}"}},
     }
     return Run(run.arm, run.seed, "standard", cycle, check(config | changes, run.recipe.source))
-
-
-def _time(value: Any) -> Time:
-    from composer.core import TimeUnit, ensure_time
-
-    return ensure_time(value, TimeUnit.EPOCH)

@@ -66,13 +66,13 @@ def _report(study: Study, points: list[Point]) -> None:
     from composer.utils import dist
 
     from accelerando.recipes.curves import budget_table, budgets, comparison_table, comparisons, draw, write_csv
-    from accelerando.recipes.report import write
+    from accelerando.recipes.report import write_yaml
 
     folder, baseline, metric = study.folder, study.runs[0].arm, study.metric
     pixels: list[Any] = [None]
     if dist.get_global_rank() == 0:
         with study.source.blame("folder", OSError):
-            write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(study.config)).encode())
+            write_yaml(folder / "config.yaml", study.config)
             write_csv(points, folder / "tradeoff.csv")
             pixels = [draw(points, metric, folder / "tradeoff.png", folder.name)]
             compared = comparisons(points, baseline)

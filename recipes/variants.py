@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from accelerando.recipes.config import Recipe, merge
 from accelerando.recipes.names import Source, check_value, show
+
+if TYPE_CHECKING:
+    from composer.core import Time
 
 
 def own_keys(
@@ -96,3 +99,15 @@ def metric_of(recipe: Recipe, wanted: str | None, errors: bool = False) -> str:
     recipe.optimizer.build(model.parameters())
     with recipe.source.blame("metric", ValueError):
         return choose_metric([f"{EVAL_PREFIX}{name}" for name in model.get_metrics(is_train=False)], wanted, errors)
+
+
+def duration(recipe: Recipe) -> Time:
+    """How long it trains."""
+    return as_time(recipe.trainer["max_duration"])
+
+
+def as_time(value: Any) -> Time:
+    """A number without a unit counts epochs, as for Composer."""
+    from composer.core import TimeUnit, ensure_time
+
+    return ensure_time(value, TimeUnit.EPOCH)

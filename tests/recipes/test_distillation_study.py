@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 
 from accelerando.recipes import speedup
 from accelerando.recipes.config import ConfigError
-from accelerando.recipes.distillation import distillation, main, rank
+from accelerando.recipes.distillation import distillation, main
 from accelerando.recipes.distillation_plan import plan
 from accelerando.recipes.names import Source
 from accelerando.recipes.report import Result
+from accelerando.recipes.speedup import rank
 
 YAML = """
 run_name: study
