@@ -1,4 +1,4 @@
-"""Training-efficiency techniques: classes for the Composer Trainer, and the pure functions under them."""
+"""Training-efficiency and sparsity techniques: classes for the Composer Trainer, and the pure functions under them."""
 
 from .blur_layers import BlurConv2d, BlurMaxPool2d, BlurPool2d, blur_2d, blurmax_pool2d
 from .blurpool import BlurPool, apply_blurpool
@@ -8,6 +8,7 @@ from .distillation import Distillation, add_distillation, distillation_kl, disti
 from .label_smoothing import LabelSmoothing, smooth_labels
 from .labelled_positions import LabelledPositions
 from .mixup import MixUp, mixup_batch
+from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
 from .targets import dense_targets
 from .teachers import load_teacher
 from .tradeoff_curve import TradeoffCurve
@@ -21,8 +22,11 @@ __all__ = [
     "Distillation",
     "LabelSmoothing",
     "LabelledPositions",
+    "LotteryTicket",
+    "MagnitudePruning",
     "MixUp",
     "MultiplicativeCyclicScheduler",
+    "PruneAtInit",
     "TradeoffCurve",
     "add_distillation",
     "apply_blurpool",

@@ -1,6 +1,7 @@
 """Weights out of Composer checkpoints, state dicts and safetensors that need not be trusted: nothing in them is run."""
 
 import datetime
+import os
 import pickle
 import warnings
 import zipfile
@@ -67,6 +68,16 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path} is no readable safetensors file: {error}") from error
 
 
+def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """The texts in the head of a safetensors file, which `read_weights` has read; of other files there are none."""
+    from safetensors import safe_open
+
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
@@ -99,13 +110,8 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     The file's names may have the prefix of a `ComposerModel` around the network (`module.` or `model.`) that `module`
     lacks, or lack what it has. Raises ValueError where a name is missing on either side, or has another shape.
     """
-    weights, own = read_weights(path), module.state_dict()
-    renamed = [
-        weights,
-        *({f"{prefix}{name}": value for name, value in weights.items()} for prefix in _PREFIXES),
-        *({name.removeprefix(prefix): value for name, value in weights.items()} for prefix in _PREFIXES),
-    ]
-    weights = max(renamed, key=lambda candidate: len(candidate.keys() & own.keys()))
+    own = module.state_dict()
+    weights = renamed_for(own, read_weights(path))
     # Of tensors under several names, files may hold one.
     held = {own[name].data_ptr() for name in weights.keys() & own.keys() if own[name].numel()}
     missing = [name for name in own if name not in weights and own[name].data_ptr() not in held]
@@ -124,7 +130,28 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     module.load_state_dict(weights, strict=False)
 
 
+def renamed_for(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with that prefix of a `ComposerModel` added or taken off by which most names are among `own`."""
+    renamed = [
+        dict(tensors),
+        *({f"{prefix}{name}": value for name, value in tensors.items()} for prefix in _PREFIXES),
+        *({name.removeprefix(prefix): value for name, value in tensors.items()} for prefix in _PREFIXES),
+    ]
+    return max(renamed, key=lambda candidate: len(candidate.keys() & own.keys()))
+
+
 _PREFIXES = ("module.", "model.")
+
+
+def write_safetensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a file whole or not at all."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

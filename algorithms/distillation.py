@@ -158,6 +158,11 @@ class Distillation(Algorithm):
         self._tokens = self._checked = self._began = self._over = False
         self._seed = 0
 
+    @property
+    def bound_to_the_length(self) -> bool:
+        """Whether what it does follows how much of the whole run is over."""
+        return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
+
     def __repr__(self) -> str:
         return f"Distillation(teachers={self._count}, teachers_per_step={self.teachers_per_step})"
 

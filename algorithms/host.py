@@ -1,10 +1,22 @@
 """What the algorithms have in common as guests of the Composer Trainer."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-from composer.core import Algorithm, State, Time, TimeUnit
+from composer.core import Algorithm, Event, State, Time, TimeUnit
 from composer.models import ComposerModel
+from torch import Tensor
 
+# What these do follows the share of the whole run that is over, so that a part of it is not like a run of that length.
+BOUND_TO_THE_LENGTH = {
+    "GyroDropout",
+    "LayerFreezing",
+    "ProgressiveResizing",
+    "SelectiveBackprop",
+    "SeqLengthWarmup",
+    "SWA",
+}
 UNITS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.DURATION)
 
 
@@ -35,16 +47,49 @@ def moment(value: str | Time) -> Time | None:
 
 def reached(state: State, time: Time) -> bool:
     """Whether so much of the training is over; within an epoch too, where the number of its batches is known."""
-    unit, wanted = time.unit, float(time.value)
-    if unit == TimeUnit.DURATION:
-        duration: Time = state.max_duration  # type: ignore[assignment]
-        unit, wanted = duration.unit, wanted * duration.value
-    return elapsed(state, unit) >= wanted * (1 - 1e-9)  # 0.3 of ten batches may come out as a little more than three
+    wanted = float(time.value)
+    return elapsed(state, time.unit) >= wanted * (
+        1 - 1e-9
+    )  # 0.3 of ten batches may come out as a little more than three
 
 
 def elapsed(state: State, unit: TimeUnit) -> float:
     """How much of the training is over; epochs with their parts, where the number of their batches is known."""
+    if unit == TimeUnit.DURATION:
+        duration: Time = state.max_duration  # type: ignore[assignment]
+        return elapsed(state, duration.unit) / duration.value
     over: float = state.timestamp.get(unit).value
     if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
         over += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
     return over
+
+
+def evaluated(state: State) -> dict[str, float]:
+    """What the last evaluation found, as ``label/metric``; metrics of one number only."""
+    values: dict[str, float] = {}
+    for label in (evaluator.label for evaluator in state.evaluators):
+        for name, metric in state.eval_metrics[label].items():
+            value: Any = metric.compute()
+            if isinstance(value, Tensor) and value.numel() == 1:
+                values[f"{label}/{name}"] = value.item()
+    return values
+
+
+class AlsoWhen:
+    """An evaluator's interval: as asked for, and also when something is `due`; but not when this was `measured`."""
+
+    def __init__(self, interval: Any, due: Callable[[State], bool], measured: Callable[[State], bool]):
+        self.interval, self.due, self.measured = interval, due, measured
+
+    def __call__(self, state: State, event: Event) -> bool:
+        asked = self.interval(state, event)
+        return self.due(state) or (asked and not self.measured(state))
+
+
+def also_evaluate(state: State, due: Callable[[State], bool], measured: Callable[[State], bool]) -> None:
+    """Have every evaluator run when something is due, at the end of the batch, and not again for the same weights."""
+    for evaluator in state.evaluators:
+        interval: Any = evaluator.eval_interval
+        # Wrapped already where fit() was called before, or where the evaluator comes from another Trainer.
+        interval = interval.interval if isinstance(interval, AlsoWhen) else interval
+        evaluator.eval_interval = AlsoWhen(interval, due, measured)

@@ -9,18 +9,15 @@ at the end of a cycle stands for what a run of its own of that length would have
 """
 
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch import Tensor
 
 from .cyclic import MultiplicativeCyclicScheduler
-from .host import refuse_twins
+from .host import also_evaluate, evaluated, refuse_twins
 
 
 class TradeoffCurve(Algorithm):
@@ -77,20 +74,14 @@ class TradeoffCurve(Algorithm):
         if state.timestamp.batch.value == 0:
             self.scheduler.check_duration(state.max_duration, state.dataloader_len)
         self._ended = self.scheduler.cycles_ended(state)
-        for evaluator in state.evaluators:
-            interval: Any = evaluator.eval_interval
-            # Wrapped already where fit() was called before, or where the evaluator comes from another Trainer.
-            if getattr(getattr(interval, "func", None), "__func__", None) is TradeoffCurve._is_due:
-                (interval,) = interval.args
-            evaluator.eval_interval = partial(self._is_due, interval)
+        also_evaluate(state, self._is_due, self._is_measured)
 
-    def _is_due(self, interval: Callable[[State, Event], bool], state: State, event: Event) -> bool:
-        asked = interval(state, event)
-        if self.scheduler.cycles_ended(state) > self._ended:
-            return True
-        # The same weights, at the end of the epoch or of the run.
-        measured = bool(self.points) and self.points[-1]["batch"] == state.timestamp.batch.value
-        return asked and not measured
+    def _is_due(self, state: State) -> bool:
+        return self.scheduler.cycles_ended(state) > self._ended
+
+    def _is_measured(self, state: State) -> bool:
+        """At the end of the epoch or of the run, with the same weights."""
+        return bool(self.points) and self.points[-1]["batch"] == state.timestamp.batch.value
 
     def _start_clock(self, state: State, logger: Logger) -> None:
         self._since = time.perf_counter()
@@ -110,10 +101,7 @@ class TradeoffCurve(Algorithm):
             "samples": state.timestamp.sample.value,
             "seconds": slowest.item(),
         }
-        for label in (evaluator.label for evaluator in state.evaluators):
-            values: dict[str, Any] = {name: metric.compute() for name, metric in state.eval_metrics[label].items()}
-            scalars = {name: v for name, v in values.items() if isinstance(v, Tensor) and v.numel() == 1}
-            point |= {f"{label}/{name}": value.item() for name, value in scalars.items()}
+        point |= evaluated(state)
         self.points.append(point)
         logger.log_metrics({f"tradeoff/{name}": value for name, value in point.items()})
 

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 
 OWN_KEYS = {"arms": dict, "seeds": list, "compare_standard": bool, "window": Any, "metric": str | None}
 DEFAULTS = {"seeds": [17], "compare_standard": False, "window": "5ep", "metric": None}
-# What these do follows the share of the whole run that is over, so a cycle's end is not the end of a shorter run.
-BOUND_TO_THE_LENGTH = {
-    "GyroDropout",
-    "LayerFreezing",
-    "ProgressiveResizing",
-    "SelectiveBackprop",
-    "SeqLengthWarmup",
-    "SWA",
-}
 
 
 @dataclass(frozen=True)
@@ -112,6 +103,8 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
         raise source.error(
             "scale_schedule_ratio", "stretches the cycles; give max_duration and t_period as they shall be"
         )
+    from accelerando.algorithms.host import BOUND_TO_THE_LENGTH
+
     for part in recipe.algorithms:
         times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
         if part.target.__name__ in BOUND_TO_THE_LENGTH or any(as_time(time).value > 0 for time in times):

@@ -7,6 +7,7 @@ import torch
 from composer import Callback
 from composer.utils import dist
 
+from accelerando.algorithms.pruning.masks import digest
 from tiny import weights
 
 
@@ -18,7 +19,8 @@ class Choices(Callback):
 
     def batch_end(self, state, logger):
         for algorithm in state.algorithms:
-            self.record.append([getattr(algorithm, name, None) for name in ("mixing", "drawn")])
+            chosen = [getattr(algorithm, name, None) for name in ("mixing", "drawn")]
+            self.record.append([*chosen, digest(getattr(algorithm, "masks", {}))])
 
 
 def main(folder: Path, names: list[str]) -> None:

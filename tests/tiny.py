@@ -130,7 +130,9 @@ def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def timeless(state: Any) -> Any:
-    """The same without the seconds, in which no two runs agree."""
+    """The same without the seconds, in which no two runs agree, and with numbers for tensors."""
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
     if isinstance(state, dict):
         return {name: timeless(value) for name, value in state.items() if name != "seconds"}
     return [timeless(value) for value in state] if isinstance(state, list) else state

@@ -1,0 +1,58 @@
+"""Tickets as files: masks in safetensors, to hand them to somebody else.
+
+A file holds a bool tensor for each layer, named after its weight with `_mask` behind, as `torch.nn.utils.prune` names
+them in a `state_dict`. Such a `state_dict`, as safetensors or from `torch.save`, can be read too.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import read_metadata, read_weights, renamed_for, some, write_safetensors
+from .masks import Masks, digest
+
+SUFFIX = "_mask"
+
+
+def save_masks(path: str | PathLike[str], masks: Mapping[str, Tensor], **metadata: str) -> None:
+    """Writes the masks whole or not at all, with their digest and further texts as the file's metadata."""
+    tensors = {f"{name}{SUFFIX}": mask for name, mask in masks.items()}
+    write_safetensors(path, tensors, {"format": "pt", "digest": digest(masks), **metadata})
+
+
+def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Masks:
+    """The masks in a file, for the weights of these names and shapes, on the CPU.
+
+    Names may have the prefix of a `ComposerModel` (`module.` or `model.`) that `weights` lack, or lack what they have.
+    Raises FileNotFoundError, and ValueError naming the file for one that is damaged, has no masks, masks of other
+    layers, other shapes or other values than 0 and 1, or lacks some.
+    """
+    tensors = read_weights(path)
+    held = {name.removesuffix(SUFFIX): mask for name, mask in tensors.items() if name.endswith(SUFFIX)}
+    if not held:
+        raise ValueError(f"{path} holds no masks: expected tensors called as their weights with {SUFFIX} behind")
+    found = renamed_for(weights, held)
+    problems = []
+    if missing := [name for name in weights if name not in found]:
+        problems.append(f"lacks the masks of {some(missing)}")
+    if extra := [name for name in found if name not in weights]:
+        problems.append(f"has masks of {some(extra)}, which are not pruned here")
+    both = {name: mask for name, mask in found.items() if name in weights}
+    shapes = [
+        f"{name} of {tuple(mask.shape)} for {tuple(weights[name].shape)}"
+        for name, mask in both.items()
+        if mask.shape != weights[name].shape
+    ]
+    if shapes:
+        problems.append(f"has masks of other shapes: {some(shapes)}")
+    numbers = {name: mask.view(torch.uint8) if mask.dtype == torch.bool else mask for name, mask in both.items()}
+    if other := [name for name, mask in numbers.items() if not ((mask == 0) | (mask == 1)).all()]:
+        problems.append(f"has values other than 0 and 1 in {some(other)}")
+    if problems:
+        raise ValueError(f"{path} does not fit: it {'; it '.join(problems)}")
+    written = read_metadata(path).get("digest")
+    if written and digest({name: mask.to(torch.bool) for name, mask in held.items()}) != written:
+        raise ValueError(f"{path} is damaged: its masks are not those that were written")
+    return {name: found[name].to(torch.bool) for name in weights}

@@ -1,0 +1,201 @@
+"""Masks: which weights may be pruned, and exactly how many of them are kept.
+
+A mask is a bool tensor of its weight's shape, True where the weight is kept; masks go by the names of the parameters.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import some
+
+Masks = dict[str, Tensor]
+Scope = Literal["global", "layerwise"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_SAMPLED = 1 << 17
+
+
+def prunable_weights(
+    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), classifier: bool = True
+) -> dict[str, nn.Parameter]:
+    """The weights of convolutions, linear layers and attention's projections by name, in the order of the modules.
+
+    No norms, biases or embeddings, nor a layer that shares its weight with an embedding; a weight that several layers
+    share counts once. `include` and `exclude` are patterns such as ``*.attention.*`` (`*` any text, `?` any letter) of
+    the parameters' names. Without `classifier` the last linear layer is left out. Raises ValueError for a pattern that
+    fits no such weight, and where nothing is left.
+    """
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    last = None
+    for prefix, module in model.named_modules():
+        linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # which is how GPT-2 calls it
+        if linear:
+            last = id(module.weight)
+        for name in _weight_names(module) if not linear else ("weight",):
+            weight = getattr(module, name)
+            if isinstance(weight, nn.Parameter) and id(weight) not in embedded:
+                found.setdefault(id(weight), (f"{prefix}.{name}".lstrip("."), weight))
+    if not classifier:
+        found.pop(last or 0, None)
+    names = [name for name, _ in found.values()]
+    if not names:
+        raise ValueError(f"{type(model).__name__} has nothing to prune; expected convolutions or linear layers")
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"no prunable weight is called {pattern!r}; there are {some(names)}")
+    weights = {
+        name: weight
+        for name, weight in found.values()
+        if any(fnmatchcase(name, pattern) for pattern in include)
+        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    if not weights:
+        raise ValueError(f"exclude leaves nothing to prune of {some(names)}")
+    return weights
+
+
+def _weight_names(module: nn.Module) -> Sequence[str]:
+    if isinstance(module, nn.MultiheadAttention):
+        return "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
+    return ("weight",) if isinstance(module, _CONVOLUTIONS) else ()
+
+
+def kept_counts(
+    sizes: Mapping[str, int], density: float | Mapping[str, float], scope: Scope = "global"
+) -> int | dict[str, int]:
+    """How many weights to keep: one number for all layers (`global`), or one for each.
+
+    `density` is the share that is kept, of all weights or of each layer's, or shares by patterns of the layers' names;
+    layers without a pattern keep all. Halves are rounded up.
+    """
+    if isinstance(density, Mapping):
+        for pattern in density:
+            if not any(fnmatchcase(name, pattern) for name in sizes):
+                raise ValueError(f"density: no pruned layer is called {pattern!r}; there are {some([*sizes])}")
+        shares = {name: [d for pattern, d in density.items() if fnmatchcase(name, pattern)] for name in sizes}
+        return {name: _rounded((shares[name] or [1.0])[0] * size) for name, size in sizes.items()}
+    if scope == "global":
+        return _rounded(density * sum(sizes.values()))
+    return {name: _rounded(density * size) for name, size in sizes.items()}
+
+
+def _rounded(count: float) -> int:
+    return math.floor(count + 0.5)
+
+
+def keep_highest(
+    scores: Mapping[str, Tensor], kept: int | Mapping[str, int], masks: Mapping[str, Tensor] | None = None
+) -> Masks:
+    """Masks that keep exactly the `kept` highest scores, of all layers together or of each.
+
+    Of equal scores the earlier ones are kept: earlier layers, and within a layer lower indices. What `masks` have
+    pruned stays pruned, whatever its score. Raises ValueError for more than remain, and for scores that are not finite.
+    """
+    if isinstance(kept, Mapping):
+        each = {name: keep_highest({name: scores[name]}, count, masks) for name, count in kept.items()}
+        return {name: each[name][name] for name in scores}
+    remaining = sum(size(masks[name]) if masks else score.numel() for name, score in scores.items())
+    if not 0 <= kept <= remaining:
+        where = f"{some([*scores])}: " if scores else ""
+        raise ValueError(f"{where}{kept} weights cannot be kept of the {remaining} that remain")
+    for name, score in scores.items():
+        if not math.isfinite(score.sum()) and not score.isfinite().all():
+            raise ValueError(f"the scores of {name} are not finite, so none is the highest")
+    threshold = _kth_highest(scores, kept, remaining, masks) if kept else math.inf
+    result = {name: _and(score > threshold, masks, name) for name, score in scores.items()}
+    ties = kept - sum(map(size, result.values()))
+    for name, score in scores.items() if ties else ():
+        equal = _and(score == threshold, masks, name).flatten().nonzero()[:ties, 0]
+        result[name][torch.unravel_index(equal, score.shape)] = True
+        if not (ties := ties - len(equal)):
+            break
+    return result
+
+
+def size(mask: Tensor) -> int:
+    """How many weights it keeps."""
+    return int(torch.count_nonzero(mask))
+
+
+def _and(condition: Tensor, masks: Mapping[str, Tensor] | None, name: str) -> Tensor:
+    return condition.logical_and_(masks[name]) if masks else condition
+
+
+def _kth_highest(scores: Mapping[str, Tensor], k: int, remaining: int, masks: Mapping[str, Tensor] | None) -> float:
+    """A sample tells between which two values it lies; only what lies between them is sorted."""
+    stride = max(1, remaining // _SAMPLED)
+    strided = [
+        (score.flatten()[::stride], masks[name].flatten()[::stride] if masks else None)
+        for name, score in scores.items()
+    ]
+    sample = torch.cat([score if mask is None else score[mask] for score, mask in strided]).sort(descending=True).values
+    place, margin = k * len(sample) // remaining, 3 * math.isqrt(len(sample)) if stride > 1 else len(sample)
+    high = sample[place - margin].item() if place >= margin else math.inf
+    low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
+    for least, most in ((low, high), (-math.inf, math.inf)):  # a sample may mislead
+        above = sum(size(_and(score > most, masks, name)) for name, score in scores.items())
+        between = [
+            score[_and((score >= least).logical_and_(score <= most), masks, name)] for name, score in scores.items()
+        ]
+        if above < k <= above + sum(map(len, between)):
+            candidates = torch.cat(between)
+            return torch.kthvalue(candidates, len(candidates) - (k - above) + 1).values.item()
+    raise AssertionError("unreachable: k is at most the number of scores")
+
+
+def shuffled(masks: Mapping[str, Tensor], generator: torch.Generator) -> Masks:
+    """Each layer's mask in a random order, hence as dense as before; the same on every device, for a CPU generator."""
+    result = {}
+    for name, mask in masks.items():
+        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        result[name] = mask.flatten()[order].view(mask.shape)
+    return result
+
+
+def collapsed(masks: Mapping[str, Tensor]) -> list[str]:
+    """The layers that keep no weight at all, through which no signal passes: layer collapse."""
+    return [name for name, mask in masks.items() if not mask.any()]
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """The share of the weights that is kept."""
+    return sum(map(size, masks.values())) / sum(mask.numel() for mask in masks.values())
+
+
+def packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """One bit per weight, as tensors of uint8, with the shapes, and a digest of all; for `state_dict`."""
+    bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in masks.items()}
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    return {"bits": bits, "shapes": shapes, "digest": _digest(bits, shapes)}
+
+
+def unpacked(state: Mapping[str, Any]) -> Masks:
+    """The masks that were `packed`; ValueError where they are not what they were."""
+    bits, shapes = state["bits"], state["shapes"]
+    if bits.keys() != shapes.keys() or _digest(bits, shapes) != state["digest"]:
+        raise ValueError("the masks' digest does not fit them: the file has been changed or damaged")
+    return {
+        name: torch.from_numpy(np.unpackbits(bits[name].cpu().numpy(), count=math.prod(shape)).astype(bool)).view(shape)
+        for name, shape in shapes.items()
+    }
+
+
+def digest(masks: Mapping[str, Tensor]) -> str:
+    """A text that only the same masks share."""
+    return packed(masks)["digest"]
+
+
+def _digest(bits: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(bits):
+        sha.update(f"{name}{list(shapes[name])}".encode())
+        sha.update(bits[name].cpu().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,266 @@
+"""What all pruning has in common during training: masks that hold, and that travel with the checkpoint."""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from composer.algorithms import EMA
+from composer.core import Algorithm, DataSpec, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..checkpoints import some
+from ..host import composer_model, refuse_twins
+from .masks import Masks, collapsed, density, digest, packed, prunable_weights, size, unpacked
+from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
+
+
+class LayerCollapseWarning(UserWarning):
+    """A layer keeps no weight at all."""
+
+
+def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Set what is pruned to zero, in place; also where it is infinite or NaN."""
+    with torch.no_grad():
+        for name, mask in masks.items():
+            tensors[name].masked_fill_(~mask, 0)
+
+
+def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    """Set the gradients of what is pruned to zero, in one pass.
+
+    A weight that is zero, and whose momenta are, then stays zero under every optimizer that treats each weight apart:
+    SGD, Nesterov's momentum, Adam, weight decay and so on. What is pruned does not count in the gradient's norm either.
+    """
+    pairs = [(weight.grad, masks[name]) for name, weight in weights.items() if weight.grad is not None]
+    if pairs:
+        torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def mask_optimizers(
+    optimizers: Iterable[Optimizer], weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
+) -> None:
+    """Set the optimizers' state of what is pruned to zero: every tensor that has the shape of its weight."""
+    with torch.no_grad():
+        for optimizer in _with_bases(optimizers):
+            for name, weight in weights.items():
+                for value in optimizer.state.get(weight, {}).values():
+                    if isinstance(value, Tensor) and value.shape == weight.shape:
+                        value.masked_fill_(~masks[name], 0)
+
+
+def forget_momenta(optimizers: Iterable[Optimizer]) -> None:
+    """Make the optimizers' state that of new ones."""
+    for optimizer in _with_bases(optimizers):
+        optimizer.state.clear()
+
+
+def _with_bases(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Those that wrap another one, such as SAM's, together with it."""
+    found = [*optimizers]
+    return found + [base for optimizer in found if (base := getattr(optimizer, "base_optimizer", None))]
+
+
+def averages(state: State) -> list[dict[str, Tensor]]:
+    """The weights and buffers that Composer's EMA averages, by the names that they have in the model."""
+    own = composer_model(state).state_dict().keys()
+    models = [a.ema_model for a in state.algorithms if isinstance(a, EMA) and a.ema_model is not None]
+    kept = [{**model.named_parameters_dict, **model.named_buffers_dict} for model in models]
+    return [{n if n in own else n.removeprefix("module."): tensor for n, tensor in by_name.items()} for by_name in kept]
+
+
+def plain_forward(model: nn.Module, batch: Any) -> Any:
+    """The outputs by the model's class, past what torch.compile may have put in their way as the model's own."""
+    return type(model).forward(model, batch)
+
+
+class Pruning(Algorithm):
+    """Keeps masks, and what they prune at zero: weights, gradients, the optimizer's state, EMA's averages.
+
+    Subclasses say when to prune and what: in `before_update` and `after_update`, by `prune`. `masks` holds the masks by
+    the names of the parameters, and is empty before anything is pruned. The checkpoint holds one bit per weight; after
+    loading it, ValueError is raised if masks are missing, do not fit the model, or do not fit its weights.
+    """
+
+    def __init__(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), classifier: bool = True):
+        for name, patterns in {"include": include, "exclude": exclude}.items():
+            known = not isinstance(patterns, str) and all(isinstance(pattern, str) for pattern in patterns)
+            self.check(name, known, "a sequence of names or patterns", patterns)
+        self.check("include", include, "one pattern at least; without any there is nothing to prune", include)
+        self._chosen: dict[str, Any] = {"include": include, "exclude": exclude, "classifier": classifier}
+        self.masks: Masks = {}
+        self.weights: dict[str, nn.Parameter] = {}
+        self._mixes = self._unproven = False
+        self._multiply_adds: MultiplyAdds | None = None
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def check(self, argument: str, fits: Any, expected: str, given: Any) -> None:
+        """Raise ValueError, naming the argument and what was expected of it, unless it `fits`."""
+        if not fits:
+            raise ValueError(f"{self._name}: {argument} must be {expected}, got {given!r}.")
+
+    def check_density(self, density: float | Mapping[str, float]) -> None:
+        """That it is a share that prunes something, or shares by patterns that do."""
+        if isinstance(density, Mapping):
+            shares = density.values()
+            fits = density and all(0 < share <= 1 for share in shares) and min(shares) < 1
+            self.check("density", fits, "shares in (0, 1], not all of them 1", dict(density))
+        else:
+            self.check("density", 0 < density < 1, "a share in (0, 1)", density)
+
+    def remaining(self) -> int:
+        """How many of the prunable weights are left."""
+        if self.masks:
+            return sum(map(size, self.masks.values()))
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def __repr__(self) -> str:
+        return f"{self._name}()"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "masks": packed(self.masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.masks = unpacked(state["masks"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self._name}: the checkpoint holds no readable masks; {error}") from error
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in _STEPS and (event != Event.AFTER_TRAIN_BATCH or bool(self.masks))
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        _STEPS[event](self, state, logger)
+
+    def begin(self, state: State) -> None:
+        """When a Trainer is built; it may have had another one before."""
+
+    def measure(self, state: State) -> None:
+        """When data and `max_duration` are known, and a checkpoint has been loaded."""
+
+    def prepare(self, state: State) -> None:
+        """Then, when `weights` and `masks` are known too."""
+
+    def before_update(self, state: State, logger: Logger) -> None:
+        """Before each update; the batch is known."""
+
+    def after_update(self, state: State, logger: Logger) -> None:
+        """After each update, before evaluation and checkpoint."""
+
+    def is_due_before(self, state: State) -> bool:
+        """Whether a run without any masks cannot be gone on with."""
+        return False
+
+    def prune(self, masks: Masks, state: State, logger: Logger) -> None:
+        """From here on, `masks` hold."""
+        collapse = set(collapsed(masks)) - (set(collapsed(self.masks)) if self.masks else set())
+        if collapse and dist.get_global_rank() == 0:
+            names = some([name for name in masks if name in collapse])
+            text = f"{self._name}: layer collapse, nothing is left of {names}; prune less, or layerwise"
+            warnings.warn(text, LayerCollapseWarning, stacklevel=2)
+        self.masks = {name: mask.to(self.weights[name].device) for name, mask in masks.items()}
+        self._agree()
+        apply_masks(self.weights, self.masks)
+        mask_optimizers(state.optimizers, self.weights, self.masks)
+        for tensors in averages(state):
+            apply_masks(tensors, {name: mask for name, mask in self.masks.items() if name in tensors})
+        self._unproven = True
+        now = self.size(state)
+        values = {"compression_ratio": now.compression_ratio, "speedup": now.theoretical_speedup}
+        logger.log_metrics({"pruning/density": density(self.masks)})
+        logger.log_metrics({f"pruning/{name}": value for name, value in values.items() if math.isfinite(value)})
+
+    def size(self, state: State) -> ModelSize:
+        """The size of the run's model, tensor by tensor and in all."""
+        return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0))
+
+    def _agree(self) -> None:
+        digests = dist.all_gather_object(digest(self.masks))
+        if len(set(digests)) > 1:
+            raise RuntimeError(f"{self._name}: the ranks have chosen different masks; their weights have gone apart.")
+
+    def _begin(self, state: State, logger: Logger) -> None:
+        refuse_twins(self, state)
+        if other := [type(a).__name__ for a in state.algorithms if isinstance(a, Pruning) and a is not self]:
+            raise ValueError(f"{self._name} cannot share the masks with {', '.join(other)}; prune in one way.")
+        if state.fsdp_config is not None or state.tp_config is not None:
+            raise ValueError(f"{self._name} does not work on weights that FSDP or tensor parallelism split; use DDP.")
+        self.masks, self.weights, self._multiply_adds, self._mixes, self._unproven = {}, {}, None, False, False
+        self.begin(state)
+        # On the way out, algorithms run backwards: the last one masks gradients before another one clips them. On the
+        # way in, it comes after EMA has brought the weights back that are trained.
+        state.algorithms.remove(self)
+        state.algorithms.append(self)
+
+    def _check(self, state: State, logger: Logger) -> None:
+        try:
+            self.weights = prunable_weights(composer_model(state), **self._chosen)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}.") from error
+        self.measure(state)
+        if self.masks:
+            self._verify()
+        elif state.timestamp.batch.value > 0 and self.is_due_before(state):
+            raise ValueError(
+                f"{self._name}: the checkpoint, of batch {state.timestamp.batch.value}, holds no masks, as it should; "
+                "load one of a run like this, or its weights alone (load_weights_only=True)."
+            )
+        self.prepare(state)
+
+    def _verify(self) -> None:
+        """That the masks loaded are those of this model and of its weights."""
+        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        if wrong := [name for name in {**shapes, **self.masks} if shapes.get(name) != _shape(self.masks.get(name))]:
+            raise ValueError(
+                f"{self._name}: the checkpoint's masks do not fit the weights that are pruned here: {some(wrong)}; "
+                "include, exclude and classifier must be what they were."
+            )
+        self.masks = {name: self.masks[name].to(weight.device) for name, weight in self.weights.items()}
+        if revived := [
+            name for name, weight in self.weights.items() if (weight.detach()[~self.masks[name]] != 0).any()
+        ]:
+            raise ValueError(
+                f"{self._name}: the masks are not of these weights; what they prune is not 0 in {some(revived)}."
+            )
+        self._agree()
+        self._unproven = True
+
+    def _before(self, state: State, logger: Logger) -> None:
+        if self._multiply_adds is None:
+            sample = DataSpec(state.dataloader).split_batch(state.batch, 1)[0]  # type: ignore[arg-type]
+            forward = partial(plain_forward, batch=state.device.batch_to_device(sample))
+            self._multiply_adds = trace_multiply_adds(composer_model(state), forward)
+        self.before_update(state, logger)
+
+    def _mask_gradients(self, state: State, logger: Logger) -> None:
+        mask_gradients(self.weights, self.masks)
+
+    def _after(self, state: State, logger: Logger) -> None:
+        if self.masks and self._unproven:  # some optimizers, such as Muon, mix the gradients of different weights
+            self._mixes = any(bool((w.detach()[~self.masks[name]] != 0).any()) for name, w in self.weights.items())
+        if self.masks and self._mixes:
+            apply_masks(self.weights, self.masks)
+            mask_optimizers(state.optimizers, self.weights, self.masks)
+        self._unproven = False
+        self.after_update(state, logger)
+
+
+def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
+    return None if mask is None else tuple(mask.shape)
+
+
+_STEPS = {
+    Event.INIT: Pruning._begin,
+    Event.AFTER_LOAD: Pruning._check,
+    Event.BATCH_START: Pruning._before,
+    Event.AFTER_TRAIN_BATCH: Pruning._mask_gradients,
+    Event.BATCH_END: Pruning._after,
+}

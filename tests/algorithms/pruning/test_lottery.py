@@ -1,0 +1,346 @@
+import copy
+
+import pytest
+import torch
+from composer import Callback
+from composer.algorithms import EMA, SAM
+from composer.optim import (
+    ConstantScheduler,
+    CosineAnnealingScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+    MultiStepScheduler,
+    PolynomialScheduler,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from accelerando.algorithms import Distillation, LotteryTicket, MultiplicativeCyclicScheduler, TradeoffCurve
+from accelerando.algorithms.pruning import keep_highest, level_densities, load_masks, prunable_weights
+from accelerando.algorithms.pruning.masks import density, digest, size
+from tiny import CLASSES, Kill, assert_same, classifier, fit, loader, network, timeless, trainer, weights
+
+BATCHES = 4  # in an epoch
+
+
+def at_the_end_of_an_epoch(test):
+    """Composer, when it goes on from there, begins with an epoch without batches, and warns."""
+    for message in ("No batches were trained", "The ``compute`` method of metric"):
+        test = pytest.mark.filterwarnings(f"ignore:{message}")(test)
+    return test
+
+
+def noisy(seed=0):
+    """With all that makes one training differ from another: batch norm, dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(8, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
+
+
+class Rates(Callback):
+    """The learning rate of every update."""
+
+    def __init__(self):
+        self.of = []
+
+    def before_train_batch(self, state, logger):
+        self.of.append(state.optimizers[0].param_groups[0]["lr"])
+
+
+class Ends(Callback):
+    """The weights at every level's end, before the next pruning."""
+
+    def __init__(self, batches):
+        self.batches, self.weights = batches, []
+
+    def batch_checkpoint(self, state, logger):
+        if state.timestamp.batch.value in self.batches:
+            self.weights.append(copy.deepcopy(state.model.state_dict()))
+
+
+def start(ticket, scheduler=None, epochs=3, **options):
+    model = options.pop("model", None) or classifier(noisy())
+    options = {
+        "model": model,
+        "train_dataloader": loader(shuffle=True),
+        "eval_dataloader": loader(batch_size=5),
+        "eval_interval": "100ep",
+        "optimizers": torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        "schedulers": ticket.wrap(scheduler or CosineAnnealingScheduler()),
+        "max_duration": f"{epochs}ep",
+    } | options
+    return trainer(ticket, **options)
+
+
+def run(ticket, *arguments, **options):
+    result = start(ticket, *arguments, **options)
+    result.fit()
+    return result
+
+
+def rates(scheduler, epochs=3):
+    """Of a plain run, which passes through one training alone."""
+    seen = Rates()
+    fit(schedulers=scheduler, callbacks=seen, max_duration=f"{epochs}ep")
+    return seen.of
+
+
+def trained_alone(k, T, level, state, masks, learning_rates, seed=7):
+    """The plain version: from step k, with that mask and new momenta, to T; the data where the run's have got to."""
+    model, data = classifier(noisy()), loader(shuffle=True)
+    model.load_state_dict(state)
+    held = prunable_weights(model)
+    for name, weight in held.items():
+        weight.data[~masks[name]] = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    first = T + (level - 1) * (T - k)
+    data.sampler.set_epoch(first // BATCHES)
+    batches = iter(data)
+    for _ in range(first % BATCHES):
+        next(batches)
+    torch.manual_seed(seed + 1_000_003 * level)
+    model.train()
+    for update in range(first, first + T - k):
+        if update % BATCHES == 0 and update > first:
+            data.sampler.set_epoch(update // BATCHES)
+            batches = iter(data)
+        x, y = next(batches)
+        optimizer.param_groups[0]["lr"] = learning_rates[k + update - first]
+        optimizer.zero_grad()
+        F.cross_entropy(model.module(x), y).backward()
+        for name, weight in held.items():
+            weight.grad[~masks[name]] = 0.0
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("k", [0, 3, 4])
+def test_each_level_is_bit_for_bit_a_run_of_its_own_from_step_k(k):
+    T, levels = 3 * BATCHES, 3
+    totals = [T + level * (T - k) for level in range(levels + 1)]
+    ticket, ends, at_k = LotteryTicket(levels, fraction=0.4, rewind_to=f"{k}ba"), Ends(totals), Ends([k])
+    result = run(ticket, callbacks=[ends, at_k])
+    assert result.state.timestamp.batch == totals[-1]
+    # Level 0 is the plain run.
+    model = classifier(noisy())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    dense = fit(
+        model=model,
+        optimizers=optimizer,
+        train_dataloader=loader(shuffle=True),
+        eval_dataloader=loader(batch_size=5),  # without it, Composer leaves the generators elsewhere
+        eval_interval="100ep",
+        schedulers=CosineAnnealingScheduler(),
+        max_duration="3ep",
+        callbacks=(plain_at_k := Ends([k])),
+    )
+    assert_same(ends.weights[0], weights(dense))
+    start_of_all = plain_at_k.weights[0] if k else classifier(noisy()).state_dict()
+    assert_same(ticket.snapshot, start_of_all)
+    learning_rates = rates(CosineAnnealingScheduler())
+    before = None
+    for level in range(1, levels + 1):
+        masks = ticket.masks_of(level)
+        trained = {name: ends.weights[level - 1][name].abs() for name in masks}
+        expected = keep_highest(trained, round(0.6**level * sum(map(torch.numel, trained.values()))), before)
+        assert all(torch.equal(masks[name], expected[name]) for name in masks)
+        assert_same(ends.weights[level], trained_alone(k, T, level, start_of_all, masks, learning_rates))
+        before = masks
+
+
+SCHEDULERS = {
+    "constant": lambda: ConstantScheduler(0.5),
+    "cosine": CosineAnnealingScheduler,
+    "warmup in epochs": lambda: CosineAnnealingWithWarmupScheduler("1ep", alpha_f=0.1),
+    "warmup of the whole": lambda: LinearWithWarmupScheduler("0.25dur", alpha_f=0.02),
+    "steps in epochs": lambda: MultiStepScheduler(["1ep", "2ep"], gamma=0.1),
+    "steps in batches": lambda: MultiStepScheduler(["5ba", "10ba"], gamma=0.1),
+    "polynomial in samples": lambda: PolynomialScheduler(2, t_max="90sp"),
+    "a function": lambda: lambda state: 1 / (1 + state.timestamp.batch.value),
+    "cycles": lambda: MultiplicativeCyclicScheduler("0ba", "4ba", growth=2),
+}
+
+
+@pytest.mark.parametrize("k", [0, 5])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_schedule_goes_on_from_k_as_it_did_in_the_first_place(name, k):
+    seen = Rates()
+    alone = rates(SCHEDULERS[name]())
+    run(LotteryTicket(2, rewind_to=f"{k}ba"), SCHEDULERS[name](), callbacks=seen)
+    # Composer counts samples late, and there the last batch of an epoch is a smaller one.
+    tolerance = 0.02 if "samples" in name else 0.0
+    assert seen.of == pytest.approx(alone + 2 * alone[k:], abs=tolerance)
+
+
+def test_results_masks_and_files_of_each_level(tmp_path):
+    ticket = LotteryTicket(2, fraction=0.5, rewind_to="1ep", save_folder=str(tmp_path))
+    logged = {}
+
+    class Log(Callback):
+        def batch_checkpoint(self, state, logger):
+            for metric, values in state.eval_metrics.get("eval", {}).items():
+                if state.timestamp.batch.value in (12, 20, 28):
+                    logged[state.timestamp.batch.value, metric] = values.compute().item()
+
+    result = run(ticket, callbacks=Log())
+    total = sum(weight.numel() for weight in ticket.weights.values())
+    kept = [total, (total + 1) // 2, (total + 2) // 4]
+    assert [(each["level"], each["batch"]) for each in ticket.results] == [(0, 12), (1, 20), (2, 28)]
+    assert [each["density"] for each in ticket.results] == pytest.approx([count / total for count in kept])
+    for each in ticket.results:
+        assert each["eval/MulticlassAccuracy"] == logged[each["batch"], "MulticlassAccuracy"]
+    assert [each["digest"] for each in ticket.results] == [digest(ticket.masks_of(level)) for level in range(3)]
+    for level in (1, 2):
+        masks = load_masks(tmp_path / f"level-{level}.safetensors", ticket.weights)
+        assert digest(masks) == ticket.results[level]["digest"] and sum(map(size, masks.values())) == kept[level]
+    other = classifier(noisy(seed=5))
+    from safetensors.torch import load_file
+
+    other.load_state_dict(load_file(tmp_path / "rewind.safetensors"))
+    assert_same(other.state_dict(), ticket.snapshot)
+    assert density(ticket.masks) == result.state.algorithms[0].results[-1]["density"]
+
+
+def test_an_evaluation_due_anyway_does_not_run_twice():
+    evaluations = []
+
+    class Count(Callback):
+        def eval_start(self, state, logger):
+            evaluations.append(state.timestamp.batch.value)
+
+    run(LotteryTicket(2, rewind_to="2ba"), callbacks=Count(), eval_interval="1ep")
+    assert evaluations == [4, 8, 12, 16, 20, 22, 24, 28, 32]
+
+
+@at_the_end_of_an_epoch
+@pytest.mark.parametrize("killed", [1, 3, 4, 11, 12, 13, 20, 21, 22, 25, 29])
+def test_a_kill_at_any_batch_of_any_level(killed, tmp_path):
+    def ticket():
+        return LotteryTicket(2, fraction=0.4, rewind_to="3ba")
+
+    whole, stopped, resumed = ticket(), ticket(), ticket()
+    expected = weights(run(whole, eval_interval="1ep"))
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, eval_interval="1ep", save_folder=str(tmp_path), save_interval="1ba", callbacks=Kill(killed))
+    torch.manual_seed(999)
+    latest = tmp_path / "latest-rank0.pt"
+    found = run(resumed, eval_interval="1ep", load_path=str(latest.resolve()))
+    assert_same(weights(found), expected)
+    assert timeless(resumed.state_dict()) == timeless(whole.state_dict())
+
+
+@at_the_end_of_an_epoch
+def test_a_finished_run_can_be_given_more_levels(tmp_path):
+    expected = run(more := LotteryTicket(3))
+    run(LotteryTicket(2), save_folder=str(tmp_path), save_interval="1ba")
+    going_on = LotteryTicket(3)
+    result = run(going_on, load_path=str(tmp_path / "latest-rank0.pt"))
+    assert_same(weights(result), weights(expected))
+    assert going_on.results == more.results
+
+
+def test_learning_rate_rewinding_and_fine_tuning_keep_the_weights():
+    T, k = 12, 8
+    for mode in ("learning_rate", "finetune"):
+        ticket, seen, ends = LotteryTicket(1, 0.5, rewind_to="8ba", rewind=mode), Rates(), Ends([T, T + 1])
+        run(ticket, callbacks=[seen, ends])
+        assert ticket.snapshot == {}
+        alone = rates(CosineAnnealingScheduler())
+        assert seen.of == pytest.approx(alone + (alone[k:] if mode == "learning_rate" else [0.1 * 0.01] * (T - k)))
+        dense, first = ends.weights
+        for name, mask in ticket.masks_of(1).items():
+            assert torch.equal(first[name] == 0, ~mask)
+            step = (first[name] - dense[name])[mask].abs().max()
+            assert 0 < step < 0.1  # one update away from the trained weights
+
+
+def test_one_shot_arithmetic_and_geometric():
+    assert level_densities(1, 0.7, "geometric") == pytest.approx([1, 0.3])
+    assert level_densities(3, 0.2, "geometric") == pytest.approx([1, 0.8, 0.64, 0.512])
+    assert level_densities(9, 0.1, "arithmetic") == [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+def test_ema_begins_anew_from_the_weights_of_k():
+    averages = []
+
+    class Look(Callback):
+        def after_train_batch(self, state, logger):
+            if state.timestamp.batch.value == 12:
+                ema = next(algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA))
+                averages.append(copy.deepcopy(ema.ema_model.named_parameters_dict))
+
+    for order in (0, 1):
+        ticket, ema = LotteryTicket(1, 0.5, rewind_to="4ba"), EMA(half_life="3ba")
+        model = classifier(noisy())
+        result = trainer(
+            [ticket, ema] if order else [ema, ticket],
+            model=model,
+            schedulers=ticket.wrap(CosineAnnealingScheduler()),
+            callbacks=Look(),
+            max_duration="3ep",
+            save_interval="1ba",
+        )
+        result.fit()
+        for name, average in averages[-1].items():
+            expected = ticket.snapshot[name] * ticket.masks[name] if name in ticket.masks else ticket.snapshot[name]
+            assert torch.equal(average, expected)
+
+
+@pytest.mark.filterwarnings("ignore:SAM has known issues")
+def test_sam_goes_through_all_levels():
+    ticket = LotteryTicket(1, 0.5)
+    model = classifier()
+    result = trainer([ticket, SAM(rho=0.1)], model=model, schedulers=ticket.wrap(ConstantScheduler()))
+    result.fit()
+    assert result.state.timestamp.batch == 16
+    for name, weight in ticket.weights.items():
+        assert torch.equal(weight == 0, ~ticket.masks[name])
+
+
+def test_what_cannot_work_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"rewind_to must be before max_duration=3ep, got '12ba'"):
+        start(LotteryTicket(1, rewind_to="12ba"))
+    with pytest.raises(ValueError, match=r"max_duration must be given, in ep or ba; it is 90sp"):
+        start(LotteryTicket(1), max_duration="90sp")
+    with pytest.raises(ValueError, match=r"max_duration must be given, in ep or ba; it is None"):
+        start(LotteryTicket(1), schedulers=None, max_duration=None)
+    with pytest.raises(ValueError, match=r"has to wrap the Trainer's scheduler"):
+        run(LotteryTicket(1), schedulers=CosineAnnealingScheduler())
+    with pytest.raises(ValueError, match=r"and plain fit\(\)"):
+        start(LotteryTicket(1)).fit(duration="9ep")
+    ticket = LotteryTicket(1)
+    half = Distillation(network(seed=3), end="0.5dur")
+    for other in (half, TradeoffCurve(MultiplicativeCyclicScheduler("0ba", "4ba"))):
+        with pytest.raises(ValueError, match=f"leave this {type(other).__name__} out"):
+            trainer([ticket, other], schedulers=ticket.wrap(ConstantScheduler()))
+
+
+@pytest.mark.filterwarnings("ignore:.* is not in the state_dict")
+@at_the_end_of_an_epoch
+def test_a_checkpoint_of_another_run_says_so(tmp_path):
+    run(LotteryTicket(2, 0.3, rewind_to="2ba"), save_folder=str(tmp_path), save_interval="1ba", callbacks=[])
+    for ticket, message in (
+        (LotteryTicket(2, 0.4, rewind_to="2ba"), r"had density 1 0\.7, not 0\.6, density 2"),
+        (LotteryTicket(2, 0.3, rewind_to="3ba"), r"had k 2, not 3"),
+        (LotteryTicket(2, 0.3, rewind_to="2ba", rewind="learning_rate"), r"had rewind 'weights', not 'learning_rate'"),
+        (LotteryTicket(1, 0.3, rewind_to="2ba"), r"in level 2, after 32 batches"),
+        (LotteryTicket(2, 0.3, rewind_to="2ba", exclude=["*7*"]), r"do not fit.*module\.7\.weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            start(ticket, load_path=str(tmp_path / "latest-rank0.pt"))
+    dense = tmp_path / "dense"
+    model = classifier(noisy())
+    fit(model=model, save_folder=str(dense), save_interval="1ba", max_duration="3ep")
+    with pytest.raises(ValueError, match="of batch 12, holds no masks"):
+        start(LotteryTicket(1, rewind_to="2ba"), load_path=str(dense / "latest-rank0.pt"))
+    begun = start(LotteryTicket(1, rewind_to="2ba"), load_path=str(dense / "ep0-ba2-rank0.pt"))
+    begun.fit()  # from a dense run at step k
+    assert begun.state.timestamp.batch == 22
