@@ -92,15 +92,17 @@ def trace_multiply_adds(model: nn.Module, forward: Callable[[nn.Module], Any]) -
     in weight normalization. `nn.Bilinear` is not counted, nor what kernels do that are no torch operators.
 
     It is an evaluation without gradients, and leaves the model's modes, buffers and gradients and the global random
-    generators as they were. A model on the meta device costs no computation, and its trace serves the real one.
+    generators as they were. On the meta device, if the model runs there, it computes nothing and serves the real one.
     """
     with torch.no_grad(), _plain_evaluation(model), _Tracer(model) as tracer:
         forward(model)
     return MultiplyAdds(tracer.uses, tracer.other)
 
 
-def model_size(model: nn.Module, multiply_adds: MultiplyAdds) -> ModelSize:
+def model_size(model: nn.Module, multiply_adds: MultiplyAdds, masks: Mapping[str, Tensor] | None = None) -> ModelSize:
     """Counts the zeros of `model`, whose multiply-adds were traced before, on it or on another of its architecture.
+
+    With `masks`, by parameters' names, what they prune is what counts as zero: not biases, which start there.
 
     Raises ValueError where the trace has parameters that the model lacks.
     """
@@ -109,7 +111,10 @@ def model_size(model: nn.Module, multiply_adds: MultiplyAdds) -> ModelSize:
         raise ValueError(f"{type(model).__name__} has no {missing[0]}: trace this model, not another architecture.")
     tensors = []
     for name, parameter in parameters.items():
-        nonzero = parameter.detach() != 0  # of the weight itself: a cast to float16 turns small ones into zeros
+        if masks is None:
+            nonzero = parameter.detach() != 0  # of the weight itself: a cast to float16 turns small ones into zeros
+        else:
+            nonzero = masks.get(name, torch.ones((), dtype=torch.bool, device=parameter.device)).expand_as(parameter)
         used = [(reduce(_apply, steps, nonzero), times) for (weight, steps), times in uses.items() if weight == name]
         dense = sum(part.numel() * times for part, times in used)
         effective = sum(int(part.count_nonzero()) * times for part, times in used)

@@ -180,7 +180,7 @@ class Pruning(Algorithm):
 
     def size(self, state: State) -> ModelSize:
         """The size of the run's model, tensor by tensor and in all."""
-        return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0))
+        return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0), self.masks)
 
     def _agree(self) -> None:
         digests = dist.all_gather_object(digest(self.masks))
