@@ -75,21 +75,46 @@ def evaluated(state: State) -> dict[str, float]:
     return values
 
 
+def in_batches(time: Time, state: State) -> float | None:
+    """A time in ep, ba or dur as a number of batches; None where the data have no length, or do not tell yet."""
+    if time.unit == TimeUnit.DURATION:
+        whole = state.max_duration and in_batches(state.max_duration, state)
+        return None if whole is None else time.value * whole
+    if time.unit == TimeUnit.EPOCH:
+        return None if state.dataloader_len is None else time.value * int(state.dataloader_len)
+    return time.value if time.unit == TimeUnit.BATCH else None
+
+
+def share_of_training(time: Time, state: State) -> float | None:
+    """A moment as a share of `max_duration`, above 1 if it never comes; None where the units do not tell."""
+    whole: Time = state.max_duration  # type: ignore[assignment]
+    if time.unit == whole.unit:
+        return time.value / whole.value
+    batches, all_batches = in_batches(time, state), in_batches(whole, state)
+    return None if batches is None or all_batches is None else batches / all_batches
+
+
 class AlsoWhen:
     """An evaluator's interval: as asked for, and also when something is `due`; but not when this was `measured`."""
 
-    def __init__(self, interval: Any, due: Callable[[State], bool], measured: Callable[[State], bool]):
-        self.interval, self.due, self.measured = interval, due, measured
+    def __init__(
+        self, interval: Any, algorithm: Algorithm, due: Callable[[State], bool], measured: Callable[[State], bool]
+    ):
+        self.interval, self.algorithm, self.due, self.measured = interval, algorithm, due, measured
 
     def __call__(self, state: State, event: Event) -> bool:
         asked = self.interval(state, event)
+        if self.algorithm not in state.algorithms:  # the evaluator has come into another run
+            return asked
         return self.due(state) or (asked and not self.measured(state))
 
 
-def also_evaluate(state: State, due: Callable[[State], bool], measured: Callable[[State], bool]) -> None:
+def also_evaluate(
+    state: State, algorithm: Algorithm, due: Callable[[State], bool], measured: Callable[[State], bool]
+) -> None:
     """Have every evaluator run when something is due, at the end of the batch, and not again for the same weights."""
     for evaluator in state.evaluators:
         interval: Any = evaluator.eval_interval
         # Wrapped already where fit() was called before, or where the evaluator comes from another Trainer.
         interval = interval.interval if isinstance(interval, AlsoWhen) else interval
-        evaluator.eval_interval = AlsoWhen(interval, due, measured)
+        evaluator.eval_interval = AlsoWhen(interval, algorithm, due, measured)

@@ -74,7 +74,7 @@ class TradeoffCurve(Algorithm):
         if state.timestamp.batch.value == 0:
             self.scheduler.check_duration(state.max_duration, state.dataloader_len)
         self._ended = self.scheduler.cycles_ended(state)
-        also_evaluate(state, self._is_due, self._is_measured)
+        also_evaluate(state, self, self._is_due, self._is_measured)
 
     def _is_due(self, state: State) -> bool:
         return self.scheduler.cycles_ended(state) > self._ended

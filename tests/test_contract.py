@@ -214,6 +214,7 @@ CASES = {
         ],
         required=lambda: {"density": 0.5},
         never_with=("LotteryTicket", "PruneAtInit"),
+        shortest="5ba",
         chooses_weights=True,
         reads_to_choose=True,
     ),

@@ -18,10 +18,10 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..host import composer_model, moment, reached
+from ..host import composer_model, moment, reached, share_of_training
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
 from .files import load_masks
-from .masks import Masks, Scope, keep_highest, kept_counts, shuffled
+from .masks import Masks, Scope, digest, keep_highest, kept_counts, shuffled
 from .samples import class_balanced, seeded
 from .sparsity import Pruning, apply_masks, plain_forward
 
@@ -94,7 +94,7 @@ class PruneAtInit(Pruning):
             self.check("ticket", density is None and iterations is None and not invert, "given alone", ticket)
             self.check("ticket", Path(ticket).is_file(), "a file of masks", ticket)
         iterations = iterations if iterations is not None else 100 if criterion == "synflow" else 1
-        self.check("iterations", iterations >= 1, "at least 1", iterations)
+        self.check("iterations", type(iterations) is int and iterations >= 1, "a whole number, at least 1", iterations)
         self.check("samples_per_class", samples_per_class >= 1, "at least 1", samples_per_class)
         self.check("temperature", 0 < temperature < float("inf"), "above 0, finite", temperature)
         self.check("scope", scope in ("global", "layerwise"), "'global' or 'layerwise'", scope)
@@ -107,28 +107,48 @@ class PruneAtInit(Pruning):
         self.iterations, self.shuffle, self.reinitialize, self.invert = iterations, shuffle, reinitialize, invert
         self.scope: Scope = scope
         self.samples_per_class, self.temperature, self.seed = samples_per_class, temperature, seed
+        self._digest: str | None = None  # of the ticket's masks
+
+    def plan(self) -> dict[str, Any]:
+        how = {"criterion": self.criterion if isinstance(self.criterion, str) else "a function", "at": str(self.at)}
+        names = ("density", "iterations", "scope", "shuffle", "reinitialize", "invert", "samples_per_class")
+        own = {name: getattr(self, name) for name in (*names, "temperature", "seed")}
+        return {**super().plan(), **how, **own, "ticket": self._digest}
+
+    def begin(self, state: State) -> None:
+        self._digest = None
+
+    def measure(self, state: State) -> None:
+        if self.ticket is not None:
+            self._digest = digest(self._load())  # what is wrong with it must not come up after hours
+
+    def _load(self) -> Masks:
+        assert self.ticket is not None
+        try:
+            return load_masks(self.ticket, self.weights)
+        except ValueError as error:
+            raise ValueError(f"PruneAtInit: {error}.") from error
+
+    def start(self, state: State) -> None:
+        fits = self.masks or (share_of_training(self.at, state) or 0) < 1
+        self.check("at", fits, f"within the training, which lasts {state.max_duration}", str(self.at))
 
     def is_due_before(self, state: State) -> bool:
         return reached(state, self.at) and not self._is_now(state)
 
     def _is_now(self, state: State) -> bool:
         """Before the update that follows `at`."""
-        at = self.at.value * (int(state.dataloader_len or 0) if self.at.unit == TimeUnit.EPOCH else 1)
-        return state.timestamp.batch.value == at
-
-    def prepare(self, state: State) -> None:
-        if self.ticket is not None and not self.masks:
-            load_masks(self.ticket, self.weights)  # what is wrong with it must not come up after hours
+        now = state.timestamp
+        if self.at.unit == TimeUnit.EPOCH:
+            return now.epoch.value == self.at.value and now.batch_in_epoch.value == 0
+        return now.batch.value == self.at.value
 
     def before_update(self, state: State, logger: Logger) -> None:
         if self.masks or not self._is_now(state):
             return
         seed = state.rank_zero_seed if self.seed is None else self.seed
         generator = torch.Generator().manual_seed((seed << 16) + _STREAM)
-        if self.ticket is not None:
-            masks = load_masks(self.ticket, self.weights)
-        else:
-            masks = self._choose(state, seed, generator)
+        masks = self._load() if self.ticket is not None else self._choose(state, seed, generator)
         if self.shuffle:
             masks = shuffled(masks, generator)
         if self.reinitialize:

@@ -14,12 +14,14 @@ from ..checkpoints import read_metadata, read_weights, renamed_for, some, write_
 from .masks import Masks, digest
 
 SUFFIX = "_mask"
+_NUMBERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_NUMBERS += (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_masks(path: str | PathLike[str], masks: Mapping[str, Tensor], **metadata: str) -> None:
     """Writes the masks whole or not at all, with their digest and further texts as the file's metadata."""
     tensors = {f"{name}{SUFFIX}": mask for name, mask in masks.items()}
-    write_safetensors(path, tensors, {"format": "pt", "digest": digest(masks), **metadata})
+    write_safetensors(path, tensors, {**metadata, "format": "pt", "digest": digest(masks)})
 
 
 def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Masks:
@@ -33,6 +35,8 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     held = {name.removesuffix(SUFFIX): mask for name, mask in tensors.items() if name.endswith(SUFFIX)}
     if not held:
         raise ValueError(f"{path} holds no masks: expected tensors called as their weights with {SUFFIX} behind")
+    if odd := [name for name, mask in held.items() if mask.is_meta or mask.is_nested or not _is_plain(mask)]:
+        raise ValueError(f"{path} does not fit: the mask of {some(odd)} is no plain tensor of bool, integers or floats")
     found = renamed_for(weights, held)
     problems = []
     if missing := [name for name in weights if name not in found]:
@@ -56,3 +60,7 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     if written and digest({name: mask.to(torch.bool) for name, mask in held.items()}) != written:
         raise ValueError(f"{path} is damaged: its masks are not those that were written")
     return {name: found[name].to(torch.bool) for name in weights}
+
+
+def _is_plain(mask: Tensor) -> bool:
+    return mask.layout == torch.strided and mask.dtype in _NUMBERS

@@ -9,17 +9,19 @@ fine-tuning: Renda et al. (arXiv 2003.02389); the arithmetic schedule: Chen et a
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from composer.algorithms import EMA
 from composer.core import Event, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
-from ..checkpoints import some, write_safetensors
-from ..host import BOUND_TO_THE_LENGTH, also_evaluate, composer_model, evaluated, moment
+from ..checkpoints import write_safetensors
+from ..host import BOUND_TO_THE_LENGTH, also_evaluate, composer_model, evaluated, in_batches, moment
 from .criteria import magnitude
 from .files import save_masks
 from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, unpacked
@@ -51,9 +53,9 @@ class LotteryTicket(Pruning):
     `eval/MulticlassAccuracy`; it is logged as `lottery/...`. `masks_of` has the level's masks. All of this, and step k,
     is in the checkpoint.
 
-    Each level begins with new optimizers' state and reseeds the global generators by the run's seed and the level, so
-    that it is what a run of its own from k, with that mask and that seed, is. The data go on in their own order. EMA
-    begins anew, from the weights of k.
+    Each level begins with new optimizers' state (see `forget_momenta`) and reseeds the global generators by the run's
+    seed and the level, so that it is what a run of its own from k, with that mask and that seed, is. The data go on in
+    their own order. EMA begins anew, from the weights of k.
 
     Args:
         levels: how many times to prune.
@@ -84,7 +86,7 @@ class LotteryTicket(Pruning):
         classifier: bool = True,
     ):
         super().__init__(include, exclude, classifier)
-        self.check("levels", levels >= 1, "at least 1", levels)
+        self.check("levels", type(levels) is int and levels >= 1, "a whole number, at least 1", levels)
         self.check("fraction", 0 < fraction < 1, "in (0, 1)", fraction)
         self.check("schedule", schedule in ("geometric", "arithmetic"), "'geometric' or 'arithmetic'", schedule)
         self.densities = level_densities(levels, fraction, schedule)
@@ -97,6 +99,7 @@ class LotteryTicket(Pruning):
             "finetune_multiplier", 0 < finetune_multiplier < float("inf"), "above 0, finite", finetune_multiplier
         )
         self.check("scope", scope in ("global", "layerwise"), "'global' or 'layerwise'", scope)
+        self.check("save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
         assert time is not None
         self.levels, self.rewind_to, self.rewind = levels, time, rewind
         self.scope: Scope = scope
@@ -110,11 +113,15 @@ class LotteryTicket(Pruning):
         self.duration: Time | None = None  # of one training, T; None before the Trainer has been built
         self._k = self._T = 0  # in batches
         self._history = [packed({})]  # the masks of each level
-        self._plan: dict[str, Any] = {}
         self._schedulers: list[RewoundScheduler] = getattr(self, "_schedulers", [])
 
     def wrap(self, scheduler: Callable[..., float]) -> RewoundScheduler:
         """The Composer scheduler, which is asked for the same learning rates from k to T in each level."""
+        if not callable(scheduler):
+            kind = type(scheduler).__name__
+            raise TypeError(
+                f"LotteryTicket wraps Composer's schedulers, which are functions of the state; got a {kind}."
+            )
         self._schedulers.append(RewoundScheduler(scheduler, self._place))
         return self._schedulers[-1]
 
@@ -142,32 +149,37 @@ class LotteryTicket(Pruning):
 
     def state_dict(self) -> dict[str, Any]:
         own = {"level": self.level, "results": self.results, "snapshot": self.snapshot, "history": self._history}
-        return {**super().state_dict(), **own, "plan": self._plan}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         try:
             self.level, self.results, self.snapshot = state["level"], state["results"], state["snapshot"]
-            self._history, self._plan = state["history"], state["plan"]
+            self._history = state["history"]
         except KeyError as error:
             raise ValueError(f"LotteryTicket: the checkpoint is of another algorithm; it lacks {error}") from error
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.FIT_START, Event.BATCH_CHECKPOINT) or super().match(event, state)
+        return event == Event.BATCH_CHECKPOINT or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.FIT_START:
-            self._start(state)
-        elif event == Event.BATCH_CHECKPOINT:
+        if event == Event.BATCH_CHECKPOINT:
             self._record(state, logger)
         else:
             super().apply(event, state, logger)
 
+    def plan(self) -> dict[str, Any]:
+        densities = {f"density {level}": share for level, share in enumerate(self.densities)}
+        how = {"rewind": self.rewind, "finetune_multiplier": self.finetune_multiplier, "scope": self.scope}
+        return {**super().plan(), "k": self._k, "T": self._T, **how, **densities}
+
     def is_due_before(self, state: State) -> bool:
-        return not self._plan and state.timestamp.batch.value > self._k
+        return not self._was and state.timestamp.batch.value > self._k
 
     def begin(self, state: State) -> None:
         self._clear()
+        for scheduler in self._schedulers:
+            scheduler.asked = False
 
     def measure(self, state: State) -> None:
         """The plan in batches; the run becomes as long as all levels are."""
@@ -180,45 +192,44 @@ class LotteryTicket(Pruning):
         self.check("rewind_to", self._k < self._T, f"before max_duration={duration}", self.rewind_to.to_timestring())
         for algorithm in state.algorithms:
             name = type(algorithm).__name__
-            if name in {*BOUND_TO_THE_LENGTH, "TradeoffCurve"} or getattr(algorithm, "bound_to_the_length", False):
+            bound = name in {*BOUND_TO_THE_LENGTH, "TradeoffCurve"} or getattr(algorithm, "bound_to_the_length", False)
+            if bound or (isinstance(algorithm, EMA) and str(algorithm.ema_start) not in ("0.0dur", "0ep", "0ba")):
                 raise ValueError(
                     f"LotteryTicket: leave this {name} out: it follows how much of all levels is over, not of each."
                 )
         state.max_duration = Time(self._total, TimeUnit.BATCH)
 
     def _batches(self, time: Time, state: State) -> int:
-        if time.unit == TimeUnit.BATCH:
-            return int(time.value)
-        if state.dataloader_len is None:
-            raise ValueError(f"LotteryTicket: {time.to_timestring()} has no meaning for data without a length; use ba.")
-        return int(time.value * int(state.dataloader_len))
+        if (batches := in_batches(time, state)) is None:
+            hint = "use ba, or give train_dataloader to the Trainer if it has one"
+            raise ValueError(f"LotteryTicket: the length of an epoch is not known, but {time} is given; {hint}.")
+        return int(batches)
 
     def prepare(self, state: State) -> None:
-        plan = {"k": self._k, "T": self._T, "rewind": self.rewind, "scope": self.scope}
-        plan |= {f"density {level}": share for level, share in enumerate(self.densities)}
-        was = {name: value for name, value in self._plan.items() if name in plan}
-        if differ := [f"{name} {value!r}, not {plan[name]!r}" for name, value in was.items() if value != plan[name]]:
-            raise ValueError(f"LotteryTicket: the checkpoint's run had {some(differ)}; continue it as it was.")
-        now = state.timestamp.batch.value
-        if self.level != max(0, 1 + (now - self._T - 1) // (self._T - self._k)) or self.level > self.levels:
-            raise ValueError(
-                f"LotteryTicket: the checkpoint is in level {self.level}, after {now} batches; with these levels, "
-                f"rewind_to and max_duration, that is not where this run would be."
-            )
+        self._check_place(state)
         own = composer_model(state).state_dict()
         if self.snapshot and {n: t.shape for n, t in self.snapshot.items()} != {n: t.shape for n, t in own.items()}:
             raise ValueError("LotteryTicket: what the checkpoint holds of step k is of another model.")
-        self._plan = plan
 
-    def _start(self, state: State) -> None:
-        """When `fit` starts."""
-        if str(state.max_duration) != f"{self._total}ba":
+    def _check_place(self, state: State) -> None:
+        now = state.timestamp.batch.value
+        if self.level != max(0, 1 + (now - self._T - 1) // (self._T - self._k)) or self.level > self.levels:
             raise ValueError(
-                "LotteryTicket needs Trainer(max_duration=...), the length of one training, and plain fit()."
+                f"LotteryTicket: the run is in level {self.level}, after {now} batches; with these levels, rewind_to "
+                "and max_duration, that is not where it would be."
             )
-        if state.schedulers and not any(scheduler.asked for scheduler in self._schedulers):
-            raise ValueError("LotteryTicket has to wrap the Trainer's scheduler: Trainer(schedulers=ticket.wrap(...)).")
-        also_evaluate(state, self._is_due, self._is_measured)
+
+    def start(self, state: State) -> None:
+        if str(state.max_duration) != f"{self._total}ba":
+            hint = "the length of one training, and a plain fit()"
+            raise ValueError(f"LotteryTicket needs Trainer(max_duration=...), {hint}.")
+        if len(state.schedulers) != sum(scheduler.asked for scheduler in self._schedulers):
+            hint = "Trainer(schedulers=ticket.wrap(...))"
+            raise ValueError(
+                f"LotteryTicket has to wrap the Trainer's scheduler, and all if there are several: {hint}."
+            )
+        self._check_place(state)
+        also_evaluate(state, self, self._is_due, self._is_measured)
 
     def _is_due(self, state: State) -> bool:
         return self._ended(state.timestamp.batch.value) is not None and not self._is_measured(state)
@@ -228,6 +239,7 @@ class LotteryTicket(Pruning):
 
     def before_update(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value
+        self._check_steps(state)
         if now == self._k and self.rewind == "weights" and not self.snapshot:
             own = composer_model(state).state_dict()
             self.snapshot = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
@@ -236,6 +248,14 @@ class LotteryTicket(Pruning):
         if self._ended(now) == self.level and now < self._total:
             self._next_level(state, logger)
 
+    def _check_steps(self, state: State) -> None:
+        """Learning rates that change with each epoch can be set back to the beginning of one only."""
+        now, epoch = state.timestamp.batch.value, state.timestamp.epoch.value
+        by_epoch = epoch > 0 and any(scheduler.last_epoch == epoch != now for scheduler in state.schedulers)
+        if by_epoch and any(batches % int(state.dataloader_len or 1) for batches in (self._k, self._T)):
+            hint = "give them in whole epochs, or step_schedulers_every_batch=True"
+            raise ValueError(f"LotteryTicket: rewind_to or max_duration lies within an epoch; {hint}.")
+
     def _next_level(self, state: State, logger: Logger) -> None:
         share = self.densities[self.level + 1]
         kept = kept_counts({name: weight.numel() for name, weight in self.weights.items()}, share, self.scope)
@@ -243,7 +263,8 @@ class LotteryTicket(Pruning):
         self.level += 1
         if self.rewind == "weights":
             composer_model(state).load_state_dict(self.snapshot)
-        own = composer_model(state).state_dict()
+        model = composer_model(state)
+        own = dict(chain(model.named_parameters(), model.named_buffers()))
         with torch.no_grad():
             for average in averages(state):
                 for name, tensor in average.items():

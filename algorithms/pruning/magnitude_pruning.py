@@ -4,13 +4,13 @@ Sources: Han et al., "Learning both Weights and Connections" (arXiv 1506.02626);
 Gupta, "To prune, or not to prune" (arXiv 1710.01878), equation 1.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from composer.core import State, Time
 from composer.loggers import Logger
 
-from ..host import elapsed, moment, reached
+from ..host import elapsed, moment, reached, share_of_training
 from .criteria import magnitude
 from .masks import Scope, keep_highest, kept_counts
 from .sparsity import Pruning
@@ -58,11 +58,11 @@ class MagnitudePruning(Pruning):
         self.density = density
         self.schedule: Literal["linear", "cubic"] = schedule
         self.scope: Scope = scope
-        self.start, self.end, self.interval = self._moment("start", start), None, None
-        self.check("start", str(self.start) != "1.0dur", "before the end of the training", start)
+        self.start_at, self.end, self.interval = self._moment("start", start), None, None
+        self.check("start", str(self.start_at) != "1.0dur", "before the end of the training", start)
         if end is not None:
             self.end, self.interval = self._moment("end", end), self._moment("interval", interval)
-            unit, length = self.start.unit, self.end.value - self.start.value
+            unit, length = self.start_at.unit, self.end.value - self.start_at.value
             self.check("end", self.end.unit == unit and length > 0, f"after start={start}, in its unit", end)
             fits = self.interval.unit == unit and 0 < self.interval.value <= length
             self.check("interval", fits, "above 0, up to the time from start to end, and in their unit", interval)
@@ -73,33 +73,54 @@ class MagnitudePruning(Pruning):
         assert time is not None
         return time
 
+    def plan(self) -> dict[str, Any]:
+        times = {name: time and str(time) for name, time in (("start", self.start_at), ("end", self.end))}
+        own = {"density": self.density, "interval": self.interval and str(self.interval), "schedule": self.schedule}
+        return {**super().plan(), **times, **own, "scope": self.scope}
+
+    def begin(self, state: State) -> None:
+        self._kept = None
+
+    def start(self, state: State) -> None:
+        for name, time in (("start", self.start_at), ("end", self.end)):
+            fits = time is None or (share_of_training(time, state) or 0) <= 1
+            self.check(name, fits, f"within the training, which lasts {state.max_duration}", str(time))
+
     def is_due_before(self, state: State) -> bool:
-        return self.progress(state) is not None
+        return state.max_duration is not None and _sum(self.kept(state)) < self.remaining()
 
     def progress(self, state: State) -> float | None:
         """The share of the pruning that is due by now; None before its start."""
-        if not reached(state, self.start):
+        if not reached(state, self.start_at):
             return None
         if self.end is None or self.interval is None or reached(state, self.end):
             return 1.0
-        steps = (elapsed(state, self.start.unit) - self.start.value) / self.interval.value
-        return int(steps * (1 + 1e-9)) * self.interval.value / (self.end.value - self.start.value)
+        steps = (elapsed(state, self.start_at.unit) - self.start_at.value) / self.interval.value
+        return int(steps * (1 + 1e-9)) * self.interval.value / (self.end.value - self.start_at.value)
+
+    def kept(self, state: State) -> int | dict[str, int]:
+        """How many weights are kept by now."""
+        progress = self.progress(state)
+        goal: float | dict[str, float]
+        if progress is None:
+            goal = 1.0
+        elif isinstance(self.density, dict):
+            goal = {name: gradual_density(progress, share, self.schedule) for name, share in self.density.items()}
+        else:
+            goal = gradual_density(progress, self.density, self.schedule)
+        return kept_counts({name: weight.numel() for name, weight in self.weights.items()}, goal, self.scope)
 
     def before_update(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value == 0:
             self.after_update(state, logger)
 
     def after_update(self, state: State, logger: Logger) -> None:
-        if (progress := self.progress(state)) is None:
-            return
-        goal: float | Mapping[str, float]
-        if isinstance(self.density, Mapping):
-            goal = {name: gradual_density(progress, share, self.schedule) for name, share in self.density.items()}
-        else:
-            goal = gradual_density(progress, self.density, self.schedule)
-        kept = kept_counts({name: weight.numel() for name, weight in self.weights.items()}, goal, self.scope)
-        if kept == self._kept:
+        if (kept := self.kept(state)) == self._kept:
             return
         self._kept = kept
-        if (kept if isinstance(kept, int) else sum(kept.values())) < self.remaining():
+        if _sum(kept) < self.remaining():
             self.prune(keep_highest(magnitude(self.weights), kept, self.masks), state, logger)
+
+
+def _sum(kept: int | dict[str, int]) -> int:
+    return kept if isinstance(kept, int) else sum(kept.values())

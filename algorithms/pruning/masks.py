@@ -29,20 +29,21 @@ def prunable_weights(
 
     No norms, biases or embeddings, nor a layer that shares its weight with an embedding; a weight that several layers
     share counts once. `include` and `exclude` are patterns such as ``*.attention.*`` (`*` any text, `?` any letter) of
-    the parameters' names. Without `classifier` the last linear layer is left out. Raises ValueError for a pattern that
-    fits no such weight, and where nothing is left.
+    the parameters' names. Without `classifier` the last linear layer that the model registers is left out. Raises
+    ValueError for a pattern that fits no such weight, for a weight that is no parameter but computed from others, as by
+    weight normalization, and where nothing is left.
     """
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    found: dict[int, tuple[str, nn.Parameter]] = {}
+    found: dict[int, tuple[str, Any]] = {}
     last = None
     for prefix, module in model.named_modules():
         linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # which is how GPT-2 calls it
         if linear:
             last = id(module.weight)
         for name in _weight_names(module) if not linear else ("weight",):
-            weight = getattr(module, name)
-            if isinstance(weight, nn.Parameter) and id(weight) not in embedded:
-                found.setdefault(id(weight), (f"{prefix}.{name}".lstrip("."), weight))
+            weight, full = getattr(module, name), f"{prefix}.{name}".lstrip(".")
+            if isinstance(weight, Tensor) and id(weight) not in embedded:
+                found.setdefault(id(weight), (full, weight))
     if not classifier:
         found.pop(last or 0, None)
     names = [name for name, _ in found.values()]
@@ -59,6 +60,10 @@ def prunable_weights(
     }
     if not weights:
         raise ValueError(f"exclude leaves nothing to prune of {some(names)}")
+    if computed := [name for name, weight in weights.items() if not isinstance(weight, nn.Parameter)]:
+        raise ValueError(
+            f"{some(computed)} cannot be pruned, being computed from other parameters; exclude such weights"
+        )
     return weights
 
 
@@ -107,7 +112,7 @@ def keep_highest(
         where = f"{some([*scores])}: " if scores else ""
         raise ValueError(f"{where}{kept} weights cannot be kept of the {remaining} that remain")
     for name, score in scores.items():
-        if not math.isfinite(score.sum()) and not score.isfinite().all():
+        if not math.isfinite(score.sum()) and not (score[masks[name]] if masks else score).isfinite().all():
             raise ValueError(f"the scores of {name} are not finite, so none is the highest")
     threshold = _kth_highest(scores, kept, remaining, masks) if kept else math.inf
     result = {name: _and(score > threshold, masks, name) for name, score in scores.items()}
@@ -171,31 +176,28 @@ def density(masks: Mapping[str, Tensor]) -> float:
 
 
 def packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    """One bit per weight, as tensors of uint8, with the shapes, and a digest of all; for `state_dict`."""
-    bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in masks.items()}
+    """One bit per weight, in one tensor of uint8, with the shapes, and a digest of all; for `state_dict`."""
+    flat = [mask.flatten().cpu() for mask in masks.values()]
+    bits = np.packbits(torch.cat(flat).numpy() if flat else np.zeros(0, dtype=bool))
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    return {"bits": bits, "shapes": shapes, "digest": _digest(bits, shapes)}
+    return {"bits": torch.from_numpy(bits), "shapes": shapes, "digest": digest(masks)}
 
 
 def unpacked(state: Mapping[str, Any]) -> Masks:
-    """The masks that were `packed`; ValueError where they are not what they were."""
-    bits, shapes = state["bits"], state["shapes"]
-    if bits.keys() != shapes.keys() or _digest(bits, shapes) != state["digest"]:
+    """The masks that were `packed`, on the CPU; ValueError where they are not what they were."""
+    sizes = {name: math.prod(shape) for name, shape in state["shapes"].items()}
+    bits = torch.from_numpy(np.unpackbits(state["bits"].cpu().numpy(), count=sum(sizes.values())).astype(bool))
+    parts = bits.split([*sizes.values()]) if sizes else ()
+    masks = {name: part.view(shape) for part, (name, shape) in zip(parts, state["shapes"].items(), strict=True)}
+    if digest(masks) != state["digest"]:
         raise ValueError("the masks' digest does not fit them: the file has been changed or damaged")
-    return {
-        name: torch.from_numpy(np.unpackbits(bits[name].cpu().numpy(), count=math.prod(shape)).astype(bool)).view(shape)
-        for name, shape in shapes.items()
-    }
+    return masks
 
 
 def digest(masks: Mapping[str, Tensor]) -> str:
-    """A text that only the same masks share."""
-    return packed(masks)["digest"]
-
-
-def _digest(bits: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> str:
+    """A text that only the same masks share, whatever their order."""
     sha = hashlib.sha256()
-    for name in sorted(bits):
-        sha.update(f"{name}{list(shapes[name])}".encode())
-        sha.update(bits[name].cpu().numpy().tobytes())
+    for name in sorted(masks):
+        sha.update(f"{name}{list(masks[name].shape)}".encode())
+        sha.update(np.packbits(masks[name].cpu().numpy()).tobytes())
     return sha.hexdigest()

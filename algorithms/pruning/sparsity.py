@@ -4,11 +4,13 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from composer.algorithms import EMA
-from composer.core import Algorithm, DataSpec, Event, State
+from composer.algorithms.sam import SAMOptimizer
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.optim import Optimizer
 from ..checkpoints import some
 from ..host import composer_model, refuse_twins
 from .masks import Masks, collapsed, density, digest, packed, prunable_weights, size, unpacked
+from .samples import samples_in
 from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 
 
@@ -32,7 +35,7 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> N
 
 
 def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    """Set the gradients of what is pruned to zero, in one pass.
+    """Set the gradients of what is pruned to zero, in one call.
 
     A weight that is zero, and whose momenta are, then stays zero under every optimizer that treats each weight apart:
     SGD, Nesterov's momentum, Adam, weight decay and so on. What is pruned does not count in the gradient's norm either.
@@ -55,9 +58,11 @@ def mask_optimizers(
 
 
 def forget_momenta(optimizers: Iterable[Optimizer]) -> None:
-    """Make the optimizers' state that of new ones."""
+    """Make the optimizers' state that of new ones; but not what some, such as schedule-free ones, keep in groups."""
     for optimizer in _with_bases(optimizers):
         optimizer.state.clear()
+        if isinstance(optimizer, SAMOptimizer):
+            optimizer.global_step = 0  # by which it takes turns
 
 
 def _with_bases(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
@@ -68,7 +73,7 @@ def _with_bases(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
 
 def averages(state: State) -> list[dict[str, Tensor]]:
     """The weights and buffers that Composer's EMA averages, by the names that they have in the model."""
-    own = composer_model(state).state_dict().keys()
+    own = dict(chain(composer_model(state).named_parameters(), composer_model(state).named_buffers()))
     models = [a.ema_model for a in state.algorithms if isinstance(a, EMA) and a.ema_model is not None]
     kept = [{**model.named_parameters_dict, **model.named_buffers_dict} for model in models]
     return [{n if n in own else n.removeprefix("module."): tensor for n, tensor in by_name.items()} for by_name in kept]
@@ -95,7 +100,8 @@ class Pruning(Algorithm):
         self._chosen: dict[str, Any] = {"include": include, "exclude": exclude, "classifier": classifier}
         self.masks: Masks = {}
         self.weights: dict[str, nn.Parameter] = {}
-        self._mixes = self._unproven = False
+        self._was: dict[str, Any] = {}  # the plan of the run that is gone on with
+        self._mixes = self._unproven = self._moves = self._unlogged = False
         self._multiply_adds: MultiplyAdds | None = None
 
     @property
@@ -125,16 +131,22 @@ class Pruning(Algorithm):
     def __repr__(self) -> str:
         return f"{self._name}()"
 
+    def plan(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one before, as builtins by argument."""
+        return {name: list(v) if isinstance(v, Sequence) else v for name, v in self._chosen.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "masks": packed(self.masks)}
+        return {**super().state_dict(), "masks": packed(self.masks), "plan": self.plan()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         try:
-            self.masks = unpacked(state["masks"])
+            self.masks, self._was = unpacked(state["masks"]), state["plan"]
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{self._name}: the checkpoint holds no readable masks; {error}") from error
 
     def match(self, event: Event, state: State) -> bool:
+        if event == Event.BEFORE_FORWARD:
+            return self._multiply_adds is None
         return event in _STEPS and (event != Event.AFTER_TRAIN_BATCH or bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -148,6 +160,9 @@ class Pruning(Algorithm):
 
     def prepare(self, state: State) -> None:
         """Then, when `weights` and `masks` are known too."""
+
+    def start(self, state: State) -> None:
+        """When training starts."""
 
     def before_update(self, state: State, logger: Logger) -> None:
         """Before each update; the batch is known."""
@@ -166,17 +181,14 @@ class Pruning(Algorithm):
             names = some([name for name in masks if name in collapse])
             text = f"{self._name}: layer collapse, nothing is left of {names}; prune less, or layerwise"
             warnings.warn(text, LayerCollapseWarning, stacklevel=2)
-        self.masks = {name: mask.to(self.weights[name].device) for name, mask in masks.items()}
+        self.masks = {name: _like(self.weights[name], mask) for name, mask in masks.items()}
         self._agree()
         apply_masks(self.weights, self.masks)
         mask_optimizers(state.optimizers, self.weights, self.masks)
         for tensors in averages(state):
             apply_masks(tensors, {name: mask for name, mask in self.masks.items() if name in tensors})
-        self._unproven = True
-        now = self.size(state)
-        values = {"compression_ratio": now.compression_ratio, "speedup": now.theoretical_speedup}
+        self._unproven = self._unlogged = True
         logger.log_metrics({"pruning/density": density(self.masks)})
-        logger.log_metrics({f"pruning/{name}": value for name, value in values.items() if math.isfinite(value)})
 
     def size(self, state: State) -> ModelSize:
         """The size of the run's model, tensor by tensor and in all."""
@@ -193,7 +205,9 @@ class Pruning(Algorithm):
             raise ValueError(f"{self._name} cannot share the masks with {', '.join(other)}; prune in one way.")
         if state.fsdp_config is not None or state.tp_config is not None:
             raise ValueError(f"{self._name} does not work on weights that FSDP or tensor parallelism split; use DDP.")
-        self.masks, self.weights, self._multiply_adds, self._mixes, self._unproven = {}, {}, None, False, False
+        self.masks, self.weights, self._multiply_adds, self._mixes = {}, {}, None, False
+        self._unproven = self._moves = self._unlogged = False
+        self._was = {}
         self.begin(state)
         # On the way out, algorithms run backwards: the last one masks gradients before another one clips them. On the
         # way in, it comes after EMA has brought the weights back that are trained.
@@ -206,6 +220,9 @@ class Pruning(Algorithm):
         except ValueError as error:
             raise ValueError(f"{self._name}: {error}.") from error
         self.measure(state)
+        plan = self.plan()
+        if wrong := [f"{name}={was!r}" for name, was in self._was.items() if plan.get(name, was) != was]:
+            raise ValueError(f"{self._name}: the checkpoint's run had {some(wrong)}; go on as it was, or start anew.")
         if self.masks:
             self._verify()
         elif state.timestamp.batch.value > 0 and self.is_due_before(state):
@@ -223,7 +240,7 @@ class Pruning(Algorithm):
                 f"{self._name}: the checkpoint's masks do not fit the weights that are pruned here: {some(wrong)}; "
                 "include, exclude and classifier must be what they were."
             )
-        self.masks = {name: self.masks[name].to(weight.device) for name, weight in self.weights.items()}
+        self.masks = {name: _like(weight, self.masks[name]) for name, weight in self.weights.items()}
         if revived := [
             name for name, weight in self.weights.items() if (weight.detach()[~self.masks[name]] != 0).any()
         ]:
@@ -233,24 +250,47 @@ class Pruning(Algorithm):
         self._agree()
         self._unproven = True
 
+    def _start(self, state: State, logger: Logger) -> None:
+        self.start(state)
+
     def _before(self, state: State, logger: Logger) -> None:
-        if self._multiply_adds is None:
-            sample = DataSpec(state.dataloader).split_batch(state.batch, 1)[0]  # type: ignore[arg-type]
-            forward = partial(plain_forward, batch=state.device.batch_to_device(sample))
-            self._multiply_adds = trace_multiply_adds(composer_model(state), forward)
         self.before_update(state, logger)
+
+    def _trace(self, state: State, logger: Logger) -> None:
+        """Of the first microbatch, as the model sees it; the figures are per sample."""
+        samples = samples_in(state.batch)
+        uses, other = trace_multiply_adds(composer_model(state), partial(plain_forward, batch=state.batch))
+        self._multiply_adds = MultiplyAdds({part: n // samples for part, n in uses.items()}, other // samples)
 
     def _mask_gradients(self, state: State, logger: Logger) -> None:
         mask_gradients(self.weights, self.masks)
+        if self._unproven:  # at a learning rate of zero nothing shows
+            groups = (group for optimizer in state.optimizers for group in optimizer.param_groups)
+            self._moves = any(group["lr"] > 0 for group in groups)
 
     def _after(self, state: State, logger: Logger) -> None:
-        if self.masks and self._unproven:  # some optimizers, such as Muon, mix the gradients of different weights
-            self._mixes = any(bool((w.detach()[~self.masks[name]] != 0).any()) for name, w in self.weights.items())
+        if self._unproven and self._moves:  # some optimizers, such as Muon, mix the gradients of different weights
+            self._mixes = bool(_revived(self.weights, self.masks))
+            self._unproven = self._moves = False
         if self.masks and self._mixes:
             apply_masks(self.weights, self.masks)
             mask_optimizers(state.optimizers, self.weights, self.masks)
-        self._unproven = False
         self.after_update(state, logger)
+        if self._unlogged:
+            now = self.size(state)
+            values = {"compression_ratio": now.compression_ratio, "speedup": now.theoretical_speedup}
+            logger.log_metrics({f"pruning/{name}": value for name, value in values.items() if math.isfinite(value)})
+            self._unlogged = False
+
+
+def _revived(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[str]:
+    """The layers in which something pruned is not zero."""
+    return [name for name, mask in masks.items() if (weights[name].detach()[~mask] != 0).any()]
+
+
+def _like(weight: Tensor, mask: Tensor) -> Tensor:
+    """On the same device, and in the same memory format."""
+    return torch.empty_like(weight, dtype=torch.bool).copy_(mask)
 
 
 def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
@@ -260,7 +300,9 @@ def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
 _STEPS = {
     Event.INIT: Pruning._begin,
     Event.AFTER_LOAD: Pruning._check,
+    Event.FIT_START: Pruning._start,
     Event.BATCH_START: Pruning._before,
+    Event.BEFORE_FORWARD: Pruning._trace,
     Event.AFTER_TRAIN_BATCH: Pruning._mask_gradients,
     Event.BATCH_END: Pruning._after,
 }

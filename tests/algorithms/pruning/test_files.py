@@ -116,3 +116,22 @@ def test_damaged_files_are_refused_or_hold_what_they_held(tmp_path, weights, mas
         else:
             assert same(loaded, masks)
     assert refused > 190
+
+
+def test_masks_that_others_put_in_are_noticed(tmp_path, weights, masks):
+    """The digest tells, where every value could be one of a mask."""
+    path = tmp_path / "ticket.safetensors"
+    save_masks(path, masks, digest="of the user")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"ticket\.safetensors is damaged"):
+        load_masks(path, weights)
+
+
+def test_tensors_that_are_no_masks_are_refused(tmp_path, weights, masks):
+    for odd in (masks["0.weight"].to_sparse(), masks["0.weight"] * 1j, masks["0.weight"].to("meta")):
+        held = {f"{name}_mask": mask for name, mask in masks.items()} | {"0.weight_mask": odd}
+        torch.save(held, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=r"odd\.pt"):
+            load_masks(tmp_path / "odd.pt", weights)

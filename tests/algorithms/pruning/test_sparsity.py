@@ -1,19 +1,21 @@
 """What is pruned stays zero, whoever trains, averages, saves or loads."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from composer import Callback
 from composer.algorithms import EMA, SAM, GradientClipping
-from composer.core import Event
+from composer.core import DataSpec, Event
 from composer.loggers import InMemoryLogger
-from composer.optim import DecoupledAdamW, DecoupledSGDW
+from composer.optim import ConstantScheduler, DecoupledAdamW, DecoupledSGDW, LinearWithWarmupScheduler
 from composer.utils import dist
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from accelerando.algorithms import MagnitudePruning, PruneAtInit
+from accelerando.algorithms import ChannelsLast, LotteryTicket, MagnitudePruning, PruneAtInit
 from accelerando.algorithms.pruning import (
     LayerCollapseWarning,
     apply_masks,
@@ -26,17 +28,21 @@ from accelerando.algorithms.pruning import (
 from accelerando.algorithms.pruning.masks import digest, size
 from tiny import assert_same, classifier, examples, fit, loader, network, trainer, weights
 
+CONV_WEIGHTS = prunable_weights(classifier())
+
 
 class Mixing(torch.optim.SGD):
     """Like Muon, it moves each weight by the gradients of others too."""
 
     @torch.no_grad()
     def step(self, closure=None):
+        loss = closure and torch.enable_grad()(closure)()  # which makes the gradients
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.grad.mean() + 0.01)
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 OPTIMIZERS = {
@@ -85,7 +91,11 @@ def test_pruned_weights_and_their_momenta_stay_zero(name, tmp_path):
     model, pruning = classifier(), gradual()
     zero = AlwaysZero(pruning)
     optimizer = OPTIMIZERS[name](model.parameters())
-    fit(pruning, model=model, optimizers=optimizer, callbacks=zero, save_folder=str(tmp_path), save_interval="1ba")
+    # Under a warmup, whose first update moves nothing, and so shows nothing.
+    schedule = LinearWithWarmupScheduler("3ba")
+    options = {"callbacks": zero, "save_folder": str(tmp_path), "save_interval": "1ba", "schedulers": schedule}
+    fit(pruning, model=model, optimizers=optimizer, **options)
+    assert pruning._mixes == (name == "one that mixes")
     assert zero.counts[-1] == 43 + 230 + 51 + 13 and zero.checked
     assert zero.counts == sorted(zero.counts, reverse=True)
     for path in tmp_path.glob("ep*.pt"):
@@ -213,7 +223,7 @@ def test_missing_or_other_masks_are_an_error(tmp_path):
         del own["masks"]
 
     def another_bit(state, own):
-        own["masks"]["bits"]["module.3.weight"][7] ^= 4
+        own["masks"]["bits"][7] ^= 4
 
     def of_other_weights(state, own):
         state["model"]["module.3.weight"] += 0.01
@@ -226,7 +236,7 @@ def test_missing_or_other_masks_are_an_error(tmp_path):
         (no_masks, "the checkpoint holds no readable masks"),
         (another_bit, "digest does not fit"),
         (of_other_weights, r"not of these weights; what they prune is not 0 in module\.3\.weight"),
-        (other_layers, r"do not fit the weights that are pruned here: module\.9\.weight; include"),
+        (other_layers, "had classifier=True; go on as it was"),
     ):
         pruning = PruneAtInit("magnitude", 0.3, classifier=change is not other_layers)
         with pytest.raises(ValueError, match=f"PruneAtInit: .*{message}"):
@@ -240,10 +250,78 @@ def test_weights_alone_can_be_loaded_and_pruned_anew(tmp_path):
     assert sum(map(size, pruning.masks.values())) == round(0.2 * 3376)
 
 
-def test_ranks_that_disagree_are_told(monkeypatch):
+@pytest.mark.filterwarnings("ignore:.* is not in the state_dict")
+def test_a_run_goes_on_as_it_was_or_not_at_all(tmp_path):
+    saved(tmp_path, PruneAtInit("magnitude", 0.3))
+    path = tmp_path / "ep1-ba5-rank0.pt"
+    for arguments, message in (
+        ({"density": 0.6}, r"had density=0\.3;"),
+        ({"criterion": "random", "density": 0.3}, "had criterion='magnitude';"),
+        ({"density": 0.3, "scope": "layerwise"}, "had scope='global';"),
+        ({"ticket": str(tmp_path / "masks.safetensors")}, r"had density=0\.3"),
+    ):
+        save_masks(tmp_path / "masks.safetensors", {n: torch.ones_like(w) > 0 for n, w in CONV_WEIGHTS.items()})
+        with pytest.raises(ValueError, match=f"PruneAtInit: the checkpoint's run {message}"):
+            resume(path, PruneAtInit(**arguments))
+    dense = tmp_path / "dense"
+    saved(dense)
+    with pytest.raises(ValueError, match="MagnitudePruning: the checkpoint, of batch 5, holds no masks, as it should"):
+        resume(dense / "ep1-ba5-rank0.pt", MagnitudePruning(0.3, "4ba"))
+    for later in (MagnitudePruning(0.3, "6ba"), MagnitudePruning(0.3, "5ba", "8ba", "2ba")):  # nothing is due yet
+        resume(dense / "ep1-ba5-rank0.pt", later).fit()
+        assert later.remaining() == round(0.3 * 3376)
+    gradual_from_here = MagnitudePruning(0.3, "2ba", "8ba", "6ba")
+    saved(tmp_path / "gradual", gradual_from_here)
+    again = MagnitudePruning(0.3, "2ba", "8ba", "6ba")
+    resume(tmp_path / "gradual" / "ep1-ba5-rank0.pt", again).fit()  # within the first interval, in which none is pruned
+    assert digest(again.masks) == digest(gradual_from_here.masks)
+
+
+def test_what_would_never_be_pruned_is_refused():
+    for pruning, message in (
+        (PruneAtInit("magnitude", 0.3, at="2ep"), "at must be within the training, which lasts 2ep, got '2ep'"),
+        (PruneAtInit("magnitude", 0.3, at="8ba"), "at must be within"),
+        (MagnitudePruning(0.3, "100ep"), "start must be within"),
+        (MagnitudePruning(0.3, "0ba", "20ba", "2ba"), "end must be within"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(pruning)
+    fit(MagnitudePruning(0.3, "0ba", "8ba", "2ba", scope="layerwise"))
+
+
+def test_weights_that_others_make_are_refused_by_name():
+    module = network()
+    nn.utils.parametrizations.weight_norm(module[3])
+    with pytest.raises(ValueError, match=r"module\.3\.weight cannot be pruned, being computed from other parameters"):
+        trainer(MagnitudePruning(0.5), model=classifier(module))
+    trainer(MagnitudePruning(0.5, exclude=["*.3.*"]), model=classifier(module))
+
+
+def test_masks_have_the_memory_format_of_their_weights(tmp_path):
+    pruning = PruneAtInit("magnitude", 0.3)
+    saved(tmp_path, ChannelsLast(), pruning)
+    again = PruneAtInit("magnitude", 0.3)
+    resume(tmp_path / "ep1-ba5-rank0.pt", [ChannelsLast(), again])
+    for each in (pruning, again):
+        assert each.masks["module.3.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_that_are_normalised_on_the_way_to_the_model():
+    """As those of recipes are: bytes in the loader, floats in the model."""
+    x, y = examples()
+    data = DataLoader([*zip((x * 40).round().to(torch.int8), y, strict=True)], 8)
+    spec = DataSpec(data, microbatch_transforms=lambda batch: (batch[0].float() / 40, batch[1]))
+    for pruning in (MagnitudePruning(0.5), PruneAtInit("magnitude", 0.5)):
+        run = fit(pruning, train_dataloader=spec)
+        assert pruning.remaining() == 1688 and 1 < pruning.size(run.state).theoretical_speedup < 3
+
+
+def test_ranks_that_disagree_are_told(tmp_path, monkeypatch):
+    saved(tmp_path, PruneAtInit("magnitude", 0.3))
     monkeypatch.setattr(dist, "all_gather_object", lambda own: [own, "another"])
-    with pytest.raises(RuntimeError, match="ranks have chosen different masks"):
-        fit(PruneAtInit("magnitude", 0.3))
+    for start in (fit, functools.partial(resume, tmp_path / "ep1-ba5-rank0.pt")):
+        with pytest.raises(RuntimeError, match="ranks have chosen different masks"):
+            start(PruneAtInit("magnitude", 0.3))
 
 
 def test_layer_collapse_is_told():
@@ -270,11 +348,16 @@ def test_nothing_to_prune_and_wrong_patterns_say_so():
 
 
 def test_an_algorithm_serves_one_run_after_the_other(tmp_path):
+    for pruning in (PruneAtInit("magnitude", 0.3), MagnitudePruning(0.3, "2ba"), LotteryTicket(1, 0.7)):
+        options = {}
+        if isinstance(pruning, LotteryTicket):
+            options["schedulers"] = pruning.wrap(ConstantScheduler())
+        first, before = weights(fit(pruning, **options)), digest(pruning.masks)
+        assert pruning.remaining() == round(0.3 * 3376)
+        assert_same(weights(fit(pruning, **options)), first)
+        assert digest(pruning.masks) == before
     pruning = PruneAtInit("magnitude", 0.3)
     first = weights(fit(pruning))
-    before = digest(pruning.masks)
-    assert_same(weights(fit(pruning)), first)
-    assert digest(pruning.masks) == before
     save_masks(tmp_path / "masks.safetensors", pruning.masks)
     ticket = PruneAtInit(ticket=str(tmp_path / "masks.safetensors"))
     assert_same(weights(fit(ticket)), first)
