@@ -23,6 +23,7 @@ check: .venv/ready
 benchmark: .venv/ready
 	$(BIN)/python benchmarks/speedups.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/pruning.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

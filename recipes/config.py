@@ -303,7 +303,10 @@ def check_section(source: Source, section: str, value: Any) -> list[Part]:
 
 
 def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
-    """Those of the recipe, given its scheduler or the teachers that they name, where that is their first parameter."""
+    """Those of the recipe, given its scheduler or the teachers that they name, where that is their first parameter.
+
+    What they save is saved in the run's folder, unless they say where; a `ticket` may lie in `folder`.
+    """
     from accelerando.recipes.teachers import build_teachers
 
     algorithms = []
@@ -314,6 +317,10 @@ def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
                 made = {"scheduler": scheduler}
             case "teachers":
                 made = {"teachers": build_teachers(recipe, part.arguments["teachers"])}  # type: ignore[arg-type]
+        if "save_folder" in inspect.signature(part.target).parameters and not part.arguments.get("save_folder"):
+            made["save_folder"] = str(recipe.folder / "tickets")
+        if (file := part.arguments.get("ticket")) and (inside := Path(recipe.config["folder"], file)).is_file():
+            made["ticket"] = str(inside)
         algorithms.append(replace(part, arguments=part.arguments | made).build())
     return algorithms
 

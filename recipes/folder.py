@@ -25,6 +25,9 @@ MAY_CHANGE = re.compile(
     r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
 )
 
+# A LotteryTicket that is given more levels goes on after its last one.
+LEVELS = re.compile(r"algorithms\.(.*:)?lottery_?ticket\.levels", re.IGNORECASE)
+
 ANOTHER = "choose another run_name, or delete the folder"
 
 
@@ -79,7 +82,7 @@ def _load_finished(recipe: Recipe) -> Result | None:
 
     try:
         was = _saved_config(recipe)
-        if was is None or _changes(was, recipe.config) or was.get("max_duration") != recipe.config["max_duration"]:
+        if was is None or _changes(was, recipe.config) or _length(was) != _length(recipe.config):
             return None
         result = Result.load(recipe.folder)
         return result if isinstance(result.batches, int) and result.records and result.metrics else None
@@ -121,7 +124,17 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, A
         (key, old.get(key, "absent"), new.get(key, "absent"))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0])
+        if not (LEVELS.fullmatch(key) and _is_more(old.get(key), new.get(key)))
     ]
+
+
+def _is_more(was: Any, now: Any) -> bool:
+    return isinstance(was, int) and isinstance(now, int) and now > was
+
+
+def _length(config: dict[str, Any]) -> dict[str, Any]:
+    """What says how long a run is."""
+    return {key: v for key, v in _flatten(config).items() if key == "max_duration" or LEVELS.fullmatch(key)}
 
 
 def _saved_config(recipe: Recipe) -> dict[str, Any] | None:

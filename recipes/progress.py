@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
 
-from composer.core import State, TimeUnit, ensure_time
+from composer.core import State, TimeUnit
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
 from accelerando.algorithms.host import elapsed
-from accelerando.recipes.report import EVAL_PREFIX, label
+from accelerando.recipes.density_curves import percent
+from accelerando.recipes.report import EVAL_PREFIX, LEVEL_PREFIX, label
 
 
 class Progress(LoggerDestination):
-    """A bar on a terminal; a line for the end of each cycle, and for what is told. For `train(..., watch=progress)`.
+    """A bar on a terminal; a line for the end of each cycle or level, and for what is told.
+
+    For `train(..., watch=progress)`.
 
     Args:
-        total: the length of all runs together, in the unit of their durations.
+        total: the length of all runs together, in whatever unit that of each is given.
+        metric: of those that a level ends with, which one to tell.
     """
 
-    def __init__(self, total: float):
+    def __init__(self, total: float, metric: str = ""):
         self.total, self.done, self.skipped = total, 0.0, 0.0
+        self._metric = metric.partition("/")[2]
         self._place, self._length, self._cycles, self._before = "", 0.0, 1, 0.0
         self._since = time.monotonic()
         shown = dist.get_global_rank() == 0 and sys.stderr.isatty()
@@ -36,7 +42,7 @@ class Progress(LoggerDestination):
         self.skipped += length
 
     def start(self, place: str, length: float, cycles: int = 1) -> None:
-        """The next run: what to call it, and how many cycles it has."""
+        """The next run: what to call it, and how many cycles or levels it has; of a single level nothing is told."""
         self._place, self._length, self._cycles, self._before = place, length, cycles, self.done
 
     def finish(self) -> None:
@@ -63,6 +69,10 @@ class Progress(LoggerDestination):
         self.done = self._before + self._length
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if f"{LEVEL_PREFIX}batch" in metrics and self._cycles > 1:
+            level, value = metrics[f"{LEVEL_PREFIX}level"], metrics.get(f"{LEVEL_PREFIX}{self._metric}", math.nan)
+            place = f"{self._place}, level {level} of {self._cycles - 1}, {percent(metrics[f'{LEVEL_PREFIX}density'])}"
+            self.tell(f"{place}: {label(self._metric)} {value:.4f}")
         if "tradeoff/cycle" not in metrics or dist.get_global_rank() != 0:
             return
         place = [self._place]
@@ -81,8 +91,7 @@ class Progress(LoggerDestination):
             self._bar.write(text, file=sys.stderr)
 
     def _count(self, state: State) -> None:
-        unit = ensure_time(state.max_duration, TimeUnit.EPOCH).unit  # type: ignore[arg-type]
-        self.done = self._before + min(elapsed(state, unit), self._length)
+        self.done = self._before + self._length * min(elapsed(state, TimeUnit.DURATION), 1.0)
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)

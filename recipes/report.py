@@ -27,6 +27,8 @@ Record = dict[str, float]
 
 TRAIN_LOSS = "loss/train/total"
 EVAL_PREFIX = "metrics/eval/"
+LEVEL_PREFIX = "lottery/"
+OF_POINTS = (EVAL_PREFIX, "tradeoff/", LEVEL_PREFIX)
 MOST_RECORDS = 10_000
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -82,7 +84,7 @@ class History(LoggerDestination):
         self.records[start:-2] = [
             record
             for record in self.records[start:-2]
-            if record["batch"] % stride == 0 or any(name.startswith((EVAL_PREFIX, "tradeoff/")) for name in record)
+            if record["batch"] % stride == 0 or any(name.startswith(OF_POINTS) for name in record)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +123,11 @@ class Lines(LoggerDestination):
 
 @dataclass
 class Result:
-    """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation."""
+    """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation.
+
+    Of a run that prunes, `size` is the model's in the end, as `ModelSize` has it, with the `density` of what can be
+    pruned. Of a LotteryTicket's, `levels` are its results, each with what this level alone had cost, and its size.
+    """
 
     run_name: str
     folder: str
@@ -132,6 +138,8 @@ class Result:
     seconds: float
     samples_per_second: float
     records: list[Record]
+    size: dict[str, Any] | None = None
+    levels: list[dict[str, Any]] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
@@ -141,12 +149,14 @@ class Result:
     def save(self) -> None:
         """Writes `results.json`; a number that is not finite becomes null, as JSON has none."""
         records, metrics = [_finite(record) for record in self.records], _finite(self.metrics)
-        text = json.dumps(asdict(self) | {"records": records, "metrics": metrics}, allow_nan=False)
+        levels = self.levels and [_finite(level) for level in self.levels]
+        finite = {"records": records, "metrics": metrics, "levels": levels}
+        text = json.dumps(asdict(self) | finite, allow_nan=False)
         write(Path(self.folder, "results.json"), text.encode())
 
 
-def _finite(numbers: Record) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def final_metrics(records: Sequence[Record]) -> dict[str, float]:

@@ -3,8 +3,8 @@
     composer [-n N] recipes/train.py FILE.yaml key=value ...
 
 The run's folder, ``{folder}/{run_name}``, then holds the resolved `config.yaml`, `results.json`, `curves.png` and the
-checkpoints. The same command after a kill goes on from the last checkpoint. An error in the config is one line and exit
-code 2, before anything is built.
+checkpoints; of a LotteryTicket the masks too, in `tickets`, unless it says where. The same command after a kill goes on
+from the last checkpoint. An error in the config is one line and exit code 2, before anything is built.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def train(
     from composer import ComposerModel, Trainer
     from composer.utils import reproducibility
 
+    from accelerando.recipes.pruned_run import show_transforms, wrapped
     from accelerando.recipes.report import EVAL_PREFIX, History, Lines
     from accelerando.recipes.tensors import OneSetOfBuffers
 
@@ -78,6 +79,7 @@ def train(
     loggers += build_loggers(recipe)
     scheduler = recipe.scheduler.build() if recipe.scheduler else None
     algorithms = build_algorithms(recipe, scheduler)
+    scheduler = wrapped(scheduler, algorithms)
     callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
 
     seed = recipe.config["seed"]
@@ -87,6 +89,7 @@ def train(
         raise recipe.source.error(recipe.model.key, f"makes a {type(model).__name__}; expected a ComposerModel")
     optimizer = recipe.optimizer.build(model.parameters())
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
+    show_transforms(algorithms, train_data)
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
     with recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, arguments):
         trainer = Trainer(
@@ -110,7 +113,7 @@ def train(
             trainer.fit()
         if eval_data and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
             trainer.eval()  # an eval_interval that left out the end, or a kill in the last evaluation
-        result = _report(recipe, trainer, history, quiet=watch is not None)
+        result = _report(recipe, trainer, history, train_data, quiet=watch is not None)
     except BaseException:
         # Trainer.close waits for the other ranks, which may never come.
         trainer.engine.close()
@@ -161,12 +164,14 @@ def _refuse_sam(recipe: Recipe) -> None:
             raise recipe.source.error(part.key, f"cannot resume from a checkpoint, {hint}")
 
 
-def _report(recipe: Recipe, trainer: Any, history: History, quiet: bool) -> Result:
+def _report(recipe: Recipe, trainer: Any, history: History, train_data: Any, quiet: bool) -> Result:
     from composer.utils import dist
 
+    from accelerando.recipes.pruned_run import level_table, levels_of, size_of
     from accelerando.recipes.report import Result, draw, final_metrics, table
 
     last = history.records[-1]
+    size, density = size_of(trainer.state, train_data) or (None, 1.0)
     result = Result(
         run_name=recipe.run_name,
         folder=str(recipe.folder),
@@ -177,14 +182,18 @@ def _report(recipe: Recipe, trainer: Any, history: History, quiet: bool) -> Resu
         seconds=history.seconds,
         samples_per_second=last["samples"] / history.seconds,
         records=history.records,
+        size=size.as_dict() | {"density": density} if size else None,
+        levels=levels_of(trainer.state, size, history.records),
     )
     if dist.get_global_rank() == 0:
         result.save()
         pixels = draw([result], recipe.folder / "curves.png", recipe.run_name)
         trainer.logger.log_images(pixels, name="curves", channels_last=True, use_table=False)
         if not quiet:
-            files = "config.yaml, results.json, curves.png, checkpoints"
-            print(f"\n{table([result])}\n\n{recipe.folder}: {files}", flush=True)
+            files = "config.yaml, results.json, curves.png, checkpoints" + (", tickets" if result.levels else "")
+            tables = [size.table()] if size else []
+            tables += [level_table(result.levels)] if result.levels else []
+            print("\n" + "\n\n".join([*tables, table([result]), f"{recipe.folder}: {files}"]), flush=True)
     return result
 
 

@@ -24,20 +24,23 @@ def own_keys(
     defaults: Mapping[str, Any],
     named: str,
     fixed: Collection[str] = ("run_name", "seed", "folder"),
+    changes: bool = True,
 ) -> dict[str, Any]:
     """The study's own keys, which are those of `kinds`, checked; `named` is that of the named changes.
 
-    A change may not touch the keys in `fixed`, which the study sets for every run.
+    A change may not touch the keys in `fixed`, which the study sets for every run. What are no `changes` of the config
+    are arguments.
     """
+    what = "what it changes" if changes else "its arguments"
     with source.blame("", OmegaConfBaseException):
-        own = {**defaults, **{key: _resolved(config, key, named) for key in kinds if key in config}}
+        own = {**defaults, **{key: _resolved(config, key, changes and key == named) for key in kinds if key in config}}
         name = config.get("run_name")
     if name is None:
         raise source.error("run_name", "missing; expected the name of the study's folder")
     if "seed" in config:
         raise source.error("seed", "a study has several; give seeds, such as [17]")
     if not own.get(named):
-        raise source.error(named, "missing; expected names, each with what it changes, such as {NAME: {...}, ...}")
+        raise source.error(named, f"missing; expected names, each with {what}, such as {{NAME: {{...}}, ...}}")
     with source.blame(""):
         check_value("run_name", str, name)
         for key, kind in kinds.items():
@@ -45,14 +48,14 @@ def own_keys(
     seeds = own["seeds"]
     if not seeds or any(type(seed) is not int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise source.error("seeds", f"{seeds} given; expected different whole numbers")
-    changes = {str(name): {} if value is None else value for name, value in own[named].items()}
-    own[named] = {name: value for name, value in changes.items() if value is not False}
+    given = {str(name): {} if value is None else value for name, value in own[named].items()}
+    own[named] = {name: value for name, value in given.items() if value is not False}
     if not own[named]:
         raise source.error(named, "each of them is false; expected one at least")
     for name, value in own[named].items():
         key = f"{named}.{name}"
         if not isinstance(value, dict):
-            hint = "expected what it changes as a mapping, {} for nothing, or false to leave it out"
+            hint = f"expected {what} as a mapping, {{}} for nothing, or false to leave it out"
             raise source.error(key, f"{show(value)} given; {hint}")
         if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
             raise source.error(key, "expected a name of up to 100 letters, digits, _, ., + and -: it becomes a folder")
@@ -61,8 +64,8 @@ def own_keys(
     return own
 
 
-def _resolved(config: DictConfig, key: str, named: str) -> Any:
-    if key == named:  # what they refer to may be known to the changed config only
+def _resolved(config: DictConfig, key: str, later: bool) -> Any:
+    if later:  # what they refer to may be known to the changed config only
         return OmegaConf.to_container(OmegaConf.masked_copy(config, [key])).get(key)  # type: ignore[union-attr]
     return OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
 

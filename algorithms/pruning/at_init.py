@@ -60,6 +60,8 @@ class PruneAtInit(Pruning):
             no class, as in masked language modelling, they see ten times as many samples in all.
         temperature: what logits are divided by in those criteria; GraSP's authors take 200.
         seed: of all that is drawn; by default the run's.
+        transform: of batches, on the device, to what the model sees, such as normalisation: what a DataSpec's
+            `batch_transforms` and `microbatch_transforms` do together, as Composer does not show them to algorithms.
         include, exclude, classifier: which weights; see `prunable_weights`.
 
     The criteria of data take samples from the Trainer's `train_dataloader`, whose dataset must have indices and a
@@ -80,6 +82,7 @@ class PruneAtInit(Pruning):
         samples_per_class: int = 10,
         temperature: float = 1.0,
         seed: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         classifier: bool = True,
@@ -107,6 +110,7 @@ class PruneAtInit(Pruning):
         self.iterations, self.shuffle, self.reinitialize, self.invert = iterations, shuffle, reinitialize, invert
         self.scope: Scope = scope
         self.samples_per_class, self.temperature, self.seed = samples_per_class, temperature, seed
+        self.transform = transform
         self._digest: str | None = None  # of the ticket's masks
 
     def plan(self) -> dict[str, Any]:
@@ -190,7 +194,7 @@ class PruneAtInit(Pruning):
         if self.criterion == "random":
             return lambda model, weights, masks: random_scores(weights, generator)
         if self.criterion == "synflow":
-            return partial(_synflow, state.device.batch_to_device(state.batch))
+            return partial(_synflow, state.batch, self.transform is not None)
         with seeded(seed):  # augmentation
             batches = [*self._batches(state, seed)]
         loss = partial(_loss, self.temperature)
@@ -208,7 +212,8 @@ class PruneAtInit(Pruning):
         size = size if isinstance(size, int) else loader.batch_size or 1
         for start in range(0, len(own), size):
             samples = [dataset[index] for index in own[start : start + size]]  # type: ignore[index]
-            yield state.device.batch_to_device(loader.collate_fn(samples))
+            batch = state.device.batch_to_device(loader.collate_fn(samples))
+            yield self.transform(batch) if self.transform else batch
 
     def _reinitialize(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -226,8 +231,11 @@ def _loss(temperature: float, model: nn.Module, batch: Any) -> Tensor:
     return model.loss(outputs, batch)  # type: ignore[operator]
 
 
-def _synflow(batch: Any, model: nn.Module, weights: dict[str, nn.Parameter], masks: Masks) -> dict[str, Tensor]:
+def _synflow(
+    batch: Any, transformed: bool, model: nn.Module, weights: dict[str, nn.Parameter], masks: Masks
+) -> dict[str, Tensor]:
     inputs = batch[0] if isinstance(batch, Sequence) else None
     if not isinstance(inputs, Tensor):
         raise ValueError("synflow needs batches of (inputs, targets), whose inputs it replaces by ones")
+    inputs = inputs.float() if transformed else inputs  # images of bytes become numbers on their way
     return synflow(model, weights, inputs, lambda copied, ones: plain_forward(copied, (ones, None)))

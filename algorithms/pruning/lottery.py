@@ -273,7 +273,6 @@ class LotteryTicket(Pruning):
         self.prune(masks, state, logger)
         reproducibility.seed_all((state.seed + 1_000_003 * self.level) % 2**32)
         self._history.append(packed(self.masks))
-        logger.log_metrics({"lottery/level": self.level, "lottery/density": density(self.masks)})
         if self.save_folder and dist.get_global_rank() == 0:
             about = {"level": str(self.level), "density": repr(density(self.masks))}
             save_masks(Path(self.save_folder, f"level-{self.level}.safetensors"), self.masks, **about)

@@ -190,6 +190,17 @@ class Pruning(Algorithm):
         self._unproven = self._unlogged = True
         logger.log_metrics({"pruning/density": density(self.masks)})
 
+    @property
+    def traced(self) -> bool:
+        """Whether multiply-adds are known, as they are once a batch has been trained."""
+        return self._multiply_adds is not None
+
+    def trace(self, state: State, batch: Any) -> None:
+        """Counts the multiply-adds of a batch, as the model sees it; the figures are per sample."""
+        uses, other = trace_multiply_adds(composer_model(state), partial(plain_forward, batch=batch))
+        samples = samples_in(batch)
+        self._multiply_adds = MultiplyAdds({part: n // samples for part, n in uses.items()}, other // samples)
+
     def size(self, state: State) -> ModelSize:
         """The size of the run's model, tensor by tensor and in all."""
         return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0), self.masks)
@@ -257,10 +268,7 @@ class Pruning(Algorithm):
         self.before_update(state, logger)
 
     def _trace(self, state: State, logger: Logger) -> None:
-        """Of the first microbatch, as the model sees it; the figures are per sample."""
-        samples = samples_in(state.batch)
-        uses, other = trace_multiply_adds(composer_model(state), partial(plain_forward, batch=state.batch))
-        self._multiply_adds = MultiplyAdds({part: n // samples for part, n in uses.items()}, other // samples)
+        self.trace(state, state.batch)
 
     def _mask_gradients(self, state: State, logger: Logger) -> None:
         mask_gradients(self.weights, self.masks)

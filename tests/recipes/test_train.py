@@ -7,10 +7,15 @@ import time
 import pytest
 import torch
 from composer import Callback
+from composer.core import DataSpec
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
+from accelerando.algorithms import LotteryTicket, PruneAtInit
 from accelerando.recipes.config import ConfigError
+from accelerando.recipes.pruned_run import show_transforms
+from accelerando.recipes.report import Result
 from accelerando.recipes.tensors import OneSetOfBuffers
 from accelerando.recipes.train import train
 
@@ -168,6 +173,98 @@ def test_what_a_run_cannot_go_on_from_is_named(config, tmp_path):
         trained(config, algorithms={"label_smoothing": {"smoothing": 0.1}})
     del refused
     gc.collect()  # the Trainers that were not to be
+
+
+# Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
+@pytest.mark.filterwarnings("ignore:No batches were trained")
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+def test_a_lottery_ticket_goes_on_after_a_kill_and_with_more_levels(config, tmp_path, capsys):
+    def ticket(levels):
+        return {"algorithms": {"lottery_ticket": {"levels": levels, "rewind_to": "1ep"}}}
+
+    config |= {"save_interval": "1ep", "eval_interval": "1dur"}
+    whole, weights = trained(config | ticket(2), run_name="whole")
+    assert [(level["batch"], level["batches"], level["samples"]) for level in whole.levels] == [
+        (8, 8, 256),
+        (12, 4, 128),
+        (16, 4, 128),
+    ]
+    density, size = whole.levels[2]["density"], whole.size
+    assert density == size["density"] == pytest.approx(0.64, abs=1e-3)
+    ratios = [(level["compression_ratio"], level["speedup"]) for level in whole.levels]
+    assert ratios[0] == (1, 1) and ratios[2] == pytest.approx((size["compression_ratio"], size["theoretical_speedup"]))
+    assert 1 < ratios[1][0] < ratios[2][0] and 1 < ratios[1][1] < ratios[2][1]
+    assert sum(level["seconds"] for level in whole.levels) == pytest.approx(whole.seconds)
+    assert whole.levels[2]["eval/MulticlassAccuracy"] == whole.metrics["metrics/eval/MulticlassAccuracy"]
+    assert sorted(file.name for file in (tmp_path / "whole" / "tickets").iterdir()) == [
+        "level-1.safetensors",
+        "level-2.safetensors",
+        "rewind.safetensors",
+    ]
+    out = capsys.readouterr().out
+    assert "64.00%" in out and "compression ratio" in out and "checkpoints, tickets" in out
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config | ticket(2) | {"callbacks": {"test_train:Watch": {"kill_at": 11}}})
+    resumed, resumed_weights = trained(config | ticket(2))
+    assert same(weights, resumed_weights) and free_of_seconds(resumed.levels) == free_of_seconds(whole.levels)
+    again, weights_again = trained(config | ticket(2))
+    assert not Watch.trained and same(weights, weights_again)
+    assert (again.levels, again.size) == (resumed.levels, resumed.size)
+    loaded = Result.load(tmp_path / "run")
+    assert (loaded.levels, loaded.size) == (resumed.levels, resumed.size)
+
+    anew, weights = trained(config | ticket(3), run_name="anew")
+    prolonged, prolonged_weights = trained(config | ticket(3))
+    assert Watch.trained and same(weights, prolonged_weights)
+    assert free_of_seconds(prolonged.levels) == free_of_seconds(anew.levels)
+    with pytest.raises(ConfigError, match=r"algorithms\.lottery_ticket\.levels: 2 given, but the run in .* has 3"):
+        trained(config | ticket(2))
+    with pytest.raises(ConfigError, match="LotteryTicket: the checkpoint's run had T"):
+        trained(config | ticket(3), max_duration="3ep")
+
+
+def free_of_seconds(levels):
+    return [{name: value for name, value in level.items() if name != "seconds"} for level in levels]
+
+
+def test_what_prunes_gets_what_the_model_sees():
+    spec = DataSpec(
+        DataLoader(TensorDataset(torch.arange(6.0), torch.arange(6)), 2),
+        batch_transforms=lambda batch: (batch[0] + 1, batch[1]),
+        microbatch_transforms=lambda batch: (batch[0] / 2, batch[1]),
+    )
+    pruning, ticket = PruneAtInit("snip", 0.5), LotteryTicket(levels=1)
+    show_transforms([ticket, pruning], spec)
+    assert torch.equal(pruning.transform(next(iter(spec.dataloader)))[0], torch.tensor([0.5, 1.0]))
+
+
+def test_older_and_diverged_results_can_be_read(config, tmp_path):
+    result, _ = trained(config, max_duration="4ba")
+    result.levels = [{"level": 0, "digest": "a", "eval/CrossEntropy": float("nan")}]
+    result.save()
+    assert Result.load(tmp_path / "run").levels == [{"level": 0, "digest": "a", "eval/CrossEntropy": None}]
+    file = tmp_path / "run" / "results.json"
+    old = {name: value for name, value in json.loads(file.read_text()).items() if name not in ("size", "levels")}
+    file.write_text(json.dumps(old))
+    read = Result.load(tmp_path / "run")
+    assert read.size is read.levels is None and read.metrics == result.metrics
+
+
+def test_fine_tuning_needs_no_schedule(config):
+    levels = {"levels": 1, "rewind": "finetune", "rewind_to": "1ep", "finetune_multiplier": 1e-9}
+    config["scheduler"] = None
+    result, _ = trained(config, algorithms={"lottery_ticket": levels}, callbacks={"lr_monitor": {}})
+    rates = {record["batch"]: v for record in result.records for name, v in record.items() if name.startswith("lr-")}
+    assert rates[7] == 0.1 and rates[9] == pytest.approx(1e-10)
+
+
+def test_a_ticket_may_lie_in_the_folder_of_all_runs(config, tmp_path):
+    trained(config, algorithms={"lottery_ticket": {"levels": 1}}, run_name="finder")
+    pruned, _ = trained(config, algorithms={"prune_at_init": {"ticket": "finder/tickets/level-1.safetensors"}})
+    assert pruned.levels is None and pruned.size["density"] == pytest.approx(0.8, abs=1e-3)
+    with pytest.raises(ConfigError, match=r"algorithms\.prune_at_init: .* ticket must be a file of masks"):
+        trained(config, algorithms={"prune_at_init": {"ticket": "finder/tickets/level-9.safetensors"}}, run_name="no")
 
 
 def test_the_folder_tells_what_the_run_did(config, tmp_path, capsys):

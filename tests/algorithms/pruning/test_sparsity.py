@@ -310,8 +310,13 @@ def test_images_that_are_normalised_on_the_way_to_the_model():
     """As those of recipes are: bytes in the loader, floats in the model."""
     x, y = examples()
     data = DataLoader([*zip((x * 40).round().to(torch.int8), y, strict=True)], 8)
-    spec = DataSpec(data, microbatch_transforms=lambda batch: (batch[0].float() / 40, batch[1]))
-    for pruning in (MagnitudePruning(0.5), PruneAtInit("magnitude", 0.5)):
+
+    def normalised(batch):
+        return batch[0].float() / 40, batch[1]
+
+    spec = DataSpec(data, microbatch_transforms=normalised)
+    of_data = [PruneAtInit(name, 0.5, samples_per_class=4, transform=normalised) for name in ("snip", "synflow")]
+    for pruning in (MagnitudePruning(0.5), PruneAtInit("magnitude", 0.5), *of_data):
         run = fit(pruning, train_dataloader=spec)
         assert pruning.remaining() == 1688 and 1 < pruning.size(run.state).theoretical_speedup < 3
 

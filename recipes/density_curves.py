@@ -1,0 +1,299 @@
+"""Accuracy over density: which pruned networks match the dense one, how sparse the sparsest of them is, and the figure.
+
+Matching: within 0.2 percentage points of the dense network (Frankle et al., Linear Mode Connectivity and the Lottery
+Ticket Hypothesis, arXiv:1912.05671), or within one standard deviation (Chen et al., for BERT, arXiv:2007.12223).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from accelerando.recipes.curves import lower_is_better
+from accelerando.recipes.report import COLOURS, aligned, label, save_figure
+
+DENSE = "dense"
+ROUNDING = 1e-6  # of metrics, which are of 32 bits
+UNKNOWN = "what matches is not known: the dense network has no finite mean, or no standard deviation"
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
+MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
+    "dense network": {"color": "0.3", "lw": 1.2, "ls": (0, (6, 3))},
+    "matches it": {"color": "0.3", "ls": "", "marker": "o", "ms": 5},
+    "does not match": {"color": "0.3", "ls": "", "marker": "o", "ms": 5, "mfc": "white"},
+    "leaves the picture": {"color": "0.3", "ls": "", "marker": "v", "ms": 7},
+    "diverged": {"color": "0.3", "ls": "", "marker": "x", "ms": 7, "mew": 2},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The end of one level of a lottery ticket, or of one run."""
+
+    arm: str  # "dense" for the dense network
+    seed: int
+    level: int
+    density: float  # share of the prunable weights that is kept
+    batches: int
+    samples: int
+    seconds: float  # of training, this level or run alone
+    value: float  # the metric at the end
+    compression_ratio: float
+    speedup: float  # theoretical
+
+
+@dataclass(frozen=True)
+class Mean:
+    """All seeds' points of one arm at one density: the median of the seconds, and means of all else."""
+
+    arm: str
+    level: int
+    density: float
+    seeds: int  # how many
+    value: float  # NaN or infinite if one of the runs diverged
+    deviation: float  # of `value` over seeds, by n - 1; NaN for a single seed
+    low: float  # the least value
+    high: float  # the greatest
+    compression_ratio: float
+    speedup: float
+    seconds: float
+    matches: bool | None  # whether it is as good as the dense network; None: that is the dense one, or is not known
+    tolerance: float = math.nan  # how much worse than the dense network may be what matches it; NaN: not known
+
+
+def means(points: Iterable[Point], lower: bool = False, tolerance: float | None = 0.002) -> list[Mean]:
+    """A row for each arm and density, in the order of the points' arms, in each by falling density.
+
+    What matches has a mean that is worse than the dense network's by `tolerance` at most, in the metric's own units; by
+    default 0.2 percentage points of accuracy. None: by the dense network's standard deviation over seeds. With `lower`,
+    less is better. Densities are equal if their percentages are to three digits; of one seed the last point counts.
+    """
+    groups: dict[tuple[str, str], dict[int, Point]] = {}
+    for point in points:
+        groups.setdefault((point.arm, percent(point.density)), {})[point.seed] = point
+    rows = [_mean(list(seeds.values())) for seeds in groups.values()]
+    order = list(dict.fromkeys(row.arm for row in rows))
+    rows.sort(key=lambda row: (order.index(row.arm), -row.density))
+    return _matched(rows, dense, -1 if lower else 1, tolerance) if (dense := _dense(rows)) else rows
+
+
+def _matched(rows: Iterable[Mean], dense: Mean, sign: int, tolerance: float | None) -> list[Mean]:
+    margin = dense.deviation if tolerance is None else tolerance
+    if not math.isfinite(dense.value - margin):
+        return list(rows)
+    matched = []
+    for row in rows:
+        near = math.isfinite(row.value) and sign * (dense.value - row.value) <= margin + ROUNDING
+        matched.append(row if row.arm == DENSE else replace(row, matches=near, tolerance=margin))
+    return matched
+
+
+def _mean(seeds: Sequence[Point]) -> Mean:
+    first, values = seeds[0], np.array([p.value for p in seeds])
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        deviation = float(values.std(ddof=1)) if len(seeds) > 1 else math.nan
+    value = len(seeds), float(values.mean()), deviation, float(values.min()), float(values.max())
+    density, *size = np.mean([(p.density, p.compression_ratio, p.speedup) for p in seeds], axis=0).tolist()
+    row: Any = first.arm, first.level, density, *value, *size, float(np.median([p.seconds for p in seeds])), None
+    return Mean(*row)
+
+
+def _dense(means: Iterable[Mean]) -> Mean | None:
+    return next((row for row in means if row.arm == DENSE), None)
+
+
+def _by_arm(means: Sequence[Mean]) -> dict[str, list[Mean]]:
+    """The rows of each arm but the dense network, by falling density."""
+    arms = dict.fromkeys(row.arm for row in means if row.arm != DENSE)
+    return {arm: sorted((row for row in means if row.arm == arm), key=lambda row: -row.density) for arm in arms}
+
+
+def sparsest_match(means: Sequence[Mean]) -> dict[str, Mean | None]:
+    """Of each arm but the dense network the row of lowest density that matches, as all its rows above it do."""
+    matching = {arm: [*takewhile(lambda row: row.matches, rows)] for arm, rows in _by_arm(means).items()}
+    return {arm: rows[-1] if rows else None for arm, rows in matching.items()}
+
+
+def percent(density: float) -> str:
+    """As text, to three digits."""
+    return f"{100 * density:.3g} %"
+
+
+def table(means: Sequence[Mean], metric: str) -> str:
+    """Each arm's values by density, and its sparsest match; of arms and densities the more numerous are the rows."""
+    arms, dense = _by_arm(means), _dense(means)
+    pruned = sorted((row for rows in arms.values() for row in rows), key=lambda row: -row.density)
+    cells = {(row.arm, percent(row.density)): _cell(row) for row in pruned}
+    densities = dict.fromkeys(density for _, density in cells)
+    rows = [["arm", *densities]] + [[arm, *(cells.get((arm, density), "") for density in densities)] for arm in arms]
+    if known := any(row.matches is not None for row in pruned):
+        sparsest = [percent(row.density) if row else "none" for row in sparsest_match(means).values()]
+        rows = [[*row, last] for row, last in zip(rows, ["sparsest match", *sparsest], strict=True)]
+    if len(densities) >= len(arms):
+        rows = list(zip(["weights", *rows[0][1:]], *rows[1:], strict=True))
+    first = f"{label(metric)}{_seeds(means)}, by weights remaining\ndense network: {_cell(dense)}"
+    last = _meaning(pruned[0], dense) if known and dense else UNKNOWN
+    return "\n".join((first, aligned(rows, left=("arm",)), last))
+
+
+def _seeds(means: Sequence[Mean]) -> str:
+    least, most = (which((row.seeds for row in means), default=1) for which in (min, max))
+    number = most if least == most else f"{least} to {most}"
+    return f", mean ± standard deviation over {number} seeds" if most > 1 else " of one seed"
+
+
+def _cell(row: Mean | None) -> str:
+    if row is None or not math.isfinite(row.value):
+        return "diverged" if row else "none"
+    deviation = f" ± {row.deviation:.4f}".replace(" 0.", " .") if math.isfinite(row.deviation) else ""
+    return f"{'* ' if row.matches else ''}{row.value:.4f}{deviation}"
+
+
+def _meaning(row: Mean, dense: Mean) -> str:
+    one = f"one standard deviation ({row.tolerance:.4f})"
+    within = one if row.tolerance == dense.deviation else f"{row.tolerance:g}"
+    sparsest = "sparsest match: the lowest density down to which all match"
+    return f"* matches: mean within {within} of the dense network's, or better; {sparsest}"
+
+
+def draw(means: Sequence[Mean], metric: str, path: Path, title: str) -> np.ndarray:
+    """Draws each arm's values over density, and the dense network; returns the pixels, (height, width, 3) of uint8.
+
+    Arms are named "criterion" or "criterion, ablation": those of one criterion share colour and marker, those of one
+    ablation the dashes. More than eight are parted: one panel has those without ablation, and each criterion its own.
+    """
+    return save_figure(_figure(means, metric, title), path)
+
+
+def _figure(means: Sequence[Mean], metric: str, title: str) -> Figure:
+    arms, dense, sign = _by_arm(means), _dense(means), -1 if lower_is_better(metric) else 1
+    looks, panels, (bottom, top) = styles(arms), _panels(list(arms)), heights(means, sign)
+    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+    size = (2 + 2.7 * columns, 0.9 + 2.4 * rows) if len(panels) > 1 else (8, max(4.5, 0.22 * (len(arms) + 6)))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    grid[0, 0].set_ylim(sign * bottom, sign * top)  # better is above
+    figure.supxlabel("weights remaining (%)", fontsize="medium")
+    figure.supylabel(f"evaluation {label(metric)}", fontsize="medium")
+    marks: set[str] = set()
+    for i, axes in enumerate(grid.flat):
+        axes.set_visible(i < len(panels))
+        over_density(axes, min((row.density for row in means), default=1.0))
+        axes.xaxis.set_tick_params(labelbottom=i + columns >= len(panels))
+    for axes, (name, shown) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_title(name, fontsize="medium")
+        for arm in shown:
+            marks |= _draw_arm(axes, arms[arm], looks[arm], bottom, sign)
+        if dense and math.isfinite(dense.value):
+            marks.add("dense network")
+            axes.axhline(dense.value, zorder=2, **MARKS["dense network"])
+            if math.isfinite(std := dense.deviation):
+                axes.axhspan(dense.value - std, dense.value + std, color="0.3", alpha=0.12, lw=0)
+    lines = [*_legend_lines(looks, len(panels)), *((name, MARKS[name]) for name in MARKS if name in marks)]
+    names, handles = [name for name, _ in lines], [Line2D([], [], **style) for _, style in lines]
+    figure.legend(handles, names, loc="outside right upper", frameon=False, handlelength=3)
+    return figure
+
+
+def _draw_arm(axes: Axes, rows: Sequence[Mean], look: Any, bottom: float, sign: int) -> set[str]:
+    """Returns which of `MARKS` there are; the picture ends where `sign` times the value is `bottom`."""
+    x, y, deviation = np.array([(100 * row.density, row.value, row.deviation) for row in rows]).T
+    axes.plot(x, y, zorder=3, **look | {"marker": ""})
+    if np.isfinite(deviation).any():
+        axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.13, lw=0)
+    free: Any = {"clip_on": False, "in_layout": False}  # markers on the edge are whole
+    inside, hollow = sign * y >= bottom, np.array([row.matches is False for row in rows])
+    for chosen, face in ((inside & hollow, "white"), (inside & ~hollow, look["color"])):
+        axes.plot(x[chosen], y[chosen], zorder=4, mfc=face, **look | free | {"ls": ""})
+    places = {"leaves the picture": exits(x, sign * y, bottom), "diverged": x[~np.isfinite(y)]}
+    for name, where in places.items():
+        style = MARKS[name] | {"color": look["color"], "transform": axes.get_xaxis_transform(), "zorder": 5}
+        axes.plot(where, np.zeros(len(where)), **style | free)
+    known = {"matches it": [row.matches for row in rows], "does not match": [row.matches is False for row in rows]}
+    return {name for name, there in (known | places).items() if np.any(there)}
+
+
+def exits(x: np.ndarray, y: np.ndarray, edge: float) -> list[float]:
+    """Where a curve (points,) over a logarithmic axis falls below `edge`, or begins, after a gap as well, below it."""
+    places = []
+    for i in np.flatnonzero(np.isfinite(y) & (y < edge)):
+        if i == 0 or not math.isfinite(y[i - 1]):
+            places.append(float(x[i]))
+        elif y[i - 1] >= edge:
+            share = (y[i - 1] - edge) / (y[i - 1] - y[i])
+            places.append(float(x[i - 1] * (x[i] / x[i - 1]) ** share))
+    return places
+
+
+def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Each arm's colour, marker and dashes, for its line."""
+    parts = {arm: _parts(arm) for arm in arms}
+    criteria, ablations = ([*dict.fromkeys(names)] for names in zip(("", ""), *parts.values(), strict=True))
+    looks = {}
+    for arm, (criterion, ablation) in parts.items():
+        i, dashes = criteria.index(criterion) - 1, DASHES[ablations.index(ablation) % len(DASHES)]
+        colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
+        looks[arm] = {"color": colour, "marker": marker, "ls": dashes, "lw": 1.6, "ms": 5}
+    return looks
+
+
+def _parts(arm: str) -> tuple[str, str]:
+    criterion, _, ablation = arm.partition(", ")
+    return criterion, ablation
+
+
+def _panels(arms: Sequence[str]) -> dict[str, list[str]]:
+    """The arms of each panel, by its title."""
+    plain = [arm for arm in arms if not _parts(arm)[1]]
+    if len(arms) <= 8 or len(plain) == len(arms):
+        return {"": list(arms)}
+    panels = {"without ablation": plain} | {_parts(arm)[0]: [] for arm in arms}
+    for arm in arms:
+        panels[_parts(arm)[0]].append(arm)
+    return {name: shown for name, shown in panels.items() if shown not in ([], [name])}
+
+
+def _legend_lines(looks: dict[str, dict[str, Any]], panels: int) -> list[tuple[str, dict[str, Any]]]:
+    """The arms; of several panels the criteria, and then the ablations."""
+    if panels == 1:
+        return list(looks.items())
+    criteria = {_parts(arm)[0]: look | {"ls": "-"} for arm, look in looks.items()}
+    ablations = {a: look | {"color": "0.3", "marker": ""} for arm, look in looks.items() if (a := _parts(arm)[1])}
+    return [*criteria.items(), *ablations.items()]
+
+
+def over_density(axes: Axes, sparsest: float) -> None:
+    """A logarithmic axis from 100 % to `sparsest` or 80 %, with round ticks, and the rest of the house's look."""
+    sparsest = min(sparsest, 0.8)
+    left, right = 100 * sparsest**-0.05, 100 * sparsest**1.05
+    ticks = LogLocator(subs=(1, 2, 5) if left < 1e4 * right else (1,))
+    if left < 8 * right:
+        ticks = MaxNLocator(5, steps=(1, 2, 5, 10))
+    axes.set(xscale="log", xlim=(left, right))
+    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def heights(means: Sequence[Mean], sign: int = 1) -> tuple[float, float]:
+    """From where to where `sign` times the values is shown; what collapsed leaves, so as not to flatten all the rest.
+
+    That is what lies below the best by more than five times the range of the upper half, and than 25 tolerances.
+    """
+    values = sign * np.array([row.value for row in means if math.isfinite(row.value)] or [0.0])
+    least = 25 * max((row.tolerance for row in means if row.tolerance > 0), default=0.0)
+    top = values.max()
+    reach = max(5 * (top - np.median(values)), least) or np.ptp(values)
+    bottom = values[values >= top - reach].min()
+    margin = 0.08 * (top - bottom) or 0.1
+    return float(bottom - margin), float(top + margin)
