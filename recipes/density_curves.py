@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from accelerando.recipes.curves import lower_is_better
-from accelerando.recipes.report import COLOURS, aligned, label, save_figure
+from accelerando.recipes.report import COLOURS, aligned, label, percent, save_figure
 
 DENSE = "dense"
 ROUNDING = 1e-6  # of metrics, which are of 32 bits
@@ -121,11 +121,6 @@ def sparsest_match(means: Sequence[Mean]) -> dict[str, Mean | None]:
     """Of each arm but the dense network the row of lowest density that matches, as all its rows above it do."""
     matching = {arm: [*takewhile(lambda row: row.matches, rows)] for arm, rows in _by_arm(means).items()}
     return {arm: rows[-1] if rows else None for arm, rows in matching.items()}
-
-
-def percent(density: float) -> str:
-    """As text, to three digits."""
-    return f"{100 * density:.3g} %"
 
 
 def table(means: Sequence[Mean], metric: str) -> str:

@@ -103,7 +103,7 @@ def _value(result: Result, metric: str) -> float:
 
 
 def _place(student: Student) -> str:
-    from accelerando.recipes.speedup import percent
+    from accelerando.recipes.report import percent
 
     which = f" ({student.teachers[0]})" if len(student.teachers) == 1 else ""
     window = f" for {percent(student.window)}" if student.teachers else ""

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from accelerando.recipes.curves import limits, lower_is_better, over_time, time_unit
-from accelerando.recipes.report import COLOURS, aligned, label, save_figure
-from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, percent, rank, rows_by_arm
+from accelerando.recipes.report import COLOURS, aligned, label, percent, save_figure
+from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, rank, rows_by_arm
 
 STYLES = {"none": ("black", "X")}
 STYLES |= zip(("best", "poorest", "ensemble", "random"), zip(COLOURS, "ovsD", strict=False), strict=False)

@@ -13,8 +13,7 @@ from composer.utils import dist
 from tqdm.auto import tqdm
 
 from accelerando.algorithms.host import elapsed
-from accelerando.recipes.density_curves import percent
-from accelerando.recipes.report import EVAL_PREFIX, LEVEL_PREFIX, label
+from accelerando.recipes.report import EVAL_PREFIX, LEVEL_PREFIX, label, percent
 
 
 class Progress(LoggerDestination):

@@ -107,7 +107,7 @@ def prune_at_init(config: DictConfig | Mapping[str, Any], source: Source | None 
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
 
-    from accelerando.recipes.density_curves import percent
+    from accelerando.recipes.report import percent
 
     base, densities = study.base, len(study.densities)
     join_ranks(base.recipe)
@@ -152,7 +152,7 @@ def plan(config: DictConfig, source: Source) -> Study:
 
 
 def _densities(given: Sequence[Any], source: Source) -> list[float]:
-    from accelerando.recipes.density_curves import percent
+    from accelerando.recipes.report import percent
 
     numbers = [float(share) for share in given if type(share) is float and 0 < share < 1]
     fits = 0 < len(numbers) == len(given) == len({percent(share) for share in numbers})

@@ -172,6 +172,11 @@ def label(name: str) -> str:
     return f"{words} {place.partition(EVAL_PREFIX)[2]}".strip()
 
 
+def percent(share: float) -> str:
+    """As text, to three digits."""
+    return f"{100 * share:.3g} %"
+
+
 def write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -190,11 +190,6 @@ def rank(values: Mapping[str, float], lower: bool = False) -> list[str]:
     return sorted(order, key=order.__getitem__, reverse=True)
 
 
-def percent(share: float) -> str:
-    """A share of the training, as text."""
-    return f"{100 * share:g} %"
-
-
 def limits_text(low: float, high: float) -> str:
     """An interval as text; an end that has no limit is left open."""
     if math.isnan(low):

@@ -20,12 +20,11 @@ from accelerando.recipes.density_curves import (
     exits,
     heights,
     means,
-    percent,
     sparsest_match,
     styles,
     table,
 )
-from accelerando.recipes.report import COLOURS
+from accelerando.recipes.report import COLOURS, percent
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 MEANING = "sparsest match: the lowest density down to which all match"
