@@ -39,6 +39,21 @@ def network(seed: int = 0) -> nn.Module:
     )
 
 
+def noisy_network(seed: int = 0) -> nn.Module:
+    """With all that makes one training differ from another: batch norm, dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(8, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
+
+
 def classifier(module: nn.Module | None = None) -> ComposerClassifier:
     return ComposerClassifier(module or network(), num_classes=CLASSES, loss_fn=F.cross_entropy)
 

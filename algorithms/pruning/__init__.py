@@ -2,13 +2,14 @@
 
 from .at_init import PruneAtInit, exponential_densities
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
+from .enforcement import apply_masks, mask_gradients, mask_optimizers
 from .files import load_masks, save_masks
 from .lottery import LotteryTicket, level_densities
 from .magnitude_pruning import MagnitudePruning, gradual_density
 from .masks import keep_highest, kept_counts, prunable_weights
 from .samples import class_balanced
 from .size import compression_ratio, model_size, trace_multiply_adds
-from .sparsity import LayerCollapseWarning, apply_masks, mask_gradients, mask_optimizers
+from .sparsity import LayerCollapseWarning
 
 __all__ = [
     "LayerCollapseWarning",

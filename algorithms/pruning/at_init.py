@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from ..host import composer_model, moment, reached, share_of_training
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
+from .enforcement import apply_masks
 from .files import load_masks
 from .masks import Masks, Scope, digest, keep_highest, kept_counts, shuffled
 from .samples import class_balanced, seeded
-from .sparsity import Pruning, apply_masks, plain_forward
+from .sparsity import Pruning, plain_forward
 
 Criterion = Literal["magnitude", "random", "gradient_magnitude", "snip", "grasp", "synflow"]
 _OF_DATA: dict[str, Callable[..., dict[str, Tensor]]] = {

@@ -23,10 +23,11 @@ from torch import Tensor
 from ..checkpoints import write_safetensors
 from ..host import BOUND_TO_THE_LENGTH, also_evaluate, composer_model, evaluated, in_batches, moment
 from .criteria import magnitude
+from .enforcement import forget_momenta
 from .files import save_masks
 from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, unpacked
 from .rewound import RewoundScheduler
-from .sparsity import Pruning, averages, forget_momenta
+from .sparsity import Pruning, averages
 
 Rewind = Literal["weights", "learning_rate", "finetune"]
 

@@ -2,22 +2,21 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from composer.algorithms import EMA
-from composer.algorithms.sam import SAMOptimizer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..checkpoints import some
 from ..host import composer_model, refuse_twins
+from .enforcement import apply_masks, mask_gradients, mask_optimizers
 from .masks import Masks, collapsed, density, digest, packed, prunable_weights, size, unpacked
 from .samples import samples_in
 from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
@@ -25,50 +24,6 @@ from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 
 class LayerCollapseWarning(UserWarning):
     """A layer keeps no weight at all."""
-
-
-def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Set what is pruned to zero, in place; also where it is infinite or NaN."""
-    with torch.no_grad():
-        for name, mask in masks.items():
-            tensors[name].masked_fill_(~mask, 0)
-
-
-def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    """Set the gradients of what is pruned to zero, in one call.
-
-    A weight that is zero, and whose momenta are, then stays zero under every optimizer that treats each weight apart:
-    SGD, Nesterov's momentum, Adam, weight decay and so on. What is pruned does not count in the gradient's norm either.
-    """
-    pairs = [(weight.grad, masks[name]) for name, weight in weights.items() if weight.grad is not None]
-    if pairs:
-        torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))  # pyright: ignore[reportPrivateImportUsage]
-
-
-def mask_optimizers(
-    optimizers: Iterable[Optimizer], weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
-) -> None:
-    """Set the optimizers' state of what is pruned to zero: every tensor that has the shape of its weight."""
-    with torch.no_grad():
-        for optimizer in _with_bases(optimizers):
-            for name, weight in weights.items():
-                for value in optimizer.state.get(weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.masked_fill_(~masks[name], 0)
-
-
-def forget_momenta(optimizers: Iterable[Optimizer]) -> None:
-    """Make the optimizers' state that of new ones; but not what some, such as schedule-free ones, keep in groups."""
-    for optimizer in _with_bases(optimizers):
-        optimizer.state.clear()
-        if isinstance(optimizer, SAMOptimizer):
-            optimizer.global_step = 0  # by which it takes turns
-
-
-def _with_bases(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
-    """Those that wrap another one, such as SAM's, together with it."""
-    found = [*optimizers]
-    return found + [base for optimizer in found if (base := getattr(optimizer, "base_optimizer", None))]
 
 
 def averages(state: State) -> list[dict[str, Tensor]]:
@@ -252,12 +207,9 @@ class Pruning(Algorithm):
                 "include, exclude and classifier must be what they were."
             )
         self.masks = {name: _like(weight, self.masks[name]) for name, weight in self.weights.items()}
-        if revived := [
-            name for name, weight in self.weights.items() if (weight.detach()[~self.masks[name]] != 0).any()
-        ]:
-            raise ValueError(
-                f"{self._name}: the masks are not of these weights; what they prune is not 0 in {some(revived)}."
-            )
+        if revived := _revived(self.weights, self.masks):
+            hint = f"what they prune is not 0 in {some(revived)}"
+            raise ValueError(f"{self._name}: the masks are not of these weights; {hint}.")
         self._agree()
         self._unproven = True
 

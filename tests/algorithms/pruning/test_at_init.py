@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from composer import Callback
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,33 +23,19 @@ from accelerando.algorithms.pruning import (
 )
 from accelerando.algorithms.pruning.masks import digest, size
 from tiny import (
-    CLASSES,
     assert_same,
     classifier,
     examples,
     fit,
     masked_lm,
     network,
+    noisy_network,
     token_loader,
     trainer,
     weights,
 )
 
 TOTAL = 3376
-
-
-def noisy(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Conv2d(8, 8, 3),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, CLASSES),
-    )
 
 
 def masks_of(pruning, **options):
@@ -182,7 +167,7 @@ def test_criteria_leave_the_training_as_it_was(tmp_path):
     """With dropout, batch norm and augmentation: the same masks out of a file give the same weights, bit for bit."""
 
     def run(pruning):
-        model = classifier(noisy())
+        model = classifier(noisy_network())
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         return weights(
             fit(pruning, model=model, optimizers=optimizer, train_dataloader=DataLoader(Augmented(), 8, shuffle=True))

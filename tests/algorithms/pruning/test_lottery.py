@@ -12,14 +12,12 @@ from composer.optim import (
     MultiStepScheduler,
     PolynomialScheduler,
 )
-from torch import nn
 from torch.nn import functional as F
 
 from accelerando.algorithms import Distillation, LotteryTicket, MultiplicativeCyclicScheduler, TradeoffCurve
 from accelerando.algorithms.pruning import keep_highest, level_densities, load_masks, prunable_weights
 from accelerando.algorithms.pruning.masks import density, digest, size
 from tiny import (
-    CLASSES,
     Kill,
     assert_same,
     classifier,
@@ -27,6 +25,7 @@ from tiny import (
     loader,
     masked_lm,
     network,
+    noisy_network,
     timeless,
     token_loader,
     trainer,
@@ -41,21 +40,6 @@ def at_the_end_of_an_epoch(test):
     for message in ("No batches were trained", "The ``compute`` method of metric"):
         test = pytest.mark.filterwarnings(f"ignore:{message}")(test)
     return test
-
-
-def noisy(seed=0):
-    """With all that makes one training differ from another: batch norm, dropout."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Conv2d(8, 8, 3),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, CLASSES),
-    )
 
 
 class Rates(Callback):
@@ -80,7 +64,7 @@ class Ends(Callback):
 
 
 def start(ticket, scheduler=None, epochs=3, **options):
-    model = options.pop("model", None) or classifier(noisy())
+    model = options.pop("model", None) or classifier(noisy_network())
     options = {
         "model": model,
         "train_dataloader": loader(shuffle=True),
@@ -108,7 +92,7 @@ def rates(scheduler, epochs=3):
 
 def trained_alone(k, T, level, state, masks, learning_rates, seed=7):
     """The plain version: from step k, with that mask and new momenta, to T; the data where the run's have got to."""
-    model, data = classifier(noisy()), loader(shuffle=True)
+    model, data = classifier(noisy_network()), loader(shuffle=True)
     model.load_state_dict(state)
     held = prunable_weights(model)
     for name, weight in held.items():
@@ -143,7 +127,7 @@ def test_each_level_is_bit_for_bit_a_run_of_its_own_from_step_k(k):
     result = run(ticket, callbacks=[ends, at_k])
     assert result.state.timestamp.batch == totals[-1]
     # Level 0 is the plain run.
-    model = classifier(noisy())
+    model = classifier(noisy_network())
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
     dense = fit(
         model=model,
@@ -156,7 +140,7 @@ def test_each_level_is_bit_for_bit_a_run_of_its_own_from_step_k(k):
         callbacks=(plain_at_k := Ends([k])),
     )
     assert_same(ends.weights[0], weights(dense))
-    start_of_all = plain_at_k.weights[0] if k else classifier(noisy()).state_dict()
+    start_of_all = plain_at_k.weights[0] if k else classifier(noisy_network()).state_dict()
     assert_same(ticket.snapshot, start_of_all)
     learning_rates = rates(CosineAnnealingScheduler())
     before = None
@@ -214,7 +198,7 @@ def test_results_masks_and_files_of_each_level(tmp_path):
     for level in (1, 2):
         masks = load_masks(tmp_path / f"level-{level}.safetensors", ticket.weights)
         assert digest(masks) == ticket.results[level]["digest"] and sum(map(size, masks.values())) == kept[level]
-    other = classifier(noisy(seed=5))
+    other = classifier(noisy_network(seed=5))
     from safetensors.torch import load_file
 
     other.load_state_dict(load_file(tmp_path / "rewind.safetensors"))
@@ -292,7 +276,7 @@ def test_ema_begins_anew_from_the_weights_of_k():
 
     for order in (0, 1):
         ticket, ema = LotteryTicket(1, 0.5, rewind_to="4ba"), EMA(half_life="3ba")
-        model = classifier(noisy())
+        model = classifier(noisy_network())
         result = trainer(
             [ticket, ema] if order else [ema, ticket],
             model=model,
@@ -350,7 +334,7 @@ def test_a_checkpoint_of_another_run_says_so(tmp_path):
         with pytest.raises(ValueError, match=message):
             start(ticket, load_path=str(tmp_path / "latest-rank0.pt"))
     dense = tmp_path / "dense"
-    model = classifier(noisy())
+    model = classifier(noisy_network())
     fit(model=model, save_folder=str(dense), save_interval="1ba", max_duration="3ep")
     with pytest.raises(ValueError, match="of batch 12, holds no masks"):
         start(LotteryTicket(1, rewind_to="2ba"), load_path=str(dense / "latest-rank0.pt"))
