@@ -23,6 +23,7 @@ from accelerando.algorithms.pruning import (
 )
 from accelerando.algorithms.pruning.masks import digest, size
 from tiny import (
+    Kill,
     assert_same,
     classifier,
     examples,
@@ -238,3 +239,13 @@ def test_masked_language_models(tmp_path):
         pruning = PruneAtInit(name, 0.5, samples_per_class=2, scope="layerwise")
         masks_of(pruning, model=masked_lm(), train_dataloader=token_loader())
         assert all(abs(size(mask) - mask.numel() / 2) <= 0.5 for mask in pruning.masks.values())
+
+
+def test_a_kill_right_before_pruning(tmp_path):
+    whole, resumed = PruneAtInit("random", 0.5, at="2ba"), PruneAtInit("random", 0.5, at="2ba")
+    expected = weights(fit(whole))
+    with pytest.raises(KeyboardInterrupt):
+        killed = {"save_folder": str(tmp_path), "save_interval": "1ba", "callbacks": Kill(2)}
+        fit(PruneAtInit("random", 0.5, at="2ba"), **killed)
+    assert_same(weights(fit(resumed, load_path=str(tmp_path / "ep0-ba2-rank0.pt"))), expected)
+    assert digest(resumed.masks) == digest(whole.masks)
