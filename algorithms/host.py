@@ -20,6 +20,11 @@ BOUND_TO_THE_LENGTH = {
 UNITS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.DURATION)
 
 
+def bound_to_the_length(algorithm: Algorithm) -> bool:
+    """Whether what it does follows how much of the whole run is over; ours say so themselves."""
+    return type(algorithm).__name__ in BOUND_TO_THE_LENGTH or getattr(algorithm, "bound_to_the_length", False)
+
+
 def refuse_twins(algorithm: Algorithm, state: State) -> None:
     """Raise ValueError where the run holds a second algorithm of this name, of this class or of Composer's.
 

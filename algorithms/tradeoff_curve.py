@@ -35,6 +35,8 @@ class TradeoffCurve(Algorithm):
         scheduler: the one that the Trainer was given.
     """
 
+    bound_to_the_length = True
+
     def __init__(self, scheduler: MultiplicativeCyclicScheduler):
         if not isinstance(scheduler, MultiplicativeCyclicScheduler):
             name = type(scheduler).__name__

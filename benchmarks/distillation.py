@@ -21,7 +21,7 @@ import torchvision
 from composer import Algorithm, Callback, ComposerModel, Event, State, Trainer
 from composer.core import get_precision_context
 from composer.models import ComposerClassifier, HuggingFaceModel
-from harness import hardware, keep_memory, measure, report, versions, wait
+from harness import hardware, keep_memory, measure, report, resident, versions, wait
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
@@ -191,12 +191,6 @@ def print_peak_memory(given: argparse.Namespace) -> None:
     before = resident("VmRSS")
     step()
     print(resident("VmHWM") - before)
-
-
-def resident(which: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most so far. (`ru_maxrss` may be the parent's.)"""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def main() -> None:

@@ -61,3 +61,9 @@ def hardware(device: torch.device) -> str:
 
 def versions() -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, Composer {composer.__version__}"
+
+
+def resident(which: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most so far. (`ru_maxrss` may be the parent's.)"""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torchvision
-from harness import hardware, keep_memory, measure, report, versions, wait
+from harness import hardware, keep_memory, measure, report, resident, versions, wait
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -140,12 +140,6 @@ def print_peak_memory(network: str, arm: str, device: torch.device) -> None:
     before = resident("VmRSS")
     run(weights)
     print(resident("VmHWM") - before)
-
-
-def resident(which: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def enforcement(given: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from accelerando.recipes.loggers import log_study
 from accelerando.recipes.names import REFUSALS, ArgumentError, ConfigError, Source, check_arguments, show
 from accelerando.recipes.teachers import as_in_training, untouched_generators
 from accelerando.recipes.train import train
-from accelerando.recipes.variants import as_time, duration, metric_of, refuse_folder_of_a_run, without
+from accelerando.recipes.variants import as_time, duration, has_times_in_dur, metric_of, refuse_folder_of_a_run, without
 
 if TYPE_CHECKING:
     from accelerando.recipes.density_curves import Point
@@ -78,8 +78,7 @@ def check_base(config: DictConfig, source: Source, own: Mapping[str, Any], keys:
     """Builds each part of the dense training once: what they refuse must not come up after hours."""
     from composer.core import TimeUnit
 
-    from accelerando.algorithms import TradeoffCurve
-    from accelerando.algorithms.host import BOUND_TO_THE_LENGTH
+    from accelerando.algorithms.host import bound_to_the_length
     from accelerando.algorithms.pruning.sparsity import Pruning
 
     if (tolerance := own["tolerance"]) is not None and not 0 <= tolerance < math.inf:
@@ -96,9 +95,7 @@ def check_base(config: DictConfig, source: Source, own: Mapping[str, Any], keys:
     for part, algorithm in zip(recipe.algorithms, algorithms, strict=True):
         if isinstance(algorithm, Pruning):
             raise source.error(part.key, "the study adds what prunes; leave it out")
-        times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
-        bound = type(algorithm).__name__ in BOUND_TO_THE_LENGTH or getattr(algorithm, "bound_to_the_length", False)
-        if bound or isinstance(algorithm, TradeoffCurve) or any(as_time(time).value > 0 for time in times):
+        if bound_to_the_length(algorithm) or has_times_in_dur(part):
             raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
     metric = metric_of(recipe, own["metric"], errors=True)
     given: Any = OmegaConf.to_container(config)

@@ -16,6 +16,7 @@ from accelerando.recipes.variants import (
     as_time,
     changed,
     duration,
+    has_times_in_dur,
     metric_of,
     own_keys,
     refuse_folder_of_a_run,
@@ -106,8 +107,7 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
     from accelerando.algorithms.host import BOUND_TO_THE_LENGTH
 
     for part in recipe.algorithms:
-        times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
-        if part.target.__name__ in BOUND_TO_THE_LENGTH or any(as_time(time).value > 0 for time in times):
+        if part.target.__name__ in BOUND_TO_THE_LENGTH or has_times_in_dur(part):
             hint = "follows the length of the whole run, so the end of a cycle is not that of a run of its own"
             raise source.error(part.key, hint)
     return Run(arm, seed, "cyclic", 0, recipe)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from accelerando.recipes.config import Recipe, merge
+from accelerando.recipes.config import Part, Recipe, merge
 from accelerando.recipes.names import Source, check_value, show
 
 if TYPE_CHECKING:
@@ -114,3 +114,9 @@ def as_time(value: Any) -> Time:
     from composer.core import TimeUnit, ensure_time
 
     return ensure_time(value, TimeUnit.EPOCH)
+
+
+def has_times_in_dur(part: Part) -> bool:
+    """Whether an argument is a share of the whole run's length, other than its beginning."""
+    times = [value for value in part.arguments.values() if isinstance(value, str) and value.endswith("dur")]
+    return any(as_time(time).value > 0 for time in times)

@@ -218,9 +218,8 @@ class PruneAtInit(Pruning):
 
     def _reinitialize(self, generator: torch.Generator) -> None:
         with torch.no_grad():
-            for weight in self.weights.values():
-                order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-                weight.copy_(weight.flatten()[order].view(weight.shape))
+            for name, drawn in shuffled(self.weights, generator).items():
+                self.weights[name].copy_(drawn)
 
 
 def _loss(temperature: float, model: nn.Module, batch: Any) -> Tensor:

@@ -60,8 +60,7 @@ def gradient_magnitude(
 
     Raises ValueError for an unknown name, for no samples on any rank, and for scores that are not finite.
     """
-    copied, weights = _copy(model, names)
-    gradients = _mean(_gradient(copied, weights, loss), weights, batches, samples, seed)
+    _, gradients = _mean_gradient(model, names, batches, loss, samples, seed)
     return _checked("gradient_magnitude", {name: g.abs().float() for name, g in gradients.items()})
 
 
@@ -79,8 +78,7 @@ def snip(
 
     Raises ValueError for an unknown name, for no samples on any rank, and for scores that are not finite.
     """
-    copied, weights = _copy(model, names)
-    gradients = _mean(_gradient(copied, weights, loss), weights, batches, samples, seed)
+    weights, gradients = _mean_gradient(model, names, batches, loss, samples, seed)
     return _checked("snip", {name: (g * weights[name].detach()).abs().float() for name, g in gradients.items()})
 
 
@@ -184,6 +182,19 @@ def _gradient(
     model: nn.Module, weights: Mapping[str, Tensor], loss: Loss, create_graph: bool = False
 ) -> Callable[[Any], Sequence[Tensor]]:
     return lambda batch: _derivatives(loss(model, batch), weights, create_graph)
+
+
+def _mean_gradient(
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    loss: Loss,
+    samples: Callable[[Any], int],
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a copy, and their gradients over all samples of all ranks."""
+    copied, weights = _copy(model, names)
+    return weights, _mean(_gradient(copied, weights, loss), weights, batches, samples, seed)
 
 
 def _mean(

@@ -21,7 +21,7 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ..checkpoints import write_safetensors
-from ..host import BOUND_TO_THE_LENGTH, also_evaluate, composer_model, evaluated, in_batches, moment
+from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment
 from .criteria import magnitude
 from .enforcement import forget_momenta
 from .files import save_masks
@@ -193,8 +193,8 @@ class LotteryTicket(Pruning):
         self.check("rewind_to", self._k < self._T, f"before max_duration={duration}", self.rewind_to.to_timestring())
         for algorithm in state.algorithms:
             name = type(algorithm).__name__
-            bound = name in {*BOUND_TO_THE_LENGTH, "TradeoffCurve"} or getattr(algorithm, "bound_to_the_length", False)
-            if bound or (isinstance(algorithm, EMA) and str(algorithm.ema_start) not in ("0.0dur", "0ep", "0ba")):
+            late = isinstance(algorithm, EMA) and str(algorithm.ema_start) not in ("0.0dur", "0ep", "0ba")
+            if late or bound_to_the_length(algorithm):
                 raise ValueError(
                     f"LotteryTicket: leave this {name} out: it follows how much of all levels is over, not of each."
                 )

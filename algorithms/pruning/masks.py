@@ -156,12 +156,12 @@ def _kth_highest(scores: Mapping[str, Tensor], k: int, remaining: int, masks: Ma
     raise AssertionError("unreachable: k is at most the number of scores")
 
 
-def shuffled(masks: Mapping[str, Tensor], generator: torch.Generator) -> Masks:
-    """Each layer's mask in a random order, hence as dense as before; the same on every device, for a CPU generator."""
+def shuffled(tensors: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Each tensor's values in a random order, a mask hence as dense; the same on every device, for a CPU generator."""
     result = {}
-    for name, mask in masks.items():
-        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
-        result[name] = mask.flatten()[order].view(mask.shape)
+    for name, tensor in tensors.items():
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        result[name] = tensor.flatten()[order].view(tensor.shape)
     return result
 
 
