@@ -12,7 +12,7 @@ demo: .venv/ready
 		run_name=demo seeds=[17,18] max_duration=32ep
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -2,4 +2,18 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist a file's tests stay together, as they share what is costly; those of the contract suite are dealt out.
+
+    Of those, the ones that read what one launch of two ranks has left stay together too.
+    """
+    for item in items:
+        contract = item.path.name == "test_contract.py"
+        if not contract or "two_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{' ranks' if contract else ''}"))
