@@ -15,13 +15,31 @@ def labels_key(batch: Any, target_key: Any) -> Any:
     return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
 
 
-def dense_targets(logits: Tensor, target: Tensor, on: float = 1.0, off: float = 0.0) -> Tensor:
+def check_labels(target: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
+    """Raise ValueError where an integer label is neither in `[0, classes)` nor `ignore_index`.
+
+    Nothing is read from a GPU: there a device-side assertion with the same sentence ends the process.
+    """
+    label = target.long()
+    fits = ((label >= 0) & (label < classes)) | (label == ignore_index)
+    expected = f"Labels must lie in [0, {classes}) or be ignore_index={ignore_index}"
+    try:
+        torch._assert_async(fits.all(), f"{expected}.")
+    except RuntimeError:  # from the CPU, or a device that has no such assertion
+        if wrong := label[~fits].unique()[:5].tolist():
+            raise ValueError(f"{expected}, got {', '.join(map(str, wrong))}.") from None
+
+
+def dense_targets(
+    logits: Tensor, target: Tensor, on: float = 1.0, off: float = 0.0, ignore_index: int = IGNORED
+) -> Tensor:
     """Index targets as one float32 row per example: `on` at the class, `off` elsewhere.
 
-    `logits` is `(N, C, ...)`, `target` is `(N, ...)`; a negative index (such as -100, "ignore") gives a row of zeros.
-    Targets that are dense already, of the shape of `logits`, come back as float32, unchanged otherwise.
+    `logits` is `(N, C, ...)`, `target` is `(N, ...)`; `ignore_index` gives a row of zeros. Targets that are dense
+    already, of the shape of `logits`, come back as float32, unchanged otherwise.
 
-    Raises ValueError where `target` is neither, or where its indices are not integers.
+    Raises ValueError where `target` is neither, where its indices are not integers, or lie outside `[0, C)`; see
+    `check_labels`.
     """
     if target.shape == logits.shape:
         return target.float()
@@ -30,10 +48,11 @@ def dense_targets(logits: Tensor, target: Tensor, on: float = 1.0, off: float = 
             f"Targets must be integer classes of shape {tuple(logits.shape[:1] + logits.shape[2:])} or probabilities "
             f"of shape {tuple(logits.shape)}, as the outputs are; got {target.dtype} of shape {tuple(target.shape)}."
         )
+    check_labels(target, logits.shape[1], ignore_index)
     index = target.long().unsqueeze(1)
-    ignored = index < 0
+    ignored = index == ignore_index
     rows = torch.where(ignored, 0.0, off).expand(logits.shape).contiguous()
-    return rows.scatter_(1, index.clamp(min=0), torch.where(ignored, 0.0, on))
+    return rows.scatter_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, on))
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
