@@ -35,7 +35,8 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """The model's weights by name, on the CPU, out of one file.
 
     It may be a Composer checkpoint, a state dict that `torch.save` wrote, or `.safetensors`. Raises FileNotFoundError,
-    and ValueError for a file that is damaged, holds no weights, or holds what would have to be executed.
+    and ValueError for a file that is damaged, holds no weights, or holds what would have to be executed; or tensors
+    that are sparse, quantized, nested, on the meta device or of a subclass. A tensor may be larger than the file.
     """
     return weights_in(read_content(path), path)
 
@@ -55,17 +56,29 @@ def weights_in(content: Mapping[str, Any], path: str | PathLike[str]) -> dict[st
     weights = state.get("model") if isinstance(state, Mapping) else content
     if not (isinstance(weights, Mapping) and weights and all(isinstance(value, Tensor) for value in weights.values())):
         raise ValueError(f"{path} holds no weights: expected tensors by name, or a Composer checkpoint's state/model")
+    if odd := [f"{name} ({why})" for name, value in weights.items() if (why := _oddity(value))]:
+        raise ValueError(f"{path} holds {some(odd)}: expected plain tensors only, with their numbers in memory")
     return {str(name).replace("_orig_mod.", ""): value for name, value in weights.items()}  # of a compiled model
 
 
+def _oddity(tensor: Tensor) -> str:
+    """What makes it other than a plain tensor, whose numbers lie in memory; empty if nothing does."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    odd = {"nested": tensor.is_nested, "meta": tensor.is_meta, "quantized": tensor.is_quantized}
+    layout = str(tensor.layout).removeprefix("torch.")
+    return next((name for name, is_so in odd.items() if is_so), "" if layout == "strided" else layout)
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+    except (
+        Exception
+    ) as error:  # of many kinds: of safetensors, and of torch for a type of numbers that it does not know
+        raise ValueError(f"{path} is no readable safetensors file: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
@@ -104,14 +117,22 @@ def _unsafe(path: Path) -> list[str]:
         return []
 
 
+def _kind(tensor: Tensor) -> str:
+    """Of the numbers; those of one kind become each other without a change of meaning."""
+    return "complex numbers" if tensor.is_complex() else "floats" if tensor.is_floating_point() else "integers"
+
+
 def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     """Load a file's weights into `module`, all of them or none.
 
     The file's names may have the prefix of a `ComposerModel` around the network (`module.` or `model.`) that `module`
-    lacks, or lack what it has. Raises ValueError where a name is missing on either side, or has another shape.
+    lacks, or lack what it has. Raises ValueError where a name is missing on either side, or has another shape or kind
+    of numbers (floats of any precision are of one kind).
     """
-    own = module.state_dict()
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     weights = renamed_for(own, read_weights(path))
+    if empty := [name for name, value in own.items() if value.is_meta]:
+        raise ValueError(f"{path} cannot be loaded into {type(module).__name__}: {some(empty)} is on the meta device")
     # Of tensors under several names, files may hold one.
     held = {own[name].data_ptr() for name in weights.keys() & own.keys() if own[name].numel()}
     missing = [name for name in own if name not in weights and own[name].data_ptr() not in held]
@@ -125,6 +146,9 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     ]
     if shapes:
         problems.append(f"has {some(shapes)}")
+    both = [(name, _kind(value), _kind(own[name])) for name, value in weights.items() if name in own]
+    if kinds := [f"{theirs} in {name} for {ours}" for name, theirs, ours in both if theirs != ours]:
+        problems.append(f"has {some(kinds)}")
     if problems:
         raise ValueError(f"{path} does not fit {type(module).__name__}: it {'; it '.join(problems)}")
     module.load_state_dict(weights, strict=False)

@@ -55,7 +55,8 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
         alpha_f: multiplier at the end of each cycle, in [0, 1).
 
     The multiplier follows every update, whatever the unit: update `k`, counted from 0, gets that of `k` updates. In
-    samples and tokens, which Composer counts after it asks for the next learning rate, it gets that of `k - 1`.
+    samples and tokens, which Composer counts after it asks for the next learning rate, it gets that of `k - 1`. Hence
+    `step_schedulers_every_batch=False`, by which a whole epoch would be trained at rate 0, is a ValueError.
 
     Raises ValueError when training starts if `max_duration` is not the end of a cycle; a run that stops at a high
     learning rate has no meaning as a point on the curve. It is not known beforehand, and not checked, where one of both
@@ -92,18 +93,36 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
         # When first asked, the Trainer has not stretched max_duration yet, and fit() may yet set it, and the data.
         if updates == 0 and state.max_duration is not None and (late or ssr == 1):
             self.check_duration(state.max_duration, state.dataloader_len)
+        if not late:
+            self._refuse_steps_by_epoch(state)
         if updates == 0 and not late:
             return 0.0 if self._W else 1.0
         t = self._elapsed(state, int(late)) / self.stretch
         return cyclic_multiplier(t, self._W, self._T_0, self._growth, self.alpha_f)
 
+    def _refuse_steps_by_epoch(self, state: State) -> None:
+        """The Trainer tells nobody how often it steps its schedulers; the second update shows it."""
+        seen: list[tuple[int, list[int]]] = []
+
+        def look(*arguments: Any) -> None:
+            seen.append((state.timestamp.batch.value, [getattr(each, "last_epoch", 0) for each in state.schedulers]))
+            (first, were), (now, are) = seen[0], seen[-1]
+            if now == first:
+                return
+            handle.remove()
+            if are == were:
+                hint = "the Trainer's step_schedulers_every_batch must not be False"
+                raise ValueError(f"MultiplicativeCyclicScheduler follows every update, not every epoch: {hint}.")
+
+        handle = state.optimizers[0].register_step_pre_hook(look)
+
     def cycle_ends(self) -> Iterator[Fraction]:
         """When each cycle ends and the next one starts, endlessly and exactly, in the unit of `t_period`."""
         return cycle_ends(self._W, self._T_0, self._growth)
 
-    def cycles_ended(self, state: State) -> int:
-        """How many cycles the updates made so far have completed."""
-        t = self._elapsed(state) / (self.stretch or 1)
+    def cycles_ended(self, state: State, length: Time | None = None) -> int:
+        """How many cycles the updates made so far have completed; `length` is the run's, by default `max_duration`."""
+        t = self._elapsed(state, length=length) / (self.stretch or 1)
         while not self._ends or self._ends[-1] <= t:
             self._ends = [*islice(self.cycle_ends(), 2 * len(self._ends) + 8)]
         return bisect_right(self._ends, t)
@@ -132,9 +151,9 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
         wrong = f"{given} ends inside a cycle, at a high learning rate" if below else f"{given} is shorter than a cycle"
         raise ValueError(f"MultiplicativeCyclicScheduler: {wrong}; {hint}.")
 
-    def _elapsed(self, state: State, more: int = 0) -> Fraction:
+    def _elapsed(self, state: State, more: int = 0, length: Time | None = None) -> Fraction:
         """The time trained plus `more` updates, in the scheduler's unit, parts of epochs included; exact."""
-        now, whole = state.timestamp, state.max_duration if self.unit == TimeUnit.DURATION else None
+        now, whole = state.timestamp, (length or state.max_duration) if self.unit == TimeUnit.DURATION else None
         unit = self.unit if whole is None else whole.unit
         if unit == TimeUnit.EPOCH:
             if state.dataloader_len is None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from composer.callbacks import EarlyStopper, MLPerfCallback, ThresholdStopper
 from composer.core import Algorithm, Event, State, Time, TimeUnit
 from composer.models import ComposerModel
 from torch import Tensor
@@ -33,6 +34,17 @@ def refuse_twins(algorithm: Algorithm, state: State) -> None:
     name = type(algorithm).__name__
     if sum(type(other).__name__ == name for other in state.algorithms) > 1:
         raise ValueError(f"The Trainer was given more than one {name}; keep one, of accelerando or of Composer.")
+
+
+def refuse_stoppers(algorithm: Algorithm, state: State) -> None:
+    """Raise ValueError where a callback of Composer's may end the run before what the algorithm needs has come."""
+    for callback in state.callbacks:
+        stops = isinstance(callback, EarlyStopper | ThresholdStopper)
+        if stops or (isinstance(callback, MLPerfCallback) and callback.exit_at_target):
+            name, other = type(algorithm).__name__, type(callback).__name__
+            raise ValueError(
+                f"{name}: leave this {other} out: it ends the whole run, and what is to follow never comes."
+            )
 
 
 def composer_model(state: State) -> ComposerModel:

@@ -9,15 +9,16 @@ at the end of a cycle stands for what a run of its own of that length would have
 """
 
 import time
+import warnings
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
 from .cyclic import MultiplicativeCyclicScheduler
-from .host import also_evaluate, evaluated, refuse_twins
+from .host import also_evaluate, evaluated, refuse_stoppers, refuse_twins
 
 
 class TradeoffCurve(Algorithm):
@@ -46,6 +47,7 @@ class TradeoffCurve(Algorithm):
         self.seconds = 0.0
         self._since = 0.0
         self._ended = 0
+        self._length: Time | None = None  # of fit(), as planned
 
     def __repr__(self) -> str:
         return "TradeoffCurve(scheduler)"
@@ -60,10 +62,11 @@ class TradeoffCurve(Algorithm):
         return event in _STEPS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        _STEPS[event](self, state, logger)
+        getattr(self, _STEPS[event])(state, logger)
 
     def _begin(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
+        refuse_stoppers(self, state)
         self.points, self.seconds = [], 0.0
         # Another Trainer may have had it before; this one asks it for the first learning rate after this event.
         self.scheduler.stretch = None
@@ -75,11 +78,16 @@ class TradeoffCurve(Algorithm):
             raise ValueError("TradeoffCurve needs the Trainer's own scheduler: Trainer(schedulers=curve.scheduler).")
         if state.timestamp.batch.value == 0:
             self.scheduler.check_duration(state.max_duration, state.dataloader_len)
-        self._ended = self.scheduler.cycles_ended(state)
+        self._length = state.max_duration
+        self._ended = self._cycles(state)
         also_evaluate(state, self, self._is_due, self._is_measured)
 
+    def _cycles(self, state: State) -> int:
+        # A run that is stopped has its max_duration set to where it is, which ends no cycle.
+        return self.scheduler.cycles_ended(state, self._length)
+
     def _is_due(self, state: State) -> bool:
-        return self.scheduler.cycles_ended(state) > self._ended
+        return self._cycles(state) > self._ended
 
     def _is_measured(self, state: State) -> bool:
         """At the end of the epoch or of the run, with the same weights."""
@@ -92,7 +100,7 @@ class TradeoffCurve(Algorithm):
         self.seconds += time.perf_counter() - self._since
 
     def _record(self, state: State, logger: Logger) -> None:
-        if (ended := self.scheduler.cycles_ended(state)) == self._ended:
+        if (ended := self._cycles(state)) == self._ended:
             return
         self._ended = ended
         slowest = state.device.tensor_to_device(torch.tensor(self.seconds))
@@ -107,11 +115,17 @@ class TradeoffCurve(Algorithm):
         self.points.append(point)
         logger.log_metrics({f"tradeoff/{name}": value for name, value in point.items()})
 
+    def _finish(self, state: State, logger: Logger) -> None:
+        if self._length is not None and state.timestamp < self._length and dist.get_global_rank() == 0:
+            text = f"the run was stopped after {state.timestamp.batch} of {self._length}; later points do not come"
+            warnings.warn(f"TradeoffCurve: {text}.", stacklevel=2)
+
 
 _STEPS = {
-    Event.INIT: TradeoffCurve._begin,
-    Event.FIT_START: TradeoffCurve._start,
-    Event.BEFORE_DATALOADER: TradeoffCurve._start_clock,
-    Event.BATCH_END: TradeoffCurve._stop_clock,
-    Event.EVAL_AFTER_ALL: TradeoffCurve._record,
+    Event.INIT: "_begin",
+    Event.FIT_START: "_start",
+    Event.BEFORE_DATALOADER: "_start_clock",
+    Event.BATCH_END: "_stop_clock",
+    Event.EVAL_AFTER_ALL: "_record",
+    Event.FIT_END: "_finish",
 }

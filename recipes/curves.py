@@ -41,7 +41,7 @@ class Point:
     samples: int
     seconds: float  # of training, without evaluation
     value: float  # the metric at the trough of the learning rate
-    best: float  # the best of its values in a window around the trough, as the paper's authors plot it
+    best: float  # the best of its values so near to the trough, but in its own cycle, of which that is the end
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,27 @@ def points_of(
 ) -> list[Point]:
     """One run's points, one for each record with ``tradeoff/cycle``; of a standard run the last one, as `first_cycle`.
 
-    `ends` are those of all cycles; `window` is in batches to both sides. ValueError for a run without such a record,
-    and for such a record without the metric or beyond `ends`.
+    `ends` are those of all cycles; `window` is in batches before a cycle's end, and does not reach into the cycle
+    before: what follows the end belongs to the next one. The paper's authors look to both sides. ValueError for a run
+    without such a record, and for such a record without the metric or beyond `ends`.
     """
     points, run, alone = [], f"the {schedule} run of {arm!r}, seed {seed},", schedule == "standard"
     values = {r["batch"]: math.nan if r[metric] is None else r[metric] for r in records if metric in r}
     if not (troughs := [record for record in records if "tradeoff/cycle" in record]):
         raise ValueError(f"{run} ended before its first cycle did")
+    since = -1  # the end of the cycle before
     for record in troughs[-1:] if alone else troughs:
         cycle, batch = first_cycle + (0 if alone else int(record["tradeoff/cycle"])), int(record["batch"])
         if cycle >= len(ends):
             raise ValueError(f"{run} has a cycle {cycle}, counted from 0, where {len(ends)} were expected")
         if batch not in values:
             raise ValueError(f"{run} lacks {metric} at its trough, batch {batch}")
-        best = max((v for b, v in values.items() if abs(b - batch) <= window and math.isfinite(v)), default=math.nan)
+        first, since = max(since + 1, batch - window), batch
+        best = max((v for b, v in values.items() if first <= b <= batch and math.isfinite(v)), default=math.nan)
         cost = batch, int(record["tradeoff/samples"]), record["tradeoff/seconds"]
         points.append(Point(arm, seed, schedule, cycle, ends[cycle], *cost, values[batch], best))
+    if not alone and len(troughs) < len(ends):
+        raise ValueError(f"{run} ended after {len(troughs)} of {len(ends)} cycles; leave out what stops it")
     return points
 
 

@@ -207,8 +207,9 @@ CASES = {
         [
             *({"density": value} for value in (0.0, 1.0, -0.1, float("nan"), {}, {"*": 1.0}, {"*": 0.0})),
             *({"start": time} for time in ("-1ba", "soon", "1dur", "3sec")),
-            *({"end": time} for time in ("0dur", "3ba", "never")),
-            *({"interval": time, "end": "0.5dur"} for time in ("0dur", "1ba", "0.7dur")),
+            *({"end": time} for time in ("0dur", "0ba", "never")),
+            *({"interval": time, "end": "0.5dur"} for time in ("0dur", "soon", "0.7dur")),
+            {"interval": "1ba"},
             {"schedule": "geometric"},
             *PATTERNS,
         ],

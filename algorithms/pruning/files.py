@@ -35,8 +35,8 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     held = {name.removesuffix(SUFFIX): mask for name, mask in tensors.items() if name.endswith(SUFFIX)}
     if not held:
         raise ValueError(f"{path} holds no masks: expected tensors called as their weights with {SUFFIX} behind")
-    if odd := [name for name, mask in held.items() if mask.is_meta or mask.is_nested or not _is_plain(mask)]:
-        raise ValueError(f"{path} does not fit: the mask of {some(odd)} is no plain tensor of bool, integers or floats")
+    if odd := [name for name, mask in held.items() if mask.dtype not in _NUMBERS]:
+        raise ValueError(f"{path} does not fit: the mask of {some(odd)} is no tensor of bool, integers or floats")
     found = renamed_for(weights, held)
     problems = []
     if missing := [name for name in weights if name not in found]:
@@ -44,15 +44,14 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     if extra := [name for name in found if name not in weights]:
         problems.append(f"has masks of {some(extra)}, which are not pruned here")
     both = {name: mask for name, mask in found.items() if name in weights}
-    shapes = [
-        f"{name} of {tuple(mask.shape)} for {tuple(weights[name].shape)}"
-        for name, mask in both.items()
-        if mask.shape != weights[name].shape
-    ]
-    if shapes:
+    wrong = [name for name, mask in both.items() if mask.shape != weights[name].shape]
+    if wrong:
+        shapes = [f"{name} of {tuple(both[name].shape)} for {tuple(weights[name].shape)}" for name in wrong]
         problems.append(f"has masks of other shapes: {some(shapes)}")
+    # A tensor may be larger than its file; to look at its values would ask for memory, so that its shape comes first.
     numbers = {name: mask.view(torch.uint8) if mask.dtype == torch.bool else mask for name, mask in both.items()}
-    if other := [name for name, mask in numbers.items() if not ((mask == 0) | (mask == 1)).all()]:
+    other = [name for name, mask in numbers.items() if name not in wrong and not ((mask == 0) | (mask == 1)).all()]
+    if other:
         problems.append(f"has values other than 0 and 1 in {some(other)}")
     if problems:
         raise ValueError(f"{path} does not fit: it {'; it '.join(problems)}")
@@ -60,7 +59,3 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     if written and digest({name: mask.to(torch.bool) for name, mask in held.items()}) != written:
         raise ValueError(f"{path} is damaged: its masks are not those that were written")
     return {name: found[name].to(torch.bool) for name in weights}
-
-
-def _is_plain(mask: Tensor) -> bool:
-    return mask.layout == torch.strided and mask.dtype in _NUMBERS

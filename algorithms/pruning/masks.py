@@ -5,7 +5,7 @@ A mask is a bool tensor of its weight's shape, True where the weight is kept; ma
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -81,18 +81,27 @@ def kept_counts(
     `density` is the share that is kept, of all weights or of each layer's, or shares by patterns of the layers' names;
     layers without a pattern keep all. Halves are rounded up.
     """
-    if isinstance(density, Mapping):
-        for pattern in density:
-            if not any(fnmatchcase(name, pattern) for name in sizes):
-                raise ValueError(f"density: no pruned layer is called {pattern!r}; there are {some([*sizes])}")
-        shares = {name: [d for pattern, d in density.items() if fnmatchcase(name, pattern)] for name in sizes}
-        return {name: _rounded((shares[name] or [1.0])[0] * size) for name, size in sizes.items()}
-    if scope == "global":
-        return _rounded(density * sum(sizes.values()))
-    return {name: _rounded(density * size) for name, size in sizes.items()}
+    if isinstance(density, Mapping) or scope == "layerwise":
+        shares = layer_shares(sizes, density)
+        return {name: rounded(shares[name] * size) for name, size in sizes.items()}
+    return rounded(density * sum(sizes.values()))
 
 
-def _rounded(count: float) -> int:
+def layer_shares(names: Iterable[str], density: float | Mapping[str, float]) -> dict[str, float]:
+    """Each layer's share, if need be by the first pattern that its name fits; without one it is 1.
+
+    Raises ValueError for a pattern that no name fits.
+    """
+    names = [*names]
+    if not isinstance(density, Mapping):
+        return dict.fromkeys(names, density)
+    for pattern in density:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"density: no pruned layer is called {pattern!r}; there are {some(names)}")
+    return {name: next((d for p, d in density.items() if fnmatchcase(name, p)), 1.0) for name in names}
+
+
+def rounded(count: float) -> int:
     return math.floor(count + 0.5)
 
 

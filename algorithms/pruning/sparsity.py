@@ -125,6 +125,9 @@ class Pruning(Algorithm):
     def after_update(self, state: State, logger: Logger) -> None:
         """After each update, before evaluation and checkpoint."""
 
+    def finish(self, state: State, logger: Logger) -> None:
+        """When training ends, as planned or before."""
+
     def is_due_before(self, state: State) -> bool:
         """Whether a run without any masks cannot be gone on with."""
         return False
@@ -222,6 +225,9 @@ class Pruning(Algorithm):
     def _trace(self, state: State, logger: Logger) -> None:
         self.trace(state, state.batch)
 
+    def _finish(self, state: State, logger: Logger) -> None:
+        self.finish(state, logger)
+
     def _mask_gradients(self, state: State, logger: Logger) -> None:
         mask_gradients(self.weights, self.masks)
         if self._unproven:  # at a learning rate of zero nothing shows
@@ -265,4 +271,5 @@ _STEPS = {
     Event.BEFORE_FORWARD: Pruning._trace,
     Event.AFTER_TRAIN_BATCH: Pruning._mask_gradients,
     Event.BATCH_END: Pruning._after,
+    Event.FIT_END: Pruning._finish,
 }

@@ -11,7 +11,7 @@ from composer.core import Time, ensure_time
 from composer.optim import CosineAnnealingWarmRestartsScheduler, CosineAnnealingWithWarmupScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from accelerando.algorithms import MultiplicativeCyclicScheduler, cycle_ends, cyclic_multiplier
+from accelerando.algorithms import MultiplicativeCyclicScheduler, TradeoffCurve, cycle_ends, cyclic_multiplier
 from tiny import SAMPLES, examples, loader, trainer
 
 ETA_MAX = 0.1  # of the tiny run, whose epochs have 4 batches, the last one smaller
@@ -131,8 +131,6 @@ def test_what_the_trainer_can_change():
     cyclic = MultiplicativeCyclicScheduler("1ep", "1ep")
     assert rates(cyclic, "4ep", train_subset_num_batches=3) == pytest.approx(per_epoch(3))
     assert rates(cyclic, "4ep", device_train_microbatch_size=3) == pytest.approx(per_epoch(4))
-    stairs = [rate for rate in per_epoch(1) for _ in range(4)]
-    assert rates(cyclic, "4ep", step_schedulers_every_batch=False) == pytest.approx(stairs)
     seen = Rates()
     run = trainer(schedulers=MultiplicativeCyclicScheduler("2ba", "2ba", 1), max_duration=None, callbacks=seen)
     for piece in ("4ba", "3ba", "1ba"):
@@ -142,6 +140,27 @@ def test_what_the_trainer_can_change():
     run = trainer(schedulers=cyclic, max_duration="4ep", callbacks=seen, train_dataloader=None)
     run.fit(train_dataloader=loader())
     assert seen.used == pytest.approx(per_epoch(4))
+
+
+@pytest.mark.parametrize(
+    "arguments, max_duration", [(("1ep", "1ep"), "4ep"), (("1ba", "2ba"), "3ba"), (("0ba", "8ba"), "2ep")]
+)
+def test_a_schedule_by_epoch_is_refused_before_the_second_update(arguments, max_duration):
+    """Also in a run that ends within its first epoch, and so never asks for another rate."""
+    seen, plain, cyclic = Rates(), MultiplicativeCyclicScheduler(*arguments), MultiplicativeCyclicScheduler(*arguments)
+    options = {"callbacks": seen, "max_duration": max_duration, "step_schedulers_every_batch": False}
+    for schedulers, algorithms in ((plain, ()), (cyclic, TradeoffCurve(cyclic))):
+        seen.used.clear()
+        evaluation = loader() if algorithms else None
+        with pytest.raises(ValueError, match="step_schedulers_every_batch must not be False"):
+            trainer(algorithms, schedulers=schedulers, eval_dataloader=evaluation, **options).fit()
+        assert len(seen.used) == 2
+
+
+def test_with_one_batch_an_epoch_both_are_the_same():
+    options = {"train_dataloader": loader(SAMPLES), "step_schedulers_every_batch": False}
+    used = rates(MultiplicativeCyclicScheduler("1ep", "1ep"), "4ep", **options)
+    assert used == pytest.approx([ETA_MAX * reference(k, 1, 1) for k in range(4)])
 
 
 @pytest.mark.parametrize(

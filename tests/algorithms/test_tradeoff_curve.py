@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from composer import Callback, Evaluator
+from composer.callbacks import EarlyStopper, ThresholdStopper
 from composer.core import Event
 from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingScheduler
@@ -112,7 +113,6 @@ def test_points_are_those_of_an_evaluation_of_these_weights(run):
         (("1ep", "1ep"), "4ep", {}, [8, 16]),
         (("1ep", "1ep", 1.5), "23ba", {}, [8, 14, 23]),
         (("1ep", "1ep"), "4ep", {"train_subset_num_batches": 3}, [6, 12]),
-        (("1ep", "1ep"), "4ep", {"step_schedulers_every_batch": False}, [8, 16]),
         (("0dur", "0.25dur", 3), "10ba", {}, [3, 10]),
         (("20sp", "20sp"), "80sp", {}, [6, 11]),  # after 46 and 84 samples
         (("1ba", "1ba"), "16ba", {"scale_schedule_ratio": 0.5}, [1, 2, 4, 8]),
@@ -208,6 +208,45 @@ def test_fit_in_pieces_and_another_trainer(run, start):
     run(eval_dataloader=evaluator)
     other = run(MultiplicativeCyclicScheduler("1ba", "2ba"), max_duration="15ba", eval_dataloader=evaluator)
     assert other.watch.evaluations == [3, 4, 7, 8, 12, 15]
+
+
+@pytest.mark.parametrize("event", ["batch_end", "eval_end", "before_train_batch"])
+@pytest.mark.parametrize("times", [("1ba", "1ba"), ("0.125dur", "0.125dur"), ("4sp", "4sp")])
+def test_a_run_that_is_stopped_says_so_and_has_the_points_that_it_reached(run, times, event):
+    stop = Callback()
+    setattr(stop, event, lambda state, logger: state.timestamp.batch == 5 and state.stop_training())
+    duration = "8ba" if times[0] != "4sp" else "64sp"
+    options = {"max_duration": duration, "eval_interval": "1ba", "device_train_microbatch_size": 2}
+    options["eval_dataloader"] = loader(5)
+    whole = run(MultiplicativeCyclicScheduler(*times), **options)
+    before = 6 if event == "before_train_batch" else 5
+    with pytest.warns(UserWarning, match=f"TradeoffCurve: the run was stopped after {before}ba of {duration}; later"):
+        seen = run(MultiplicativeCyclicScheduler(*times), callbacks=[stop], **options)
+    assert timeless(seen.curve.points) == [p for p in timeless(whole.curve.points) if p["batch"] <= before]
+    assert 0 < len(seen.curve.points) < len(whole.curve.points)
+
+
+def test_what_may_stop_a_run_is_refused(start):
+    class Own(EarlyStopper):
+        pass
+
+    accuracy = {"monitor": "MulticlassAccuracy", "dataloader_label": "eval"}
+    for stopper in (EarlyStopper(**accuracy), ThresholdStopper(threshold=0.9, **accuracy), Own(**accuracy)):
+        with pytest.raises(
+            ValueError, match=f"TradeoffCurve: leave this {type(stopper).__name__} out: it ends the whole"
+        ):
+            start(callbacks=[stopper])
+
+
+def test_a_subclass_that_overrides_a_step_is_obeyed():
+    class Shifted(TradeoffCurve):
+        def _record(self, state, logger):
+            super()._record(state, logger)
+            self.points[-1]["cycle"] += 10
+
+    curve = Shifted(cyclic())
+    fit(curve, schedulers=curve.scheduler, eval_dataloader=loader(), eval_interval=0)
+    assert [point["cycle"] for point in curve.points] == [10, 11, 12]
 
 
 def test_refusals(start):

@@ -152,6 +152,15 @@ def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
     assert [points_of(records, ACCURACY, ["4ep", "8ep"], w, **names())[0].best for w in (0, 1, 10)] == [0.5, 0.6, 0.7]
 
 
+@pytest.mark.parametrize("window, best", [(0, [0.354, 0.8]), (50, [0.37, 0.854]), (1000, [0.4, 0.9])])
+def test_the_best_of_a_cycle_is_its_own(window, best):
+    """Neither what the next one reaches, soon or late, nor what was the best before."""
+    records = [record(0, 0.1), record(100, 0.4), record(250, 0.37), record(280, 0.2)]
+    records += [record(300, 0.354, cycle=0, samples=2400, seconds=3.0), record(301, 0.9), record(340, 0.7)]
+    records += [record(680, 0.854), record(700, 0.8, cycle=1, samples=5600, seconds=7.0), record(701, 0.99)]
+    assert [point.best for point in points_of(records, ACCURACY, ["3ep", "7ep"], window, **names())] == best
+
+
 def test_a_standard_run_matches_the_cycle_that_it_stands_for():
     records = [record(80, cycle=0, samples=640, seconds=8.0), record(160, 0.9, cycle=1, samples=1280, seconds=16.0)]
     standard = names() | {"schedule": "standard", "first_cycle": 2}
@@ -165,9 +174,10 @@ def test_a_standard_run_matches_the_cycle_that_it_stands_for():
     [
         ([record(20, 0.7)], "ended before its first cycle did"),
         ([], "ended before its first cycle did"),
+        ([record(40, 0.7, cycle=0, samples=320, seconds=4.0)], "ended after 1 of 2 cycles; leave out what stops it"),
         ([record(40, 0.7, cycle=2, samples=320, seconds=4.0)], "has a cycle 2, counted from 0, where 2 were expected"),
     ],
-    ids=["no trough", "no record", "one too many"],
+    ids=["no trough", "no record", "stopped", "one too many"],
 )
 def test_a_run_with_other_cycles_than_expected_is_an_error(records, message):
     with pytest.raises(ValueError, match=f"cyclic run of 'plain', seed 3, {message}"):

@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 
@@ -6,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune
 
+from accelerando.algorithms.checkpoints import load_weights
 from accelerando.algorithms.pruning import keep_highest, load_masks, prunable_weights, save_masks
 from accelerando.algorithms.pruning.masks import digest
 from tiny import classifier, network
@@ -129,9 +131,78 @@ def test_masks_that_others_put_in_are_noticed(tmp_path, weights, masks):
         load_masks(path, weights)
 
 
-def test_tensors_that_are_no_masks_are_refused(tmp_path, weights, masks):
-    for odd in (masks["0.weight"].to_sparse(), masks["0.weight"] * 1j, masks["0.weight"].to("meta")):
-        held = {f"{name}_mask": mask for name, mask in masks.items()} | {"0.weight_mask": odd}
-        torch.save(held, tmp_path / "odd.pt")
-        with pytest.raises(ValueError, match=r"odd\.pt"):
-            load_masks(tmp_path / "odd.pt", weights)
+def odd_tensors(like):
+    """Tensors that files may hold, and of which none is a plain one of the shape of `like`."""
+    return {
+        "sparse_coo": like.to_sparse(),
+        "sparse_csr": like.flatten(1).to_sparse_csr(),
+        "meta": like.to("meta"),
+        "quantized": torch.quantize_per_tensor(like, 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([like[0], like[1]]),
+        "complex": like * 1j,
+        "huge": torch.ones(1).expand(1 << 20, 1 << 20, 1 << 20),
+        "long": torch.ones(1).expand(*like.shape[:-1], 1 << 40),
+        "nothing": torch.ones(0).expand(1 << 40, 0),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("number", range(9))
+def test_odd_tensors_are_refused_in_one_line_before_memory_is_asked_for(number, tmp_path, weights, masks):
+    odd = [*odd_tensors(weights["0.weight"].detach()).values()][number]
+    path, model = tmp_path / "odd.pt", network()
+    torch.save({f"{name}_mask": mask for name, mask in masks.items()} | {"0.weight_mask": odd}, path)
+    with pytest.raises(ValueError, match=r"^\S*odd\.pt .*0\.weight[^\n]*$"):
+        load_masks(path, weights)
+    before = copy.deepcopy(model.state_dict())
+    for wrapped in (False, True):  # a state dict, or one of Composer's checkpoints
+        state = model.state_dict() | {"0.weight": odd}
+        torch.save({"state": {"model": state}} if wrapped else state, path)
+        with pytest.raises(ValueError, match=r"^\S*odd\.pt .*0\.weight[^\n]*$"):
+            load_weights(model, path)
+    assert same(model.state_dict(), before)
+
+
+def test_an_expanded_mask_of_the_right_shape_is_one(tmp_path, weights, masks):
+    torch.save({f"{name}_mask": torch.ones(()).expand_as(weights[name]) for name in weights}, tmp_path / "all.pt")
+    assert all(mask.all() for mask in load_masks(tmp_path / "all.pt", weights).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_numbers_are_refused_and_of_another_precision_are_not(dtype, tmp_path):
+    model, other = network(), network(seed=1)
+    torch.save(other.state_dict() | {"3.weight": other.state_dict()["3.weight"].to(dtype)}, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"theirs\.pt does not fit Sequential: it has .* in 3\.weight for floats"):
+        load_weights(model, tmp_path / "theirs.pt")
+    assert same(model.state_dict(), network().state_dict())
+    for precision in (torch.float16, torch.bfloat16, torch.float64):
+        torch.save({name: value.to(precision) for name, value in other.state_dict().items()}, tmp_path / "theirs.pt")
+        load_weights(model, tmp_path / "theirs.pt")
+        assert torch.equal(model[3].weight, other[3].weight.to(precision).float())
+
+
+def header(entry, size):
+    text = json.dumps({"0.weight_mask": entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({"dtype": "F32", "shape": [1 << 40, 1 << 10], "data_offsets": [0, 4]}, 4),
+        header({"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 50]}, 4),
+        header({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, 4),
+        *(header({"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}, 8) for dtype in ("F8_E8M0", "X9", "F4")),
+        (1 << 60).to_bytes(8, "little") + b"{}",
+    ],
+)
+def test_safetensors_that_declare_what_they_do_not_hold_are_refused(content, tmp_path, weights):
+    (tmp_path / "theirs.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^\S*theirs\.safetensors [^\n]*$"):
+        load_masks(tmp_path / "theirs.safetensors", weights)
+
+
+def test_a_network_without_memory_is_refused(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"0\.weight, .* is on the meta device"):
+        load_weights(network().to("meta"), tmp_path / "weights.pt")
