@@ -102,19 +102,19 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
 
     def _refuse_steps_by_epoch(self, state: State) -> None:
         """The Trainer tells nobody how often it steps its schedulers; the second update shows it."""
-        seen: list[tuple[int, list[int]]] = []
+        seen: list[tuple[int, list[int]]] = []  # how many updates there were, and how many steps of each scheduler
 
         def look(*arguments: Any) -> None:
-            seen.append((state.timestamp.batch.value, [getattr(each, "last_epoch", 0) for each in state.schedulers]))
-            (first, were), (now, are) = seen[0], seen[-1]
-            if now == first:
+            if len(seen) > 1:
                 return
-            handle.remove()
-            if are == were:
+            now = state.timestamp.batch.value, [getattr(scheduler, "last_epoch", 0) for scheduler in state.schedulers]
+            if not seen or now[0] > seen[0][0]:
+                seen.append(now)
+            if len(seen) > 1 and seen[0][1] == seen[1][1]:
                 hint = "the Trainer's step_schedulers_every_batch must not be False"
                 raise ValueError(f"MultiplicativeCyclicScheduler follows every update, not every epoch: {hint}.")
 
-        handle = state.optimizers[0].register_step_pre_hook(look)
+        state.optimizers[0].register_step_pre_hook(look)
 
     def cycle_ends(self) -> Iterator[Fraction]:
         """When each cycle ends and the next one starts, endlessly and exactly, in the unit of `t_period`."""

@@ -8,6 +8,7 @@ fine-tuning: Renda et al. (arXiv 2003.02389); the arithmetic schedule: Chen et a
     Trainer(..., max_duration="20ep", schedulers=ticket.wrap(CosineAnnealingScheduler()), algorithms=[ticket])
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,12 +22,12 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ..checkpoints import write_safetensors
-from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment
+from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment, refuse_stoppers
 from .criteria import magnitude
 from .enforcement import forget_momenta
 from .files import save_masks
 from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, unpacked
-from .rewound import RewoundScheduler
+from .rewound import RewoundScheduler, put_back, snapshot_of
 from .sparsity import Pruning, averages
 
 Rewind = Literal["weights", "learning_rate", "finetune"]
@@ -49,6 +50,9 @@ class LotteryTicket(Pruning):
     to T, each further level from k to T, so that the run ends at `T + levels (T - k)`. The learning rate goes on from k
     to T in every level as it did in the first one: give the Trainer its scheduler through `wrap`.
 
+    Whatever ends the run, such as an EarlyStopper, ends all levels: Composer's are refused, and of a run that is
+    stopped otherwise a warning tells; `results` has the levels that have come to their end.
+
     All evaluators run at the end of each level, before the next pruning. `results` then has one dict per level:
     `level`, `density`, the `batch` at which it ended, the masks' `digest`, and every metric, such as
     `eval/MulticlassAccuracy`; it is logged as `lottery/...`. `masks_of` has the level's masks. All of this, and step k,
@@ -63,8 +67,8 @@ class LotteryTicket(Pruning):
         fraction: what to prune each time, in (0, 1), of what remains; or of all, if `schedule` is `arithmetic`.
         schedule: `geometric` or `arithmetic`. One-shot pruning is `levels=1` with a large fraction.
         rewind_to: k, in ep or ba, before T.
-        rewind: `weights` puts weights and buffers back to those of k; `learning_rate` keeps the trained ones;
-            `finetune` keeps them, and trains them with a constant learning rate.
+        rewind: `weights` puts weights and buffers, saved ones or not, back to those of k; `learning_rate` keeps the
+            trained ones; `finetune` keeps them, and trains them with a constant learning rate.
         finetune_multiplier: of the optimizer's learning rate, for `finetune`; Renda et al. have 0.001 of 0.1.
         scope: compare the weights of all layers (`global`), or of each (`layerwise`).
         save_folder: where to write each level's masks, as `level-1.safetensors` and so on (see `load_masks`), and step
@@ -110,10 +114,11 @@ class LotteryTicket(Pruning):
     def _clear(self) -> None:
         self.level = 0
         self.results: list[dict[str, Any]] = []
-        self.snapshot: dict[str, Tensor] = {}
+        self.snapshot: dict[str, Any] = {}
         self.duration: Time | None = None  # of one training, T; None before the Trainer has been built
         self._k = self._T = 0  # in batches
         self._history = [packed({})]  # the masks of each level
+        self._steps: list[int] | None = None  # of the schedulers, before the last update
         self._schedulers: list[RewoundScheduler] = getattr(self, "_schedulers", [])
 
     def wrap(self, scheduler: Callable[..., float]) -> RewoundScheduler:
@@ -189,6 +194,7 @@ class LotteryTicket(Pruning):
             given = duration and duration.to_timestring()
             raise ValueError(f"LotteryTicket: the Trainer's max_duration must be given, in ep or ba; it is {given}.")
         self.duration = duration
+        refuse_stoppers(self, state)
         self._T, self._k = (self._batches(time, state) for time in (duration, self.rewind_to))
         self.check("rewind_to", self._k < self._T, f"before max_duration={duration}", self.rewind_to.to_timestring())
         for algorithm in state.algorithms:
@@ -208,8 +214,11 @@ class LotteryTicket(Pruning):
 
     def prepare(self, state: State) -> None:
         self._check_place(state)
-        own = composer_model(state).state_dict()
-        if self.snapshot and {n: t.shape for n, t in self.snapshot.items()} != {n: t.shape for n, t in own.items()}:
+        model = composer_model(state)
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        # Buffers may get another shape in training, and those that are not saved may come and go.
+        there = {name: self.snapshot[name].shape for name in shapes.keys() & self.snapshot.keys()}
+        if self.snapshot and (shapes != there or model.state_dict().keys() - self.snapshot.keys()):
             raise ValueError("LotteryTicket: what the checkpoint holds of step k is of another model.")
 
     def _check_place(self, state: State) -> None:
@@ -242,17 +251,18 @@ class LotteryTicket(Pruning):
         now = state.timestamp.batch.value
         self._check_steps(state)
         if now == self._k and self.rewind == "weights" and not self.snapshot:
-            own = composer_model(state).state_dict()
-            self.snapshot = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+            self.snapshot = snapshot_of(composer_model(state))
             if self.save_folder and dist.get_global_rank() == 0:
-                write_safetensors(Path(self.save_folder, "rewind.safetensors"), self.snapshot, {"format": "pt"})
+                saved = composer_model(state).state_dict().items()
+                tensors = {name: self.snapshot[name] for name, value in saved if isinstance(value, Tensor)}
+                write_safetensors(Path(self.save_folder, "rewind.safetensors"), tensors, {"format": "pt"})
         if self._ended(now) == self.level and now < self._total:
             self._next_level(state, logger)
 
     def _check_steps(self, state: State) -> None:
         """Learning rates that change with each epoch can be set back to the beginning of one only."""
-        now, epoch = state.timestamp.batch.value, state.timestamp.epoch.value
-        by_epoch = epoch > 0 and any(scheduler.last_epoch == epoch != now for scheduler in state.schedulers)
+        steps = [scheduler.last_epoch for scheduler in state.schedulers]
+        by_epoch, self._steps = bool(steps) and steps == self._steps, steps
         if by_epoch and any(batches % int(state.dataloader_len or 1) for batches in (self._k, self._T)):
             hint = "give them in whole epochs, or step_schedulers_every_batch=True"
             raise ValueError(f"LotteryTicket: rewind_to or max_duration lies within an epoch; {hint}.")
@@ -263,7 +273,7 @@ class LotteryTicket(Pruning):
         masks = keep_highest(magnitude(self.weights), kept, self.masks)
         self.level += 1
         if self.rewind == "weights":
-            composer_model(state).load_state_dict(self.snapshot)
+            put_back(composer_model(state), self.snapshot)
         model = composer_model(state)
         own = dict(chain(model.named_parameters(), model.named_buffers()))
         with torch.no_grad():
@@ -277,6 +287,11 @@ class LotteryTicket(Pruning):
         if self.save_folder and dist.get_global_rank() == 0:
             about = {"level": str(self.level), "density": repr(density(self.masks))}
             save_masks(Path(self.save_folder, f"level-{self.level}.safetensors"), self.masks, **about)
+
+    def finish(self, state: State, logger: Logger) -> None:
+        if (now := state.timestamp.batch.value) < self._total and dist.get_global_rank() == 0:
+            text = f"the run was stopped in level {self.level} of {self.levels}, after {now}ba of {self._total}ba"
+            warnings.warn(f"LotteryTicket: {text}; results has {len(self.results)} levels.", stacklevel=2)
 
     def _record(self, state: State, logger: Logger) -> None:
         """At the checkpoint of a batch, when its evaluation is over."""

@@ -1,11 +1,56 @@
-"""A schedule in a run that passes through it several times: from 0 to T, then from k to T again and again."""
+"""What is set back in a run that trains from 0 to T, then from k to T again and again: the model and the schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from composer.core import State, Time, Timestamp
 from composer.optim import ComposerScheduler
+from torch import Tensor, nn
+
+from ..checkpoints import some
+
+
+def snapshot_of(model: nn.Module) -> dict[str, Any]:
+    """All that a model registers, by name and on the CPU: its `state_dict`, and what is not in it, such as buffers.
+
+    A buffer that is not filled yet is None.
+    """
+    buffers = {name: module._buffers[key] for name, module, key in _buffers(model)}
+    held = dict(model.named_parameters()) | buffers | model.state_dict()
+    return {n: v.detach().cpu().clone() if isinstance(v, Tensor) else deepcopy(v) for n, v in held.items()}
+
+
+def put_back(model: nn.Module, snapshot: Mapping[str, Any]) -> None:
+    """Makes the model what it was, also where a buffer has another shape by now, or was not there.
+
+    What still has its shape keeps its memory, for whoever else refers to it. Raises ValueError where a buffer is gone.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(snapshot[name])
+        for name, module, key in _buffers(model):
+            was, now = snapshot.get(name), module._buffers[key]
+            if name not in snapshot:
+                del module._buffers[key]
+            elif was is None or now is None or (was.shape, was.dtype) != (now.shape, now.dtype):
+                device = next(model.parameters()).device if now is None else now.device
+                module._buffers[key] = None if was is None else was.to(device, copy=True)
+            else:
+                now.copy_(was)
+    own = model.state_dict()
+    gone = snapshot.keys() - own.keys() - dict(model.named_parameters()).keys() - {name for name, *_ in _buffers(model)}
+    if gone:
+        raise ValueError(f"{some(sorted(gone))} cannot be set back, because the model does not have it any more")
+    model.load_state_dict({name: deepcopy(value) for name, value in snapshot.items() if name in own})
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """The name, and the module and key under which it is found."""
+    modules = [*model.named_modules()]
+    return [(f"{path}.{key}".lstrip("."), module, key) for path, module in modules for key in module._buffers]
 
 
 class RewoundScheduler(ComposerScheduler):
@@ -43,7 +88,10 @@ class _Place:
         self.schedulers = [SimpleNamespace(last_epoch=position)]
         self.timestamp, batch = state.timestamp, position - late
         if self.timestamp.batch.value != batch:
-            epoch, in_epoch = divmod(batch, int(state.dataloader_len or batch + 1))
+            length = int(state.dataloader_len or batch + 1)
+            epoch, in_epoch = divmod(batch, length)
+            if epoch and not in_epoch and not late:  # of a schedule that is stepped by epoch, before that is counted
+                epoch, in_epoch = epoch - 1, length
             share = batch / self.timestamp.batch.value
             sample, token = (round(self.timestamp.get(name).value * share) for name in ("sample", "token"))
             self.timestamp = Timestamp(epoch=epoch, batch=batch, batch_in_epoch=in_epoch, sample=sample, token=token)

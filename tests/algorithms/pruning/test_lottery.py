@@ -4,6 +4,7 @@ import pytest
 import torch
 from composer import Callback, Evaluator
 from composer.algorithms import EMA, SAM
+from composer.callbacks import EarlyStopper, ThresholdStopper
 from composer.optim import (
     ConstantScheduler,
     CosineAnnealingScheduler,
@@ -381,6 +382,103 @@ def test_a_stretched_schedule_is_stretched_in_every_level():
     options = {"schedulers": MultiStepScheduler(["1ep", "2ep"]), "callbacks": alone, "max_duration": "3ep"}
     fit(**options, scale_schedule_ratio=2)
     assert len(alone.of) == 24 and seen.of == pytest.approx(alone.of + alone.of[2:])
+
+
+@pytest.mark.parametrize("name", ["cosine", "steps in epochs", "by epochs"])
+def test_learning_rates_by_epoch_are_those_of_a_run_alone(name):
+    def scheduler():
+        return SCHEDULERS[name]() if name in SCHEDULERS else lambda state: 0.5**state.timestamp.epoch.value
+
+    seen, alone = Rates(), Rates()
+    run(LotteryTicket(2, rewind_to="1ep"), scheduler(), callbacks=seen, step_schedulers_every_batch=False)
+    fit(schedulers=scheduler(), step_schedulers_every_batch=False, callbacks=alone, max_duration="3ep")
+    assert seen.of == pytest.approx(alone.of + 2 * alone.of[4:])
+
+
+class Remembering(torch.nn.Module):
+    """Holds what no state_dict has, what grows, and what comes only with the first batch; its output depends on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("cache", None, persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            self.seen = torch.cat([self.seen, x.detach().mean().reshape(1)])
+            self.cache = x.detach().mean(0)
+            if not hasattr(self, "late"):
+                self.register_buffer("late", torch.zeros(3), persistent=False)
+            self.late += 1
+        return x * (1 + self.steps / 10 + len(self.seen) / 10)
+
+    def get_extra_state(self):
+        return {"steps": int(self.steps)}
+
+    def set_extra_state(self, state):
+        self.restored = state["steps"]
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_every_level_begins_with_all_the_buffers_of_k(k):
+    def held(module):
+        return {name: copy.deepcopy(tensor) for name, tensor in module._buffers.items()}
+
+    found = {}
+
+    class Look(Callback):
+        def before_train_batch(self, state, logger):
+            found[state.timestamp.batch.value] = held(state.model.module[0]), copy.deepcopy(state.model.state_dict())
+
+    model = classifier(torch.nn.Sequential(Remembering(), *noisy_network()))
+    run(LotteryTicket(2, rewind_to=f"{k}ba"), model=model, callbacks=Look())
+    assert model.module[0].restored == k and float(found[11][0]["steps"]) == 11
+    for begins in (12, 12 + (12 - k)):
+        buffers, state = found[begins]
+        assert buffers.keys() == found[k][0].keys() and state.keys() == found[k][1].keys()
+        assert (buffers["cache"] is None) == (k == 0)
+        for name, tensor in buffers.items():
+            assert torch.equal(tensor, found[k][0][name]) if tensor is not None else found[k][0][name] is None
+    if k:
+        assert torch.equal(found[k + 1][0]["late"], found[13][0]["late"])
+
+
+@pytest.mark.parametrize("kind", [EarlyStopper, ThresholdStopper])
+def test_what_ends_all_levels_in_one_is_refused(kind):
+    class Own(kind):
+        pass
+
+    options = {"threshold": 0.9} if kind is ThresholdStopper else {}
+    for stopper in (kind, Own):
+        callback = stopper(monitor="MulticlassAccuracy", dataloader_label="eval", **options)
+        with pytest.raises(
+            ValueError, match=f"LotteryTicket: leave this {stopper.__name__} out: it ends the whole run"
+        ):
+            start(LotteryTicket(2), callbacks=callback)
+
+
+@at_the_end_of_an_epoch
+def test_a_run_that_is_stopped_says_so_has_the_levels_that_ended_and_can_go_on(tmp_path):
+    options = {"device_train_microbatch_size": 2, "save_interval": "1ba"}
+    run(whole := LotteryTicket(2), **options)
+    stops = [
+        ("batch_end", 5, 5, 0),
+        ("eval_end", 12, 12, 1),
+        ("before_train_batch", 12, 13, 1),
+        ("batch_end", 24, 24, 2),
+    ]
+    for event, stopped, after, levels in stops:
+        ticket, stop, folder = LotteryTicket(2), Callback(), str(tmp_path / f"{event}-{stopped}")
+        setattr(stop, event, lambda state, logger, at=stopped: state.timestamp.batch == at and state.stop_training())
+        message = rf"stopped in level {(after - 1) // 12} of 2, after {after}ba of 36ba; results has {levels} levels"
+        with pytest.warns(UserWarning, match=message):
+            run(ticket, callbacks=stop, save_folder=folder, **options)
+        assert ticket.results == whole.results[:levels]
+        if after != 24:
+            run(resumed := LotteryTicket(2), load_path=f"{folder}/latest-rank0.pt", **options)
+            assert resumed.results == whole.results
 
 
 def test_layer_by_layer():
