@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from accelerando.recipes.facts import Described, Facts
 from accelerando.recipes.tensors import (
     AnyDevice,
     TensorLoader,
@@ -34,6 +35,7 @@ from accelerando.recipes.tensors import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class _InMemory:
@@ -41,6 +43,7 @@ class _InMemory:
 
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
+    classes: ClassVar[Sequence[str]]
     augment = False
 
     def load(self) -> tuple[Tensor, Tensor]:
@@ -50,9 +53,10 @@ class _InMemory:
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         images, labels = self.load()
         tensors = [to_device(normalize(images, self.mean, self.std), device), to_device(labels, device)]
+        facts = Facts("images", "classes", len(self.classes), tuple(self.classes), channels=images.shape[1])
         if train and self.augment:
-            return DataSpec(TensorLoader(tensors, batch_size, train, seed, _crop_and_flip, noise_shape=(3,)))
-        return DataSpec(TensorLoader(tensors, batch_size, train, seed))
+            return Described(TensorLoader(tensors, batch_size, train, seed, _crop_and_flip, noise_shape=(3,)), facts)
+        return Described(TensorLoader(tensors, batch_size, train, seed), facts)
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Digits(_InMemory):
 
     split: Literal["train", "test"] = "train"
 
-    mean, std = [0.305], [0.376]
+    mean, std, classes = [0.305], [0.376], "0123456789"
 
     def check(self) -> None:
         """Nothing to miss: the digits come with scikit-learn."""
@@ -83,6 +87,7 @@ class Cifar10(_InMemory):
     download: bool = False
 
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def check(self) -> None:
         if not self.download:
@@ -103,7 +108,7 @@ class FashionMnist(_InMemory):
     augment: bool = False  # in training: crop at random after padding by 4 pixels, and flip half of the images
     download: bool = False
 
-    mean, std = [0.2860], [0.3530]
+    mean, std, classes = [0.2860], [0.3530], torchvision.datasets.FashionMNIST.classes
 
     def check(self) -> None:
         if not self.download:
@@ -117,7 +122,11 @@ class FashionMnist(_InMemory):
 
 @dataclass
 class ImageFolder:
-    """JPEG (or PNG, ...) files in one folder per class, as ImageNet's train and val are commonly laid out."""
+    """JPEG (or PNG, ...) files in one folder per class, as ImageNet's train and val are commonly laid out.
+
+    The labels are the places of the classes' names in their order. What is evaluated must have the folders of what is
+    trained on, or its labels would be those of other classes; a folder may be empty there.
+    """
 
     path: str  # the folder that holds the classes' folders
     crop_size: int = 224  # pixels per side of what the model sees
@@ -127,19 +136,25 @@ class ImageFolder:
     def check(self) -> None:
         _check_sizes(self)
         check_folder(Path(self.path), "a folder of images")
-        if not any(entry.is_dir() for entry in Path(self.path).iterdir()):
+        folders = sorted(entry.name for entry in Path(self.path).iterdir() if entry.is_dir())
+        if not folders:
             raise FileNotFoundError(f"{self.path} holds no folder: expected one folder of images per class")
+        if SPLITS.issuperset(folders):
+            hint = f"expected one folder of images per class; is it {Path(self.path, folders[0])}?"
+            raise ValueError(f"{self.path} holds the folders {', '.join(folders)}: {hint}")
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         transform = _imagenet_transform(train, self.crop_size, self.resize_size)
-        dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image)
-        return _decoded(worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers), device)
+        dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image, allow_empty=not train)
+        loader = worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers)
+        return _decoded(loader, device, len(dataset.classes), tuple(dataset.classes))
 
 
 @dataclass
 class StreamingImages:
     """ImageNet (or alike) in MosaicML Streaming's MDS format, with columns `x` (`jpeg` or `pil`) and `y` (`int`).
 
+    Shards tell neither the names nor the number of their classes; a label that is too large ends the run when it comes.
     After a resume in the middle of an epoch the order goes on exactly; the random crops do not repeat. In evaluation on
     several ranks, at most one sample per rank is seen twice where the ranks do not divide the number of samples.
     """
@@ -199,6 +214,8 @@ def _imagenet_transform(train: bool, crop_size: int, resize_size: int) -> transf
     if train:
         steps += [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
     else:
+        if resize_size < crop_size:  # torchvision would put a black frame around the image
+            raise ValueError(f"resize_size must be at least crop_size, which is {crop_size}, not {resize_size}")
         steps += [transforms.Resize(resize_size), transforms.CenterCrop(crop_size)]
     return transforms.Compose(steps)
 
@@ -212,7 +229,9 @@ def _stack(samples: Sequence[tuple[Image.Image, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([pil_to_tensor(image) for image in images]), torch.tensor(labels)
 
 
-def _decoded(loader: DataLoader, device: AnyDevice) -> DataSpec:
+def _decoded(
+    loader: DataLoader, device: AnyDevice, classes: int | None = None, names: tuple[str, ...] | None = None
+) -> DataSpec:
     """Images travel as bytes, a quarter of the size, and are normalised on the device."""
     mean, std = (
         to_device(torch.tensor(values).view(3, 1, 1) * 255, device) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -222,4 +241,5 @@ def _decoded(loader: DataLoader, device: AnyDevice) -> DataSpec:
         images, labels = batch
         return (images - mean) / std, labels
 
-    return DataSpec(loader, microbatch_transforms=transform)
+    facts = Facts("images", "classes", classes, names, channels=3)
+    return Described(loader, facts, microbatch_transforms=transform)

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,14 +167,32 @@ def open_shards(
     seed: int,
     **options: Any,
 ) -> Any:
-    """A `StreamingDataset`, or a `kind` of one that takes more options."""
+    """A `StreamingDataset`, or a `kind` of one that takes more options.
+
+    In training an epoch is as many whole global batches as there are samples for, without a repeated one; what is left
+    over is drawn anew each epoch. A run that goes on with another number of ranks on as many nodes sees the same global
+    batches. Their order does hang on the number of nodes with which the run began, for Streaming cuts the samples into
+    one row for each of them: with more rows it would hang on less, and repeat samples to make the rows equally long.
+    """
+    ranks = dist.get_world_size()
+    options |= {"num_canonical_nodes": ranks // dist.get_local_world_size()}
     if train:
         options |= {"shuffle": True, "shuffle_seed": seed}
-    else:
-        # Each canonical node's last sample may be repeated; the default is 64 of them per node.
-        options |= {"num_canonical_nodes": dist.get_world_size() // dist.get_local_world_size()}
     with _one_job_at_a_time():
-        return kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
+        dataset = kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
+    if train:
+        # As `epoch_size` would; but it is asked for before the number of samples is known.
+        whole = dataset.num_samples // (batch_size * ranks) * batch_size * ranks
+        dataset.epoch_size = dataset.streams[0].choose = whole
+        dataset.length = whole // ranks
+        dataset.state_dict = partial(_state_of_shards, dataset)
+    return dataset
+
+
+def _state_of_shards(dataset: Any, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+    """Between epochs Composer has seen 0 samples, of the next one; Streaming takes that for the start of the last."""
+    state = type(dataset).state_dict(dataset, num_samples, from_beginning)
+    return state if num_samples else state | {"epoch": max(state["epoch"], dataset.next_epoch)}
 
 
 @contextmanager

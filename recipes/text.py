@@ -7,12 +7,13 @@ never in evaluation, and come out the same after a kill and a resume.
 """
 
 import hashlib
+import math
 import os
 import string
 import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,8 @@ import torch.nn.functional as F
 from composer.core import DataSpec, Evaluator
 from torch import Tensor
 
+from accelerando.recipes.facts import IGNORED, Described, Facts
+from accelerando.recipes.names import ArgumentError, show
 from accelerando.recipes.tensors import (
     AnyDevice,
     TensorLoader,
@@ -61,7 +64,8 @@ class PythonDocs:
         tokenizer = _python_docs_tokenizer(self.vocab_size)
         samples = to_device(_pack(_python_docs(self.split), tokenizer, self.seq_len), device)
         mask = _MaskTokens(tokenizer, self.mask_probability, device)
-        return DataSpec(TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2)))
+        loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
+        return Described(loader, _facts(tokenizer, self.seq_len))
 
 
 @dataclass
@@ -95,21 +99,23 @@ class HuggingFaceText:
         return [Evaluator(label=f"eval/{split}", dataloader=spec) for split, spec in pairs]
 
     def _build(self, split: str, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        from transformers import AutoTokenizer
-
-        columns, tokenizer = self.rows(split)[:], AutoTokenizer.from_pretrained(self.tokenizer)
+        rows, tokenizer = self.rows(split), _tokenizer(self.tokenizer, masks=self.label_column is None)
+        columns = rows[:]
         texts = [columns[name] for name in self.text_columns]
         if self.label_column is None:
             samples = to_device(_pack(texts[0], tokenizer, self.seq_len), device)
             mask = _MaskTokens(tokenizer, self.mask_probability, device)
-            return DataSpec(TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2)))
-        batch = _truncate(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(columns[self.label_column])}
+            loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
+            return Described(loader, _facts(tokenizer, self.seq_len))
+        labels = labels_of(rows, self.label_column, split)
+        batch = _truncate(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
         tensors = [to_device(tensor, device) for tensor in batch.values()]
 
         def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
             return dict(zip(batch, tensors, strict=True))
 
-        return DataSpec(TensorLoader(tensors, batch_size, train, seed, as_mapping))
+        loader, names = TensorLoader(tensors, batch_size, train, seed, as_mapping), rows.features[self.label_column]
+        return Described(loader, _facts(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
 
     def rows(self, split: str) -> Any:
         """One split as a `datasets.Dataset` of the columns that are used."""
@@ -163,13 +169,13 @@ class StreamingText:
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         from streaming import StreamingDataset
-        from transformers import AutoTokenizer
 
         dataset = open_shards(StreamingDataset, self.local, self.remote, self.split, batch_size, train, seed)
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        tokenizer = _tokenizer(self.tokenizer)
         mask = _MaskTokens(tokenizer, self.mask_probability)
         collate = _TokeniseAndMask(tokenizer, mask, self.seq_len, seed, dataset if train else None)
-        return DataSpec(worker_loader(dataset, collate, batch_size, train, seed, self.num_workers))
+        loader = worker_loader(dataset, collate, batch_size, train, seed, self.num_workers)
+        return Described(loader, _facts(tokenizer, self.seq_len))
 
 
 class _MaskTokens:
@@ -197,7 +203,7 @@ class _MaskTokens:
         return {
             "input_ids": random_ids.where(replaced, input_ids.masked_fill(masked, self.mask_id)),
             "attention_mask": (input_ids != self.pad_id).long(),
-            "labels": input_ids.masked_fill(~chosen, -100),
+            "labels": input_ids.masked_fill(~chosen, IGNORED),
         }
 
 
@@ -233,6 +239,40 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
 def _truncate(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int) -> Batch:
     """Each text, or pair of texts, cut or padded to `seq_len` tokens."""
     return dict(tokenizer(*texts, truncation=True, padding="max_length", max_length=seq_len, return_tensors="pt"))
+
+
+def _tokenizer(name: str, masks: bool = True) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    for token in ("cls", "sep", "mask", "pad") if masks else ("pad",):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise ArgumentError("tokenizer", f"{name} has no {token} token; expected one of BERT's kind")
+    return tokenizer
+
+
+def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | list[float]:
+    """The column's whole numbers from 0, or finite fractional ones; ArgumentError at `label_column` for others."""
+    labels: list[Any] = rows[:][column]
+    for row, label in enumerate(labels):
+        if not (label >= 0 if type(label) is int else isinstance(label, float) and math.isfinite(label)):
+            hint = "; GLUE's test labels are not public" if label == -1 else ""
+            expected = "expected whole numbers from 0, for classes, or fractional ones, for regression"
+            raise ArgumentError("label_column", f"row {row} of {split} has {show(label)} as {column}; {expected}{hint}")
+    return labels
+
+
+def _facts(
+    tokenizer: Tokenizer, seq_len: int, labels: Sequence[float] | None = None, names: Sequence[str] | None = None
+) -> Facts:
+    """Of texts with labels of their own, or else with one at each masked token."""
+    text = Facts("texts", "tokens", words=len(tokenizer), positions=seq_len)
+    if labels is None:
+        return text
+    if isinstance(labels[0], float):
+        return replace(text, labels="numbers")
+    classes = len(names) if names else int(max(labels)) + 1
+    return replace(text, labels="classes", classes=classes, names=tuple(names) if names else None)
 
 
 def _python_docs(split: str) -> list[str]:

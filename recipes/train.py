@@ -53,6 +53,7 @@ def train(
     from composer import ComposerModel, Trainer
     from composer.utils import reproducibility
 
+    from accelerando.recipes.agreement import agree, takes
     from accelerando.recipes.pruned_run import show_transforms, wrapped
     from accelerando.recipes.report import EVAL_PREFIX, History, Lines
     from accelerando.recipes.tensors import OneSetOfBuffers
@@ -91,6 +92,7 @@ def train(
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     show_transforms(algorithms, train_data)
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
+    agree(recipe, takes(model), train_data, eval_data)
     with recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, arguments):
         trainer = Trainer(
             model=model,

@@ -301,7 +301,7 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
         batches(ImageFolder(str(tmp_path), num_workers=0).build(1, False, 0, "cpu"))
     (tmp_path / "dog").mkdir()
     with pytest.raises(FileNotFoundError, match="Found no valid file for the classes dog"):
-        ImageFolder(str(tmp_path), num_workers=0).build(1, False, 0, "cpu")
+        ImageFolder(str(tmp_path), num_workers=0).build(1, True, 0, "cpu")
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(RuntimeError, match="Dataset not found or corrupted"):
         Cifar10(str(tmp_path)).build(1, False, 0, "cpu")
