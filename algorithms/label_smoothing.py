@@ -1,88 +1,154 @@
 """LabelSmoothing: targets shrunk towards the uniform distribution (Szegedy et al. 2015, arXiv 1512.00567, section 7).
 
-Same names, arguments and meaning as in `composer.algorithms`. Here nothing is read back from the device, ignored
-targets (negative indices) get no smoothing either, and Hugging Face models, which compute their loss in `forward`, are
-smoothed too.
+Same names, arguments and meaning as in `composer.algorithms`. Here nothing is read back from the device after the
+first batch, ignored targets get no smoothing either, the loss stays what it was but for the smoothing, and models that
+compute it themselves, as Hugging Face's do in `forward`, are smoothed too.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor
-from torch.nn import Module
-from torch.nn import functional as F
 
+from .asked_loss import AskedLoss
 from .host import composer_model, refuse_twins
-from .targets import computes_own_loss, cross_entropy, dense_targets, labels_key, unsupported
+from .own_loss import OwnLoss, PlainLoss
+from .targets import IGNORED, dense_targets, holds_classes, labels_key, logits_in, soften, target_in
+
+REMEDY = "Smooth in the loss itself, as with torch's cross_entropy(label_smoothing=...)."
 
 
-def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
+def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore_index: int = IGNORED) -> Tensor:
     """`(1 - smoothing) * target + smoothing / C` in float32, of the shape of `logits`, `(N, C, ...)`.
 
-    `target` holds class indices `(N, ...)`, a negative one giving a row of zeros, or probabilities `(N, C, ...)`.
+    `target` holds class indices `(N, ...)`, `ignore_index` giving a row of zeros, or probabilities `(N, C, ...)`, of
+    which a row of zeros stays one. With a single output, `(N,)` or `(N, 1, ...)`, targets are binary, of their own
+    shape, and 1/2 takes the place of `1 / C`. Raises ValueError for other targets and for labels that are no classes.
     """
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        return soften(target, smoothing, binary=True)
     uniform = smoothing / logits.shape[1]
     if target.shape == logits.shape:
-        return target.float().mul(1 - smoothing).add_(uniform)
-    return dense_targets(logits, target, on=1 - smoothing + uniform, off=uniform)
+        dense = target.float()
+        return dense.mul(1 - smoothing).add_((dense != 0).any(1, keepdim=True), alpha=uniform)
+    return dense_targets(logits, target, 1 - smoothing + uniform, uniform, ignore_index)
 
 
 class LabelSmoothing(Algorithm):
     """Smooth the targets that the loss sees; metrics and other algorithms see the original ones.
 
     Args:
-        smoothing: weight of the uniform distribution, in (0, 1].
+        smoothing: weight of the uniform distribution, in [0, 1]; 0 does nothing, and warns (NoEffectWarning).
         target_key: where the batch holds the target: a key, an index, or a pair of functions (get, set). For a batch
             that is a mapping the default means "labels".
+        ignore_index: the label that the loss ignores.
+
+    Classes go towards `1 / C`; targets of a binary cross entropy, one for each output, towards 1/2. What the loss has
+    besides stays (weights of classes, the mean over labels that are not ignored, a mixture of experts' balancing term),
+    or it is an error (ValueError) at the first batch, as is regression. It is tried on made-up outputs then, up to some
+    dozen times.
 
     With a loss of Composer's own, such as `ComposerClassifier`'s default, dense targets make *the loss* read from the
-    device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without. Where targets are ignored,
-    though, Composer's is the one that leaves them out of its mean; torch's counts them once targets are dense.
+    device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without.
     """
 
-    def __init__(self, smoothing: float = 0.1, target_key: str | int | tuple[Callable, Callable] | Any = 1):
-        if not 0 < smoothing <= 1:
-            raise ValueError(f"LabelSmoothing: smoothing must lie in (0, 1], got {smoothing}.")
+    def __init__(
+        self,
+        smoothing: float = 0.1,
+        target_key: str | int | tuple[Callable, Callable] | Any = 1,
+        ignore_index: int = IGNORED,
+    ):
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"LabelSmoothing: smoothing must lie in [0, 1], got {smoothing}.")
+        if smoothing == 0:
+            warnings.warn(NoEffectWarning("LabelSmoothing: smoothing=0 leaves the labels as they are."), stacklevel=2)
         self.smoothing = smoothing
-        self.target_key = target_key
-        self._original: Tensor | None = None
+        self.target_key, self.ignore_index = target_key, ignore_index
+        self._given: Tensor | None = None  # the batch's target, before anybody mixed it
+        self._original: Tensor | None = None  # what is put back after the loss
+        self._pending = False  # whether the loss is smoothed once it is there
+        self._forget()
 
     def __repr__(self) -> str:
         return f"LabelSmoothing(smoothing={self.smoothing})"
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.BEFORE_LOSS, Event.AFTER_LOSS)
+        return event in _STEPS and (self.smoothing > 0 or event == Event.INIT)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.INIT:
-            refuse_twins(self, state)
-            return
-        key = labels_key(state.batch, self.target_key)
-        if event == Event.AFTER_LOSS:
-            if self._original is not None:
-                state.batch_set_item(key, self._original)
-                self._original = None
-            return
-        target, outputs = state.batch_get_item(key), state.outputs
-        if isinstance(outputs, Tensor):
+        getattr(self, _STEPS[event])(state)
+
+    def _start(self, state: State) -> None:
+        refuse_twins(self, state)
+
+    def _forget(self, state: State | None = None) -> None:
+        self._asked = AskedLoss(self.target_key, self.ignore_index)
+        self._own = OwnLoss("LabelSmoothing", self.ignore_index, REMEDY)
+
+    def _remember(self, state: State) -> None:
+        self._given = target_in("LabelSmoothing", state.batch, self.target_key)
+
+    def _smooth(self, state: State) -> None:
+        outputs: Any = state.outputs
+        target, logits = target_in("LabelSmoothing", state.batch, self.target_key), logits_in("LabelSmoothing", outputs)
+        self._original, self._pending = None, False
+        if self._asked.uses_own(state, outputs, target):
+            outputs["loss"] = self._smoothed_loss(state, outputs["loss"], logits, target)
+        elif isinstance(outputs, Tensor) and (smoothed := self._smoothed_targets(state, logits, target)) is not None:
             self._original = target
-            state.batch_set_item(key, smooth_labels(outputs, target, self.smoothing))
-        elif computes_own_loss(outputs):
-            outputs["loss"] = _smoothed_loss(composer_model(state), outputs["logits"], target, self.smoothing)
+            state.batch_set_item(labels_key(state.batch, self.target_key), smoothed)
         else:
-            raise unsupported("LabelSmoothing", outputs)
+            self._pending = True
+
+    def _finish(self, state: State) -> None:
+        if self._original is not None:
+            state.batch_set_item(labels_key(state.batch, self.target_key), self._original)
+            self._original = None
+        elif self._pending:
+            target = target_in("LabelSmoothing", state.batch, self.target_key)
+            if not isinstance(state.loss, Tensor):
+                raise TypeError(f"LabelSmoothing needs one loss, but the model gives {type(state.loss).__name__}.")
+            logits = logits_in("LabelSmoothing", state.outputs)
+            state.loss = self._smoothed_loss(state, state.loss, logits, target)
+
+    def _smoothed_targets(self, state: State, outputs: Tensor, target: Tensor) -> Tensor | None:
+        """For a loss that takes them in the place of the batch's; None for one that does not."""
+        given = target if self._given is None else self._given
+        if holds_classes(outputs, given):
+            if target.is_floating_point():  # MixUp has made rows of it
+                return soften(target, self.smoothing, binary=False)
+            scale, uniform = self._asked.scale_of_rows(state, outputs, target), self.smoothing / outputs.shape[1]
+            if scale is None:
+                return None
+            on, off = scale * (1 - self.smoothing + uniform), scale * uniform
+            return dense_targets(outputs, target, on, off, self.ignore_index)
+        if target.numel() != outputs.numel():
+            return None
+        nature = self._asked.nature(state, outputs, target)
+        if nature is None or not (target.is_floating_point() or self._asked.takes_floats(state, outputs, target)):
+            raise ValueError(
+                f"LabelSmoothing needs classes or probabilities, but to the loss the {target.dtype} targets of "
+                f"{tuple(target.shape)} for outputs of {tuple(outputs.shape)} are neither, as in regression. {REMEDY}"
+            )
+        return soften(target, self.smoothing, nature == "binary")
+
+    def _smoothed_loss(self, state: State, loss: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        plain: PlainLoss = self._own.find(composer_model(state), state.outputs, loss, logits, target)
+        if plain.kind == "squared error":
+            raise ValueError(
+                "LabelSmoothing needs classes, but the model does regression (its loss is a squared error)."
+            )
+        return loss + plain.smoothing(logits, target, self.smoothing)
 
 
-def _smoothed_loss(model: Module, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
-    if problem == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits.float(), smooth_labels(logits, target, smoothing))
-    if problem == "regression":
-        raise ValueError("LabelSmoothing needs classes, but the model does regression (its config has num_labels=1).")
-    if logits.ndim > 3:
-        raise ValueError(f"LabelSmoothing expects the classes last in a model's own logits, got {tuple(logits.shape)}.")
-    if getattr(model, "shift_labels", False):
-        logits, target = logits[:, :-1], target[:, 1:]
-    return cross_entropy(logits, target, smoothing)
+_STEPS = {
+    Event.INIT: "_start",
+    Event.FIT_START: "_forget",
+    Event.BEFORE_FORWARD: "_remember",
+    Event.BEFORE_LOSS: "_smooth",
+    Event.AFTER_LOSS: "_finish",
+}

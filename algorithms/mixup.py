@@ -6,20 +6,27 @@ and the rank, so a resumed run mixes as the uninterrupted one does and nobody el
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, State, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
+from .asked_loss import AskedLoss
 from .host import composer_model, refuse_twins
+from .label_smoothing import REMEDY as LABELS_REMEDY
 from .label_smoothing import LabelSmoothing
-from .targets import computes_own_loss, cross_entropy, dense_targets, unsupported
+from .own_loss import OwnLoss, PlainLoss
+from .targets import IGNORED, check_labels, dense_targets, holds_classes, labels_key, logits_in, target_in
+
+REMEDY = "Compute it in the `loss` method of a ComposerModel, and use interpolate_loss=True."
 
 
 def mixup_batch(
@@ -49,15 +56,22 @@ def mixup_batch(
     return original[indices].lerp_(original, 1 - mixing), target[indices], mixing
 
 
-def mix_targets(logits: Tensor, target: Tensor, permuted: Tensor, mixing: float) -> Tensor:
+def mix_targets(
+    logits: Tensor,
+    target: Tensor,
+    permuted: Tensor,
+    mixing: float,
+    ignore_index: int = IGNORED,
+    scales: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
+) -> Tensor:
     """`(1 - mixing) * target + mixing * permuted` as float32 rows, of the shape of `logits`, `(N, C, ...)`.
 
-    Both hold class indices `(N, ...)`, of which negative ones count for nothing, or probabilities `(N, C, ...)`.
+    Both hold class indices `(N, ...)`, of which `ignore_index` counts for nothing; `scales` weighs the two.
     """
-    if target.shape == logits.shape:
-        return target.float().lerp(permuted.float(), mixing)
-    rows, index = dense_targets(logits, target, on=1 - mixing), permuted.long().unsqueeze(1)
-    return rows.scatter_add_(1, index.clamp(min=0), torch.where(index < 0, 0.0, mixing))
+    rows = dense_targets(logits, target, (1 - mixing) * scales[0], 0.0, ignore_index)
+    check_labels(permuted, logits.shape[1], ignore_index)
+    index, ignored = permuted.long().unsqueeze(1), (permuted == ignore_index).unsqueeze(1)
+    return rows.scatter_add_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, mixing * scales[1]))
 
 
 def draw_mixing(alpha: float, generator: Any) -> float:
@@ -70,10 +84,17 @@ class MixUp(Algorithm):
     """Train on mixed examples with mixed targets.
 
     Args:
-        alpha: parameter of the Beta distribution of the mixing, above 0; the larger, the more even the pairs.
+        alpha: parameter of the Beta distribution of the mixing, not below 0; the larger, the more even the pairs. 0
+            mixes nothing, and warns (NoEffectWarning).
         interpolate_loss: mix the losses of both targets, not the targets. The same for a loss that is linear in the
-            target, as cross entropy is, and the only way for a loss that takes class indices alone.
-        input_key, target_key: where the batch holds them: a key, an index, or a pair of functions (get, set).
+            target, as cross entropy is. A loss that takes class indices alone is mixed in any case.
+        input_key, target_key: where the batch holds them: a key, an index, or a pair of functions (get, set); for a
+            batch that is a mapping the default target_key means "labels".
+        ignore_index: the label that the loss ignores.
+
+    What the loss has besides stays, or it is an error (ValueError) at the first batch: classes are exchanged for rows
+    of probabilities where the loss, tried on made-up outputs, is the same for both; of a loss that the model computes
+    itself the part is changed that is known.
 
     The mixing is common to all ranks; the pairs are drawn within each rank's batch. Splitting into microbatches must
     keep the order of the examples, as Composer's does.
@@ -85,17 +106,22 @@ class MixUp(Algorithm):
         interpolate_loss: bool = False,
         input_key: str | int | tuple[Callable, Callable] | Any = 0,
         target_key: str | int | tuple[Callable, Callable] | Any = 1,
+        ignore_index: int = IGNORED,
     ):
-        if not 0 < alpha < float("inf"):
-            raise ValueError(f"MixUp: alpha must be above 0 and finite, got {alpha}.")
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"MixUp: alpha must be finite and not below 0, got {alpha}.")
+        if alpha == 0:
+            warnings.warn(NoEffectWarning("MixUp: alpha=0 mixes nothing."), stacklevel=2)
         self.alpha = alpha
         self.interpolate_loss = interpolate_loss
-        self.input_key, self.target_key = input_key, target_key
+        self.input_key, self.target_key, self.ignore_index = input_key, target_key, ignore_index
         self.mixing = 0.0
         self._seed = 0
         # Of the whole batch; then of the microbatch at hand: what is mixed in, and what is put back after the loss.
         self._permuted_target = self._other_target = self._original_target = torch.empty(0)
         self._done = 0
+        self._by_loss = False  # whether the loss is mixed once it is there
+        self._forget()
 
     def __repr__(self) -> str:
         return f"MixUp(alpha={self.alpha}, interpolate_loss={self.interpolate_loss})"
@@ -107,35 +133,36 @@ class MixUp(Algorithm):
         self._seed = state.get("seed", self._seed)
 
     def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS
+        return event in _STEPS and (self.alpha > 0 or event == Event.INIT)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        _STEPS[event](self, state)
+        getattr(self, _STEPS[event])(state)
 
     def _start(self, state: State) -> None:
         refuse_twins(self, state)
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):
             raise ValueError(
                 "MixUp(interpolate_loss=True) adds the loss of targets that LabelSmoothing has not smoothed. Use "
-                "interpolate_loss=False beside LabelSmoothing; for cross entropy over classes it is the same."
+                "interpolate_loss=False beside LabelSmoothing; for cross entropy it is the same."
             )
         self._seed = state.rank_zero_seed
+
+    def _forget(self, state: State | None = None) -> None:
+        self._asked = AskedLoss(self.target_key, self.ignore_index)
+        self._own = OwnLoss("MixUp", self.ignore_index, REMEDY)
 
     def _mix(self, state: State) -> None:
         # Composer moves a batch to the device microbatch by microbatch, but partners come from all of it.
         state.batch = state.device.batch_to_device(state.batch)
+        target = target_in("MixUp", state.batch, self.target_key)
         try:
-            input, target = state.batch_get_item(self.input_key), state.batch_get_item(self.target_key)
+            input = state.batch_get_item(self.input_key)
         except KeyError as error:
             raise ValueError(
-                f"MixUp finds nothing at {error} in a batch of {', '.join(map(str, state.batch))}: give input_key and "
-                "target_key."
+                f"MixUp finds nothing at {error} in a batch of {', '.join(map(str, state.batch))}: give input_key."
             ) from error
-        for name, value in (("input", input), ("target", target)):
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"MixUp needs one tensor at {name}_key, but the batch holds {type(value).__name__} there."
-                )
+        if not isinstance(input, Tensor):
+            raise TypeError(f"MixUp needs one tensor at input_key, but the batch holds {type(input).__name__} there.")
         if not input.is_floating_point() and input.dtype != torch.uint8:
             raise TypeError(f"MixUp mixes images or features, but input_key gives {input.dtype}, such as token ids.")
         step = state.timestamp.batch.value
@@ -149,44 +176,73 @@ class MixUp(Algorithm):
         self._done = 0
 
     def _mix_target(self, state: State) -> None:
-        target = self._original_target = state.batch_get_item(self.target_key)
+        target = self._original_target = target_in("MixUp", state.batch, self.target_key)
         other = self._other_target = self._permuted_target[self._done : self._done + len(target)]
         self._done += len(target)
-        if self.interpolate_loss:
-            return
         outputs: Any = state.outputs
-        logits = outputs["logits"] if computes_own_loss(outputs) else outputs
-        if not isinstance(logits, Tensor):
-            raise unsupported("MixUp", outputs)
-        mixed = mix_targets(logits, target, other, self.mixing)
-        state.batch_set_item(self.target_key, mixed)
-        if computes_own_loss(outputs):
-            outputs["loss"] = cross_entropy(logits, mixed)
+        own = self._asked.uses_own(state, outputs, target)
+        if own:
+            mixed = self._mix_own_loss(outputs, self._plain(state, target), target, other)
+        elif self.interpolate_loss:
+            mixed = None
+        else:
+            mixed = self._mixed(state, logits_in("MixUp", outputs), target, other)
+        self._by_loss = mixed is None and not own
+        if mixed is not None:
+            state.batch_set_item(labels_key(state.batch, self.target_key), mixed)
+        elif any(isinstance(each, LabelSmoothing) for each in state.algorithms):
+            raise ValueError(
+                f"MixUp beside LabelSmoothing: the loss does not take rows of probabilities in the place of the "
+                f"{target.dtype} targets of {tuple(target.shape)}. {LABELS_REMEDY}"
+            )
 
-    def _restore_target(self, state: State) -> None:
-        if not self.interpolate_loss:
-            state.batch_set_item(self.target_key, self._original_target)
+    def _mix_own_loss(self, outputs: Any, plain: PlainLoss, target: Tensor, other: Tensor) -> Tensor | None:
+        logits, loss = outputs["logits"], outputs["loss"]
+        if self.interpolate_loss:
+            outputs["loss"] = loss + self.mixing * (plain(logits, other) - plain(logits, target))
+            return None
+        mixed = plain.soft(logits, target).lerp(plain.soft(logits, other), self.mixing)
+        outputs["loss"] = loss + plain(logits, mixed) - plain(logits, target)
+        return mixed
+
+    def _plain(self, state: State, target: Tensor) -> PlainLoss:
+        outputs: Any = state.outputs
+        return self._own.find(composer_model(state), outputs, outputs["loss"], outputs["logits"], target)
+
+    def _mixed(self, state: State, logits: Tensor, target: Tensor, other: Tensor) -> Tensor | None:
+        """Targets for a loss that takes them in the place of the batch's; None for one that does not."""
+        if not target.is_floating_point() and state.outputs is logits and holds_classes(logits, target):
+            one, two = (self._asked.scale_of_rows(state, logits, each) for each in (target, other))
+            if one is None or two is None:
+                return None
+            return mix_targets(logits, target, other, self.mixing, self.ignore_index, (one, two))
+        alike = target.is_floating_point() or (
+            target.numel() == logits.numel() and self._asked.takes_floats(state, logits, target)
+        )
+        return target.float().lerp(other.float(), self.mixing) if alike else None
 
     def _mix_loss(self, state: State) -> None:
-        if not self.interpolate_loss:
-            return
         loss, outputs = state.loss, state.outputs
+        if not self._by_loss:
+            return
         if not isinstance(loss, Tensor):
-            raise TypeError(f"MixUp(interpolate_loss=True) needs one loss, but the model gives {type(loss).__name__}.")
+            raise TypeError(f"MixUp mixes one loss, of class indices, but the model gives {type(loss).__name__}.")
+        key = labels_key(state.batch, self.target_key)
         with get_precision_context(state.precision, state.precision_config):
-            if computes_own_loss(outputs):
-                other = cross_entropy(outputs["logits"], self._other_target)
-            else:
-                batch = batch_set(copy.copy(state.batch), self.target_key, self._other_target)
-                other = composer_model(state).loss(outputs, batch)
-        state.loss = (1 - self.mixing) * loss + self.mixing * other  # type: ignore[operator]
+            other: Any = composer_model(state).loss(outputs, batch_set(copy.copy(state.batch), key, self._other_target))
+        state.loss = (1 - self.mixing) * loss + self.mixing * other
+
+    def _restore_target(self, state: State) -> None:
+        if not self._by_loss:
+            state.batch_set_item(labels_key(state.batch, self.target_key), self._original_target)
 
 
 _STEPS = {
-    Event.INIT: MixUp._start,
-    Event.BATCH_START: MixUp._mix,
-    Event.BEFORE_TRAIN_BATCH: MixUp._restart,
-    Event.AFTER_FORWARD: MixUp._mix_target,
-    Event.AFTER_LOSS: MixUp._mix_loss,  # before Distillation adds to it
-    Event.BEFORE_BACKWARD: MixUp._restore_target,
+    Event.INIT: "_start",
+    Event.FIT_START: "_forget",
+    Event.BATCH_START: "_mix",
+    Event.BEFORE_TRAIN_BATCH: "_restart",
+    Event.AFTER_FORWARD: "_mix_target",
+    Event.AFTER_LOSS: "_mix_loss",  # before Distillation adds to it
+    Event.BEFORE_BACKWARD: "_restore_target",
 }

@@ -1,11 +1,11 @@
-"""Class targets and the losses on them, without reading from the device what the targets hold."""
+"""Class targets, without reading from the device what they hold."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TypeGuard
 
 import torch
+from composer.utils.batch_helpers import batch_get
 from torch import Tensor
-from torch.nn import functional as F
 
 IGNORED = -100  # the label of what is not to be predicted, in torch and in Hugging Face models
 
@@ -15,23 +15,29 @@ def labels_key(batch: Any, target_key: Any) -> Any:
     return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
 
 
-def check_labels(target: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
-    """Raise ValueError where an integer label is neither in `[0, classes)` nor `ignore_index`.
+def insist(condition: Tensor, sentence: str, found: Callable[[], str] = lambda: "") -> None:
+    """Raise ValueError with the sentence, and what was found, where `condition` does not hold.
 
-    Nothing is read from a GPU: there a device-side assertion with the same sentence ends the process.
+    Nothing is read from a GPU: there a device-side assertion with the sentence, of at most 254 characters, ends the
+    process.
     """
+    try:
+        torch._assert_async(condition, f"{sentence}.")  # type: ignore[attr-defined]
+    except RuntimeError:  # from the CPU, or from a device that has no such assertion
+        if not condition:
+            raise ValueError(f"{sentence}{found()}.") from None
+
+
+def check_labels(target: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
+    """Raise ValueError where an integer label is neither in `[0, classes)` nor `ignore_index`; see `insist`."""
     label = target.long()
     fits = ((label >= 0) & (label < classes)) | (label == ignore_index)
     expected = f"Labels must lie in [0, {classes}) or be ignore_index={ignore_index}"
-    try:
-        torch._assert_async(fits.all(), f"{expected}.")
-    except RuntimeError:  # from the CPU, or a device that has no such assertion
-        if wrong := label[~fits].unique()[:5].tolist():
-            raise ValueError(f"{expected}, got {', '.join(map(str, wrong))}.") from None
+    insist(fits.all(), expected, lambda: f", got {', '.join(map(str, label[~fits].unique()[:5].tolist()))}")
 
 
 def dense_targets(
-    logits: Tensor, target: Tensor, on: float = 1.0, off: float = 0.0, ignore_index: int = IGNORED
+    logits: Tensor, target: Tensor, on: float | Tensor = 1.0, off: float | Tensor = 0.0, ignore_index: int = IGNORED
 ) -> Tensor:
     """Index targets as one float32 row per example: `on` at the class, `off` elsewhere.
 
@@ -55,21 +61,55 @@ def dense_targets(
     return rows.scatter_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, on))
 
 
-def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy in float32 of Hugging Face logits `(N, ..., C)`; a label of -100 is ignored, as in their models."""
-    classes = logits.shape[-1]
-    target = target.reshape(-1, classes) if target.shape == logits.shape else target.flatten()
-    return F.cross_entropy(logits.reshape(-1, classes).float(), target, label_smoothing=smoothing)
+def holds_classes(logits: Tensor, target: Tensor) -> bool:
+    """Whether `target` is `(N, ...)`, class indices, for logits `(N, C, ...)` of several classes."""
+    several = logits.ndim > 1 and logits.shape[1] > 1
+    return several and not target.is_floating_point() and target.shape == logits.shape[:1] + logits.shape[2:]
+
+
+def soften(target: Tensor, smoothing: float, binary: bool) -> Tensor:
+    """`target` shrunk towards what says nothing, in float32, of its own shape.
+
+    Binary targets, each of which is a probability, go towards 1/2; rows of probabilities `(N, C, ...)` towards `1 / C`
+    of their sum, so that a row of zeros, which counts for nothing, stays one. Raises ValueError where a binary target
+    lies outside [0, 1]; see `insist`.
+    """
+    target = target.float()
+    if binary:
+        fits = ((target >= 0) & (target <= 1)).all()
+        insist(
+            fits, "Binary targets must lie in [0, 1]", lambda: f", got {float(target.min())} to {float(target.max())}"
+        )
+        return target.lerp(target.new_full((), 0.5), smoothing)
+    return target.mul(1 - smoothing).add_(target.sum(1, keepdim=True), alpha=smoothing / target.shape[1])
 
 
 def computes_own_loss(outputs: Any) -> TypeGuard[MutableMapping[str, Tensor]]:
     """Whether the model's outputs bring their own loss, as those of a Hugging Face model that is given labels do."""
-    return isinstance(outputs, Mapping) and "loss" in outputs and "logits" in outputs
+    return isinstance(outputs, Mapping) and all(isinstance(outputs.get(key), Tensor) for key in ("loss", "logits"))
 
 
-def unsupported(name: str, outputs: Any) -> TypeError:
-    """The error for outputs from which no algorithm can tell the logits."""
-    return TypeError(
-        f"{name} needs outputs that are one tensor of logits, or a mapping with 'loss' and 'logits' as Hugging Face "
-        f"models with return_dict=True give it; got {type(outputs).__name__}."
-    )
+def logits_in(name: str, outputs: Any) -> Tensor:
+    """The outputs themselves, or "logits" among them. Raises TypeError where there are none."""
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{name} needs outputs that are one tensor of logits, or a mapping with 'logits' as Hugging Face models "
+            f"with return_dict=True give it; got {type(outputs).__name__}."
+        )
+    return logits
+
+
+def target_in(name: str, batch: Any, target_key: Any) -> Tensor:
+    """The one tensor of targets in a batch. Raises ValueError, or TypeError, where there is none."""
+    key = labels_key(batch, target_key)
+    try:
+        target = batch_get(batch, key)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        held = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise ValueError(
+            f"{name} finds nothing at {key!r} in a batch{held} ({type(batch).__name__}): give target_key."
+        ) from error
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} needs one tensor at target_key, but the batch holds {type(target).__name__} there.")
+    return target

@@ -49,6 +49,8 @@ class Case:
     """Whether the trained run shows the effect, beside one without the algorithm."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Arguments that do nothing or cannot work; the error must name the first of them."""
+    idle: dict[str, Any] | None = None
+    """Arguments that Composer's own accepts and that do nothing."""
     required: Callable[[], dict[str, Any]] = dict
     """Arguments without a default."""
     changes_training: bool = True
@@ -172,7 +174,9 @@ CASES = {
     "LabelSmoothing": Case(
         lambda: ours.LabelSmoothing(0.2),
         trains_differently,
-        [{"smoothing": 0.0}, {"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": float("nan")}],
+        [{"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": float("nan")}],
+        idle={"smoothing": 0.0},
+        reads_to_choose=True,
     ),
     "LabelledPositions": Case(
         ours.LabelledPositions, projects_labelled_positions, changes_training=False, on=("text",)
@@ -222,8 +226,10 @@ CASES = {
     "MixUp": Case(
         lambda: ours.MixUp(0.5),
         trains_differently,
-        [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}],
+        [{"alpha": -1.0}, {"alpha": float("nan")}, {"alpha": float("inf")}],
+        idle={"alpha": 0.0},
         on=("images",),
+        reads_to_choose=True,
     ),
     "PruneAtInit": Case(
         lambda: ours.PruneAtInit("snip", 0.49, samples_per_class=3),
@@ -426,6 +432,16 @@ def test_8_mixed_losses_beside_smoothed_labels_are_refused():
 def test_9_constructor_refuses(name, arguments):
     with pytest.raises(ValueError, match=f"{name}.*{next(iter(arguments))}"):
         getattr(ours, name)(**CASES[name].required() | arguments)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.idle])
+def test_9_what_composer_accepts_without_effect_is_accepted_with_a_warning(name):
+    getattr(composer.algorithms, name)(**CASES[name].idle)
+    with pytest.warns(NoEffectWarning, match=f"{name}: {next(iter(CASES[name].idle))}"):
+        idle = getattr(ours, name)(**CASES[name].required() | CASES[name].idle)
+    run = trainer([idle], model=model_for(name), train_dataloader=data(name))
+    run.fit()
+    assert_same(weights(run), weights(fit(name, without=[name])))
 
 
 class HostReads(TorchDispatchMode):

@@ -13,7 +13,7 @@ from accelerando.algorithms import LabelSmoothing, MixUp, dense_targets, smooth_
 from tiny import CLASSES, assert_same, classifier, differ, fit, network, trainer, weights
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 2, 3), (1, 1)])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 2, 3), (1, 2)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int32])
 def test_smooth_labels_like_composers(shape, smoothing, dtype):

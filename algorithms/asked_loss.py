@@ -1,0 +1,199 @@
+"""What a model's `loss(outputs, batch)` makes of other targets than the batch's, asked of the loss itself.
+
+Class indices may be exchanged for rows of probabilities only if the loss is then still the same. For torch's cross
+entropy it is not where classes have weights or labels are ignored: of indices it takes a weighted mean, of rows one
+over all. So, at the first batch, the loss is tried on made-up outputs with both. Where only the mean differs, the rows
+are scaled to it; where the loss does not take rows at all, whoever asks must know another way.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from composer.core import State, get_precision_context
+from composer.utils import ensure_tuple
+from composer.utils.batch_helpers import batch_set
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .host import composer_model
+from .targets import check_labels, computes_own_loss, dense_targets, labels_key
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets; one number
+MOST_TRIES = 32
+
+
+class AskedLoss:
+    """Remembers what the loss said, until the loss, or the form of outputs or targets, is another one.
+
+    Args:
+        target_key: where the batch holds the target.
+        ignore_index: the label of what is not to be predicted.
+    """
+
+    def __init__(self, target_key: Any, ignore_index: int):
+        self.target_key, self.ignore_index = target_key, ignore_index
+        self._key: Any = None
+        self._answers: dict[str, Any] = {}
+
+    def scale_of_rows(self, state: State, outputs: Tensor, target: Tensor) -> float | Tensor | None:
+        """By what rows of probabilities in the place of `target`, class indices, must be multiplied.
+
+        None where the loss does not take them.
+        """
+        loss = self._loss(state)
+        how = self._ask("rows", state, outputs, target, lambda: takes_rows(loss, outputs, target, self.ignore_index))
+        if how != "scaled":
+            return 1.0 if how else None
+        return _scale(loss, outputs, target, self.ignore_index)
+
+    def takes_floats(self, state: State, outputs: Tensor, target: Tensor) -> bool:
+        """Whether integer targets, one for each output, may be floating-point numbers."""
+        loss = self._loss(state)
+        return self._ask("floats", state, outputs, target, lambda: _takes_floats(loss, _made_up(outputs), target))
+
+    def nature(self, state: State, outputs: Tensor, target: Tensor) -> Literal["rows", "binary"] | None:
+        """What `target`, a number for each output, is to the loss; see `nature_of_targets`."""
+        loss = self._loss(state)
+        return self._ask("nature", state, outputs, target, lambda: nature_of_targets(loss, outputs, target))
+
+    def uses_own(self, state: State, outputs: Any, target: Tensor) -> bool:
+        """Whether the loss is made of the "loss" that the model's outputs bring."""
+        return computes_own_loss(outputs) and self._ask(
+            "own", state, outputs["logits"], target, lambda: _uses_own(state, outputs)
+        )
+
+    def _ask(self, what: str, state: State, outputs: Tensor, target: Tensor, ask: Callable[[], Any]) -> Any:
+        model, batch = composer_model(state), state.batch
+        form = (outputs.ndim, outputs.shape[1:2], target.dtype, target.ndim)
+        names = tuple(batch) if isinstance(batch, Mapping) else ()
+        key = (model.loss, getattr(model, "_loss_fn", None), type(batch), names, form)
+        if key != self._key:
+            self._key, self._answers = key, {}
+        if what not in self._answers:
+            # Made-up targets are no reason to warn, and nobody's random numbers may move.
+            devices = [outputs.device] if outputs.is_cuda else []
+            with warnings.catch_warnings(), torch.random.fork_rng(devices):
+                warnings.simplefilter("ignore")
+                self._answers[what] = ask()
+        return self._answers[what]
+
+    def _loss(self, state: State) -> Loss:
+        def loss(outputs: Tensor, target: Tensor) -> Tensor:
+            batch = state.batch
+            if target.device.type == "cpu":
+                batch = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, batch)
+            return loss_on(state, outputs, batch_set(copy.copy(batch), labels_key(batch, self.target_key), target))
+
+        return loss
+
+
+def loss_on(state: State, outputs: Any, batch: Any) -> Tensor:
+    """The model's loss as one number, as the Trainer would minimise it."""
+    with get_precision_context(state.precision, state.precision_config):
+        loss: Any = composer_model(state).loss(outputs, batch)
+    if isinstance(loss, Mapping):
+        loss = loss["total"] if "total" in loss else tuple(loss.values())
+    return sum(part.float().mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
+
+
+def takes_rows(
+    loss: Loss, outputs: Tensor, target: Tensor, ignore_index: int
+) -> Literal["as they are", "scaled"] | None:
+    """Whether rows of zeros and ones are to the loss what class indices are, scaled or not; None if they are not.
+
+    Raises ValueError where `target` holds labels that are no classes.
+    """
+    classes = outputs.shape[1]
+    check_labels(target.cpu(), classes, ignore_index)
+
+    def agree(outputs: Tensor, target: Tensor, scaled: bool) -> bool:
+        rows = dense_targets(outputs, target, ignore_index=ignore_index)
+        if scaled:
+            try:
+                rows = rows * _scale(loss, outputs, target, ignore_index)
+            except Exception:  # of many kinds, from many losses
+                return False
+        return _same(loss, (outputs, target), (outputs, rows))
+
+    # Every class has its turn, as one alone may have a weight; and so have the labels at hand.
+    made_up = _made_up(outputs)
+    order = torch.arange(target.numel(), device=target.device)
+    tries = min(-(-classes // max(target.numel(), 1)), MOST_TRIES)
+    labels = [((order + i * len(order)) % classes).view_as(target).to(target.dtype) for i in range(tries)]
+    labels += [target] if (target != ignore_index).any() else []
+    # An index that a loss does not know is an error on the CPU, and the end of the process on a GPU.
+    ignored = labels[0].cpu().clone()
+    ignored.view(-1)[:1] = ignore_index
+    if all(agree(made_up, each, False) for each in labels) and agree(made_up.cpu(), ignored, False):
+        return "as they are"
+    return "scaled" if all(agree(made_up, each, True) for each in labels) else None
+
+
+def nature_of_targets(loss: Loss, outputs: Tensor, target: Tensor) -> Literal["rows", "binary"] | None:
+    """What targets, a number for each output, are to the loss.
+
+    "rows" of probabilities where it depends on the differences of logits only, as after a softmax; "binary" where each
+    target weighs, linearly, one pull of its output up and one down; None for another, such as a squared error.
+    """
+    made_up = _made_up(outputs)
+    if target.shape == outputs.shape and outputs.ndim > 1 and outputs.shape[1] > 1:
+        rows = made_up.flip(0, 1)
+        if _same(loss, (made_up, rows), (made_up + 1, rows)):
+            return "rows"
+    values, pulls = [], []
+    for each in (0.0, 0.5, 1.0):
+        made_up = made_up.detach().requires_grad_()
+        try:
+            with torch.enable_grad():
+                value = loss(made_up, torch.full_like(target, each, dtype=torch.float32))
+                pulls.append(torch.autograd.grad(value, made_up)[0])
+        except Exception:  # of many kinds, from many losses
+            return None
+        values.append(value.detach())
+    linear = torch.isclose(values[1], (values[0] + values[2]) / 2, rtol=1e-4)
+    apart = (pulls[0] >= 0).all() & pulls[0].any() & (pulls[2] <= 0).all() & pulls[2].any()
+    return "binary" if linear & apart else None
+
+
+def _made_up(outputs: Tensor) -> Tensor:
+    """Of the shape of `outputs`, within (0, 1): fit for logits and for probabilities, and alike nowhere."""
+    generator = torch.Generator(outputs.device).manual_seed(0)
+    noise = 2 * torch.randn(outputs.shape, generator=generator, device=outputs.device)
+    return noise.softmax(1) if noise.ndim > 1 and noise.shape[1] > 1 else noise.sigmoid()
+
+
+@torch.no_grad()
+def _scale(loss: Loss, outputs: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The loss of class indices over that of rows, where all classes are as likely: it depends on the targets alone."""
+    even = torch.full((), 1 / outputs.shape[1], device=outputs.device).expand(outputs.shape)
+    rows = dense_targets(outputs, target, ignore_index=ignore_index)
+    return (loss(even, target) / loss(even, rows)).nan_to_num(1.0)  # where all are ignored it is 0 / 0
+
+
+def _takes_floats(loss: Loss, outputs: Tensor, target: Tensor) -> bool:
+    return _same(loss, (outputs, target), (outputs, target.float()))
+
+
+@torch.no_grad()
+def _same(loss: Loss, *arguments: tuple[Tensor, Tensor]) -> bool:
+    values = []
+    for each in arguments:
+        torch.manual_seed(0)  # what draws, draws the same
+        try:
+            values.append(loss(*each))
+        except Exception:  # of many kinds, from many losses
+            return False
+    return bool(torch.isclose(*values, rtol=1e-4))
+
+
+@torch.no_grad()
+def _uses_own(state: State, outputs: Any) -> bool:
+    own, values = outputs["loss"], []
+    for value in (own, own + 1):
+        outputs["loss"] = value
+        values.append(loss_on(state, outputs, state.batch))
+    outputs["loss"] = own
+    return not torch.isclose(*values)
