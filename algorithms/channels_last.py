@@ -1,39 +1,74 @@
 """ChannelsLast: model and inputs in the memory format NHWC, for which convolution kernels are fastest.
 
 Same names and meaning as in `composer.algorithms`. Here the inputs arrive in that format too, so that the first layer
-does not convert them, in evaluation and prediction as well as in training.
+does not convert them, in evaluation and prediction as well as in training; and networks may hold 3-d convolutions.
 """
 
+import copy
+import dataclasses
 import warnings
+from collections.abc import MutableMapping
+from itertools import chain
 from typing import Any
 
 import torch
 from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .host import refuse_twins
 
 _CONVERTS = (Event.BEFORE_FORWARD, Event.EVAL_BEFORE_FORWARD, Event.PREDICT_BEFORE_FORWARD)
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def apply_channels_last(model: torch.nn.Module) -> None:
-    """Put every 4-d parameter and buffer of `model` into `torch.channels_last`, in place."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Put every parameter and buffer of `model`, in place, into `torch.channels_last` where it has four dimensions and
+    into `torch.channels_last_3d` where it has five."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.ndim in _FORMATS:
+            tensor.data = tensor.data.to(memory_format=_FORMATS[tensor.ndim])
 
 
 def batch_channels_last(batch: Any) -> Any:
-    """`batch` with its 4-d tensors, however nested in tuples, lists and dicts, in `torch.channels_last`."""
-    return tree_map_only(torch.Tensor, _channels_last, batch)
+    """`batch` with its 4-d and 5-d tensors in that format, however nested in tuples, lists, mappings and objects.
+
+    What holds such a tensor is copied, and keeps its type; what holds none stays the object that it is.
+    """
+    leaves, structure = tree_flatten(batch)
+    converted = [_converted(leaf) for leaf in leaves]
+    same = all(new is old for new, old in zip(converted, leaves, strict=True))
+    return batch if same else tree_unflatten(converted, structure)
+
+
+def _converted(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return _channels_last(leaf)
+    if isinstance(leaf, torch.nn.Module | type):
+        return leaf
+    # A mapping that torch does not know, such as Hugging Face's BatchFeature, or an object with attributes.
+    held = leaf if isinstance(leaf, MutableMapping) else getattr(leaf, "__dict__", {})
+    if dataclasses.is_dataclass(leaf):
+        held = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+    changed = {name: new for name, value in held.items() if (new := batch_channels_last(value)) is not value}
+    if not changed:
+        return leaf
+    leaf = copy.copy(leaf)
+    for name, value in changed.items():
+        if isinstance(leaf, MutableMapping):
+            leaf[name] = value
+        else:
+            object.__setattr__(leaf, name, value)  # of frozen dataclasses too
+    return leaf
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    return tensor.contiguous(memory_format=_FORMATS[tensor.ndim]) if tensor.ndim in _FORMATS else tensor
 
 
 class ChannelsLast(Algorithm):
-    """Train in `torch.channels_last`. Has no arguments.
+    """Train in `torch.channels_last`, 3-d convolutions in `torch.channels_last_3d`. Has no arguments.
 
     Warns (NoEffectWarning) where the model has no convolution. Raises ValueError under FSDP2, whose sharding accepts
     contiguous parameters only (torch 2.7).
@@ -55,9 +90,9 @@ class ChannelsLast(Algorithm):
                 "ChannelsLast cannot run under FSDP2, whose fully_shard refuses channels_last parameters. Take it out "
                 "of the algorithms, or train with DDP (no parallelism_config), which fits convolutional networks."
             )
-        if not any(parameter.ndim == 4 for parameter in state.model.parameters()):
+        if not any(parameter.ndim in _FORMATS for parameter in state.model.parameters()):
             warnings.warn(
-                NoEffectWarning("ChannelsLast changed nothing: no weight of the model has four dimensions."),
+                NoEffectWarning("ChannelsLast changed nothing: no weight of the model has four or five dimensions."),
                 stacklevel=2,
             )
         apply_channels_last(state.model)

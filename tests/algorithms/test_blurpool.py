@@ -1,6 +1,10 @@
 """BlurPool against Composer's, against the formula, and in the hands of compilers and checkpoints."""
 
 import copy
+import functools
+import io
+import itertools
+import pickle
 import warnings
 
 import composer.algorithms
@@ -35,13 +39,38 @@ def assert_equal(a, b, tolerance=1e-6):
         torch.testing.assert_close(one, other, atol=tolerance * scale, rtol=0)
 
 
-def plain_blur(input, stride=(1, 1)):
-    """The formula: every output is the weighted sum of its 3 x 3 neighbours, zero beyond the border."""
-    height, width = input.shape[2:]
-    padded = F.pad(input, (1, 1, 1, 1))
-    taps = [(1, 2, 1), (2, 4, 2), (1, 2, 1)]
-    rows = [[taps[i][j] / 16 * padded[:, :, i : i + height, j : j + width] for j in range(3)] for i in range(3)]
-    return sum(sum(row) for row in rows)[:, :, :: stride[0], :: stride[1]]
+def low_pass(input, stride):
+    """Along each axis that will be subsampled a value becomes a half of itself and a quarter of each of its neighbours,
+    which are zero beyond the border."""
+    for axis, step in ((2, stride[0]), (3, stride[1])):
+        if step > 1:
+            zero, inside = torch.zeros_like(input.narrow(axis, 0, 1)), input.shape[axis] - 1
+            before = torch.cat([zero, input.narrow(axis, 0, inside)], axis)
+            after = torch.cat([input.narrow(axis, 1, inside), zero], axis)
+            input = before / 4 + input / 2 + after / 4
+    return input
+
+
+def plain_blur(input, stride):
+    """Zhang's definition: low-pass along what is subsampled, then subsample."""
+    return low_pass(input, stride)[:, :, :: stride[0], :: stride[1]]
+
+
+def plain_blurmax(pool, input):
+    """Of `pool`: its maxima at stride 1, as far as its windows reach, blurred and subsampled."""
+    both = nn.modules.utils._pair
+    stride, room = both(pool.stride), [0, 0]
+    if pool.ceil_mode:  # by the sizes that torch finds
+        sizes, reach = (
+            pool(input).shape[2:],
+            [d * (k - 1) for k, d in zip(both(pool.kernel_size), both(pool.dilation), strict=True)],
+        )
+        room = [
+            max((n - 1) * s + 1 - (size + 2 * p - r), 0)
+            for n, s, size, p, r in zip(sizes, stride, input.shape[2:], both(pool.padding), reach, strict=True)
+        ]
+    padded = F.pad(input, (0, room[1], 0, room[0]), value=-torch.inf)
+    return plain_blur(F.max_pool2d(padded, pool.kernel_size, 1, pool.padding, pool.dilation), stride)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -51,7 +80,8 @@ def test_blur_2d(stride, size, format):
     input = torch.randn(2, 5, *size).to(memory_format=format)
     result = gradients(lambda x: ours.blur_2d(x, stride=stride), input)
     assert_equal(result, gradients(lambda x: theirs.blur_2d(x, stride=stride), input))
-    assert_equal(result, gradients(lambda x: plain_blur(x, nn.modules.utils._pair(stride)), input))
+    if min(nn.modules.utils._pair(stride)) > 1:  # the function blurs along both axes, whatever the stride
+        assert_equal(result, gradients(lambda x: plain_blur(x, nn.modules.utils._pair(stride)), input))
 
 
 def test_blur_2d_takes_filters():
@@ -69,17 +99,41 @@ def test_blur_2d_takes_filters():
     [
         {"kernel_size": 3, "stride": 2, "padding": 1},
         {"kernel_size": 2},
+        {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "dilation": 2},
         {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": 2},
-        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+        {"kernel_size": (1, 2), "stride": (1, 2)},
+        {"kernel_size": 2, "stride": (4, 3)},
+        {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+        {"kernel_size": (2, 3), "stride": (3, 1), "padding": 1, "dilation": (2, 1), "ceil_mode": True},
     ],
+    ids=str,
 )
 def test_max_pool(options, format):
     # Rounded, so that windows have several maxima and the gradient must choose the same one.
     input = torch.randn(2, 4, 11, 8).mul(2).round().to(memory_format=format)
-    mine, other = ours.BlurMaxPool2d(**options), theirs.BlurMaxPool2d(**options)
-    assert_equal(gradients(mine, input), gradients(other, input))
-    assert mine(input).stride() == other(input).stride()
+    pool, mine, other = nn.MaxPool2d(**options), ours.BlurMaxPool2d(**options), theirs.BlurMaxPool2d(**options)
+    result = gradients(mine, input)
+    assert_equal(result, gradients(lambda x: plain_blurmax(pool, x), input))
+    assert mine(input).shape == pool(input).shape and mine(input).is_contiguous(memory_format=format)
+    if not pool.ceil_mode and min(nn.modules.utils._pair(pool.stride)) > 1:
+        assert_equal(result, gradients(other, input))
     assert mine.extra_repr() == other.extra_repr()
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_pooled_maps_have_the_sizes_of_the_pool(ceil_mode, dilation):
+    sizes = torch.arange(1, 41).tolist()
+    for kernel, stride in itertools.product((1, 2, 3, 5), (None, 2, 3, 7)):
+        for padding in range(kernel // 2 + 1):
+            pool = nn.MaxPool2d(
+                (kernel, 1), (stride, 1) if stride else None, (padding, 0), (dilation, 1), False, ceil_mode
+            )
+            for size in sizes[(kernel - 1) * dilation :: 1 if ceil_mode else 5]:
+                input = torch.randn(1, 1, size, 1)
+                expected, found = pool(input), ours.BlurMaxPool2d.from_maxpool2d(pool)(input)
+                assert found.shape == expected.shape, (pool, size)
+                assert found.isfinite().all() or not expected.isfinite().all(), (pool, size)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -103,13 +157,31 @@ def test_max_pool(options, format):
 def test_conv(options, blur_first, format):
     conv = nn.Conv2d(8, 12, **options).to(memory_format=format)
     input = torch.randn(2, 8, 11, 8).to(memory_format=format)
-    other = theirs.BlurConv2d.from_conv2d(conv, blur_first=blur_first)
     mine = ours.BlurConv2d.from_conv2d(copy.deepcopy(conv), blur_first=blur_first)
     built = ours.BlurConv2d(8, 12, **options, blur_first=blur_first)
     built.load_state_dict(mine.state_dict())
-    expected = gradients(other, input)
+    expected = [*map(torch.clone, gradients(PlainBlurConv(copy.deepcopy(conv), blur_first), input))]
     assert_equal(gradients(mine, input), expected)
     assert_equal(gradients(built, input), expected)
+    assert mine(input).shape == conv(input).shape
+    if min(conv.stride) > 1:
+        other = theirs.BlurConv2d.from_conv2d(conv, blur_first=blur_first)
+        assert_equal(gradients(other, input), expected)
+
+
+class PlainBlurConv:
+    """The convolution of blurred inputs, or, as the paper has it, at stride 1 before the blur that subsamples."""
+
+    def __init__(self, conv, blur_first=True):
+        self.conv, self.stride, self.blur_first = conv, nn.modules.utils._pair(conv.stride), blur_first
+        self.parameters = self.conv.parameters
+        if not blur_first:
+            self.conv.stride = (1, 1)
+
+    def __call__(self, input):
+        if self.blur_first:
+            return self.conv(low_pass(input, self.stride))
+        return plain_blur(self.conv(input), self.stride)
 
 
 def test_layer_blurs_by_its_stride():
@@ -279,3 +351,197 @@ class TestCheckpoints:
         other = weights(fit([composer.algorithms.BlurPool()], **self.options))
         assert_same(mine, {name: value for name, value in other.items() if "filt" not in name}, atol=1e-5)
         assert differ(mine, weights(fit([], **self.options)))
+
+
+class Rectified(nn.Conv2d):
+    def forward(self, input):
+        return F.relu(super().forward(input))
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, input):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class SameSize(nn.Conv2d):
+    """Pads as TensorFlow does, by what its stride asks for."""
+
+    def forward(self, input):
+        needed = [
+            max((-(-n // s) - 1) * s + k - n, 0)
+            for n, s, k in zip(input.shape[2:], self.stride, self.kernel_size, strict=True)
+        ]
+        rows, columns = needed
+        return super().forward(F.pad(input, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
+
+
+class HardCoded(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(input, self.weight, self.bias, 2, self.padding)
+
+
+def doubled(conv):
+    conv.register_forward_hook(lambda module, inputs, output: 2 * output.abs())
+    conv.register_forward_pre_hook(lambda module, inputs: (inputs[0].abs(),))
+    return conv
+
+
+def renamed(wrap):
+    def build(*arguments, **options):
+        torch.manual_seed(0)
+        return wrap(nn.Conv2d(*arguments, **options))
+
+    return build
+
+
+KINDS = {
+    "a ReLU at its end": Rectified,
+    "standardized weights": Standardized,
+    "its own padding": SameSize,
+    "hooks": renamed(doubled),
+    "weight_norm": renamed(nn.utils.parametrizations.weight_norm),
+    "old weight_norm": renamed(nn.utils.weight_norm),
+    "spectral_norm": renamed(nn.utils.parametrizations.spectral_norm),
+    "old spectral_norm": renamed(nn.utils.spectral_norm),
+    "reflected borders": functools.partial(nn.Conv2d, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_convolutions_with_something_of_their_own(kind):
+    input = torch.randn(2, 16, 9, 8)
+    for blur_first, stride, kernel in itertools.product((True, False), (2, (2, 1)), (1, 3)):
+        convs = []
+        for _ in range(2):  # alike; the old weight_norm cannot be copied
+            torch.manual_seed(1)
+            convs.append(KINDS[kind](16, 8, kernel, stride, padding=kernel // 2, bias=False))
+        model, plain = nn.Sequential(convs[0]), PlainBlurConv(convs[1], blur_first)
+        saved = copy.deepcopy(model.state_dict())
+        ours.apply_blurpool(model, blur_first=blur_first)
+        assert isinstance(model[0], ours.BlurConv2d)
+        assert_equal([model(input)], [plain(input)])
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        model.load_state_dict(saved)  # strict: of the network without blur, whatever its names
+        for name, value in saved.items():
+            assert torch.equal(model.state_dict()[name.replace("0.", "0.conv.", 1)], value)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weight_normed_convolutions_load_by_their_old_names_too():
+    old, new = KINDS["old weight_norm"](16, 8, 3, 2), nn.Sequential(KINDS["weight_norm"](16, 8, 3, 2))
+    ours.apply_blurpool(new)
+    nn.init.normal_(old.weight_v)
+    new.load_state_dict({f"0.{name}": value for name, value in old.state_dict().items()})
+    input = torch.randn(2, 16, 9, 8)
+    assert_equal([new(input)], [PlainBlurConv(nn.utils.remove_weight_norm(old))(input)])
+
+
+def test_what_cannot_be_blurred_is_left_alone_and_said():
+    class Own(nn.MaxPool2d):
+        def forward(self, input):
+            return super().forward(F.relu(input))
+
+    model = nn.Sequential(
+        nn.Conv2d(16, 16, 3, 2),
+        nn.ModuleDict({"indices": nn.MaxPool2d(2, return_indices=True), "own": Own(2)}),
+        nn.LazyConv2d(8, 3, 2),
+        HardCoded(16, 8, 3, 2),
+        nn.MaxPool2d(3, 1, return_indices=True),
+    )
+    before = list(model.modules())
+    with pytest.warns(UserWarning) as caught:
+        ours.apply_blurpool(model, blur_first=False)
+    (warning,) = caught
+    for part in (
+        "1.indices (return_indices=True",
+        "1.own (a forward of its own)",
+        "2 (a lazy",
+        "3 (a forward",
+    ):
+        assert part in str(warning.message)
+    assert "4 (" not in str(warning.message)
+    assert set(before) <= set(model.modules()) and isinstance(model[0], ours.BlurConv2d)
+    ours.apply_blurpool(first := nn.Sequential(HardCoded(16, 8, 3, 2)))
+    input = torch.randn(1, 16, 9, 9)
+    assert_equal([first(input)], [first[0].conv(low_pass(input, (2, 2)))])
+
+
+def test_nothing_is_blurred_that_is_not_subsampled():
+    model = torchvision.models.googlenet(num_classes=2, init_weights=False, aux_logits=False)
+    ours.apply_blurpool(model)
+    assert sum(isinstance(module, ours.BlurMaxPool2d) for module in model.modules()) == 4
+    assert sum(isinstance(module, nn.MaxPool2d) for module in model.modules()) == 9
+    with pytest.warns(NoEffectWarning):
+        ours.apply_blurpool(nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(16, 16, 3, padding=1)))
+
+
+def test_hooks_of_a_pool_stay_and_can_be_removed():
+    pool, seen = nn.MaxPool2d(2), []
+    handle = pool.register_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    model = nn.Sequential(pool).eval()
+    ours.apply_blurpool(model)
+    model(torch.randn(1, 1, 4, 4))
+    handle.remove()
+    model(torch.randn(1, 1, 4, 4))
+    assert seen == [ours.BlurMaxPool2d] and not model[0].training
+
+
+class Mixed(nn.Module):
+    """What GoogLeNet, ResNet and networks for spectra subsample with."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, (1, 2), 1)
+        self.pools = nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 1, 1), nn.MaxPool2d((1, 2)))
+        self.shortcut = nn.Conv2d(16, 16, 1, 2, bias=False)
+        self.conv = nn.Conv2d(16, 8, 3, (2, 1), 1)
+
+    def forward(self, input):
+        return self.conv(self.shortcut(self.pools(F.relu(self.stem(input)))))
+
+
+def saved_script(model, input):
+    torch.jit.save(torch.jit.script(model), file := io.BytesIO())
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+TOOLS = {
+    "script": saved_script,
+    "trace": lambda model, input: torch.jit.trace(model, input),
+    "fx": lambda model, input: torch.fx.symbolic_trace(model),
+    "fx and script": lambda model, input: torch.jit.script(torch.fx.symbolic_trace(model)),
+    "export": lambda model, input: torch.export.export(model, (input,)).module(),
+    "compile": lambda model, input: torch.compile(model, fullgraph=True, backend="aot_eager"),
+    "deepcopy": lambda model, input: copy.deepcopy(model),
+    "pickle": lambda model, input: pickle.loads(pickle.dumps(model)),
+    "vmap": lambda model, input: lambda x: torch.func.vmap(model)(x[:, None])[:, 0],
+    "functional_call": lambda model, input: (
+        lambda x: torch.func.functional_call(model, dict(model.named_parameters()), (x,))
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("blur_first", [True, False])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
+def test_tools_take_blurred_networks(tool, blur_first):
+    input = torch.randn(2, 3, 32, 33)
+    networks = [Mixed()] if tool in ("vmap", "compile") else [Mixed(), torchvision.models.resnet18(num_classes=3)]
+    for model in networks:
+        ours.apply_blurpool(model.eval(), min_channels=1, blur_first=blur_first)
+        torch.testing.assert_close(TOOLS[tool](model, input)(input), model(input))
+
+
+def test_hyperparameters_are_logged_in_one_call():
+    class Calls(InMemoryLogger):
+        def log_hyperparameters(self, hyperparameters):
+            calls.append(hyperparameters)
+
+    calls = []
+    trainer([ours.BlurPool()], loggers=Calls())
+    assert {"blurpool/num_blurpool_layers": 1, "blurpool/num_blurconv_layers": 2} in calls

@@ -1,9 +1,17 @@
 """ChannelsLast: the format of parameters and inputs, in training and in evaluation."""
 
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import composer.functional
 import pytest
 import torch
 from composer.utils.parallelism import FSDP2Config
+from torch import nn
+from transformers import BatchFeature
 
 from accelerando.algorithms import ChannelsLast, apply_channels_last
 from accelerando.algorithms.channels_last import batch_channels_last
@@ -49,3 +57,87 @@ def test_nested_batches_keep_their_types_and_values():
 def test_fsdp2_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"cannot run under FSDP2.*Take it out of the algorithms, or train with DDP"):
         trainer([ChannelsLast()], parallelism_config={"fsdp": FSDP2Config()})
+
+
+@dataclass(frozen=True)
+class Frozen:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slots:
+    image: torch.Tensor
+    nested: list[Frozen]
+
+
+class Row(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Items(UserDict):
+    pass
+
+
+IMAGE, CLIP, LABEL = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5, 6), torch.arange(2)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda image: BatchFeature({"image": image, "label": LABEL}),
+        lambda image: Items(image=image, label=LABEL),
+        lambda image: OrderedDict(image=image, label=LABEL),
+        lambda image: defaultdict(list, {"image": image, "label": LABEL}),
+        lambda image: Frozen(image, LABEL),
+        lambda image: Row(image, LABEL),
+        lambda image: SimpleNamespace(image=image, label=LABEL),
+    ],
+)
+@pytest.mark.parametrize("image", [IMAGE, CLIP])
+def test_batches_of_every_type_are_converted_and_keep_it(build, image):
+    read = lambda batch, name: batch[name] if isinstance(batch, Mapping) else getattr(batch, name)  # noqa: E731
+    kind = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+    batch = build(image)
+    for found, whole in ((batch_channels_last(batch), batch), (batch_channels_last((batch, LABEL))[0], batch)):
+        assert type(found) is type(whole)
+        assert read(found, "image").is_contiguous(memory_format=kind) and torch.equal(read(found, "image"), image)
+        assert read(found, "label") is LABEL and read(whole, "image") is image
+
+
+def test_what_holds_no_image_stays_the_object_that_it_is():
+    model = network()
+    for batch in ([LABEL, "text"], BatchFeature({"label": LABEL}), SimpleNamespace(label=LABEL, model=model), model, 3):
+        assert batch_channels_last(batch) is batch
+    nested = batch_channels_last({"a": Slots(IMAGE, [Frozen(IMAGE, LABEL)])})["a"]
+    assert type(nested) is Slots and is_channels_last(nested.image) and is_channels_last(nested.nested[0].image)
+
+
+def test_networks_with_convolutions_in_three_dimensions():
+    class Clips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time, self.space = nn.Conv3d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+            self.register_buffer("grid", torch.randn(1, 3, 4, 5, 6))
+
+        def forward(self, clip):
+            return self.space(self.time(clip + self.grid).mean(2))
+
+    plain, model = Clips(), Clips()
+    model.load_state_dict(plain.state_dict())
+    before = dict(model.named_parameters())
+    apply_channels_last(model)
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    for tensor in (model.time.weight, model.grid):
+        assert tensor.is_contiguous(memory_format=torch.channels_last_3d)
+    assert is_channels_last(model.space.weight)
+    torch.testing.assert_close(model(batch_channels_last(CLIP)), plain(CLIP))
+    run = fit(
+        [ChannelsLast()],
+        model=classifier(
+            nn.Sequential(nn.Unflatten(2, (1, 12)), nn.Conv3d(3, 4, (1, 3, 3)), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        ),
+        max_duration="1ba",
+    )
+    assert run.state.model.module[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
