@@ -38,7 +38,7 @@ def mask_optimizers(
 
 
 def forget_momenta(optimizers: Iterable[Optimizer]) -> None:
-    """Make the optimizers' state that of new ones; but not what some, such as schedule-free ones, keep in groups."""
+    """Make the optimizers' state that of new ones; not what some keep in groups, which `put_options_back` is for."""
     for optimizer in _with_bases(optimizers):
         optimizer.state.clear()
         if "global_step" in vars(optimizer):  # by which SAM takes turns

@@ -26,8 +26,8 @@ from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated
 from .criteria import magnitude
 from .enforcement import forget_momenta
 from .files import save_masks
-from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, unpacked
-from .rewound import RewoundScheduler, put_back, snapshot_of
+from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, size, unpacked
+from .rewound import RewoundScheduler, options_of, put_back, put_options_back, snapshot_of
 from .sparsity import Pruning, averages
 
 Rewind = Literal["weights", "learning_rate", "finetune"]
@@ -58,9 +58,9 @@ class LotteryTicket(Pruning):
     `eval/MulticlassAccuracy`; it is logged as `lottery/...`. `masks_of` has the level's masks. All of this, and step k,
     is in the checkpoint.
 
-    Each level begins with new optimizers' state (see `forget_momenta`) and reseeds the global generators by the run's
-    seed and the level, so that it is what a run of its own from k, with that mask and that seed, is. The data go on in
-    their own order. EMA begins anew, from the weights of k.
+    Each level begins with new optimizers' state, what they count in their groups included, and reseeds the global
+    generators by the run's seed and the level, so that it is what a run of its own from k, with that mask and that
+    seed, is. The data go on in their own order. EMA begins anew, from the weights of k.
 
     Args:
         levels: how many times to prune.
@@ -118,6 +118,7 @@ class LotteryTicket(Pruning):
         self.duration: Time | None = None  # of one training, T; None before the Trainer has been built
         self._k = self._T = 0  # in batches
         self._history = [packed({})]  # the masks of each level
+        self._options: list[dict[str, Any]] = []  # of the optimizers, before the first update
         self._steps: list[int] | None = None  # of the schedulers, before the last update
         self._schedulers: list[RewoundScheduler] = getattr(self, "_schedulers", [])
 
@@ -155,13 +156,13 @@ class LotteryTicket(Pruning):
 
     def state_dict(self) -> dict[str, Any]:
         own = {"level": self.level, "results": self.results, "snapshot": self.snapshot, "history": self._history}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **own, "options": self._options}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         try:
             self.level, self.results, self.snapshot = state["level"], state["results"], state["snapshot"]
-            self._history = state["history"]
+            self._history, self._options = state["history"], state["options"]
         except KeyError as error:
             raise ValueError(f"LotteryTicket: the checkpoint is of another algorithm; it lacks {error}") from error
 
@@ -250,6 +251,9 @@ class LotteryTicket(Pruning):
     def before_update(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value
         self._check_steps(state)
+        if now == 0:
+            self._options = options_of(state.optimizers)
+            self._tell_of_zeros()
         if now == self._k and self.rewind == "weights" and not self.snapshot:
             self.snapshot = snapshot_of(composer_model(state))
             if self.save_folder and dist.get_global_rank() == 0:
@@ -258,6 +262,14 @@ class LotteryTicket(Pruning):
                 write_safetensors(Path(self.save_folder, "rewind.safetensors"), tensors, {"format": "pt"})
         if self._ended(now) == self.level and now < self._total:
             self._next_level(state, logger)
+
+    def _tell_of_zeros(self) -> None:
+        """A network that was pruned before does not stay so in level 0. A layer that is all zero is initialized so."""
+        counts = [(weight.numel(), size(weight)) for weight in self.weights.values()]
+        total, zero = sum(n for n, _ in counts), sum(n - kept for n, kept in counts if kept)
+        if zero > total / 100 and dist.get_global_rank() == 0:
+            text = f"{zero} of {total} weights are zero at the start; level 0 is dense, and trains them like the others"
+            warnings.warn(f"LotteryTicket: {text}.", stacklevel=2)
 
     def _check_steps(self, state: State) -> None:
         """Learning rates that change with each epoch can be set back to the beginning of one only."""
@@ -281,6 +293,7 @@ class LotteryTicket(Pruning):
                 for name, tensor in average.items():
                     tensor.copy_(own[name])
         forget_momenta(state.optimizers)
+        put_options_back(state.optimizers, self._options)
         self.prune(masks, state, logger)
         reproducibility.seed_all((state.seed + 1_000_003 * self.level) % 2**32)
         self._history.append(packed(self.masks))

@@ -1,6 +1,6 @@
-"""What is set back in a run that trains from 0 to T, then from k to T again and again: the model and the schedule."""
+"""What is set back in a run that trains from 0 to T, then from k to T again and again: model, optimizer, schedule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from composer.core import State, Time, Timestamp
 from composer.optim import ComposerScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..checkpoints import some
 
@@ -51,6 +52,24 @@ def _buffers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     """The name, and the module and key under which it is found."""
     modules = [*model.named_modules()]
     return [(f"{path}.{key}".lstrip("."), module, key) for path, module in modules for key in module._buffers]
+
+
+_SCHEDULED = {"params", "lr", "initial_lr"}  # which are not the optimizer's own to change
+
+
+def options_of(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """What each group holds besides parameters and learning rate; some optimizers count their updates there."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [{key: deepcopy(value) for key, value in group.items() if key not in _SCHEDULED} for group in groups]
+
+
+def put_options_back(optimizers: Iterable[Optimizer], options: Iterable[Mapping[str, Any]]) -> None:
+    """Makes those options what they were."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, was in zip(groups, options, strict=False):  # groups may have been added
+        for key in group.keys() - was.keys() - _SCHEDULED:
+            del group[key]
+        group.update(deepcopy(dict(was)))
 
 
 class RewoundScheduler(ComposerScheduler):

@@ -445,6 +445,45 @@ def test_every_level_begins_with_all_the_buffers_of_k(k):
         assert torch.equal(found[k + 1][0]["late"], found[13][0]["late"])
 
 
+class Averaging(torch.optim.SGD):
+    """Counts its updates, and what it has summed, in its groups, as schedule-free optimizers do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["weight_decay"] = 0.1 / group["k"]
+        return super().step(closure)
+
+
+def test_every_level_begins_with_the_options_of_new_optimizers(tmp_path):
+    class Look(Callback):
+        def __init__(self):
+            self.found = []
+
+        def batch_start(self, state, logger):
+            group = state.optimizers[0].param_groups[0]
+            self.found.append((group.get("k"), group["weight_decay"]))
+
+    def start_one(look, **options):
+        model = classifier(noisy_network())
+        optimizer = Averaging(model.parameters(), 0.1, weight_decay=0.5)
+        return start(LotteryTicket(2), model=model, optimizers=optimizer, callbacks=look, **options)
+
+    whole, rest = Look(), Look()
+    start_one(whole, save_folder=str(tmp_path), save_interval="1ba", save_filename="{batch}.pt").fit()
+    assert whole.found == [(None, 0.5), *((k, 0.1 / k) for k in range(1, 12))] * 3
+    start_one(rest, load_path=str(tmp_path / "11.pt")).fit()
+    assert rest.found == whole.found[11:]
+
+
+def test_zeros_that_a_dense_level_brings_back_are_told_of():
+    model = classifier(noisy_network())
+    model.module[4].weight.data[:, ::2] = 0.0
+    model.module[7].weight.data.zero_()  # as some initialize their last layer
+    with pytest.warns(UserWarning, match=r"288 of 824 weights are zero at the start; level 0 is dense"):
+        run(LotteryTicket(1), model=model, device_train_microbatch_size=2)
+
+
 @pytest.mark.parametrize("kind", [EarlyStopper, ThresholdStopper])
 def test_what_ends_all_levels_in_one_is_refused(kind):
     class Own(kind):
