@@ -1,39 +1,104 @@
 """What the algorithms have in common as guests of the Composer Trainer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import composer.algorithms
+from composer.algorithms import (
+    SWA,
+    GyroDropout,
+    LayerFreezing,
+    ProgressiveResizing,
+    SelectiveBackprop,
+    SeqLengthWarmup,
+)
 from composer.callbacks import EarlyStopper, MLPerfCallback, ThresholdStopper
 from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
 
 # What these do follows the share of the whole run that is over, so that a part of it is not like a run of that length.
-BOUND_TO_THE_LENGTH = {
-    "GyroDropout",
-    "LayerFreezing",
-    "ProgressiveResizing",
-    "SelectiveBackprop",
-    "SeqLengthWarmup",
-    "SWA",
-}
+BOUND_TO_THE_LENGTH = (
+    GyroDropout,
+    LayerFreezing,
+    ProgressiveResizing,
+    SelectiveBackprop,
+    SeqLengthWarmup,
+    SWA,
+)
 UNITS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.DURATION)
 
 
 def bound_to_the_length(algorithm: Algorithm) -> bool:
     """Whether what it does follows how much of the whole run is over; ours say so themselves."""
-    return type(algorithm).__name__ in BOUND_TO_THE_LENGTH or getattr(algorithm, "bound_to_the_length", False)
+    return isinstance(algorithm, BOUND_TO_THE_LENGTH) or getattr(algorithm, "bound_to_the_length", False)
 
 
 def refuse_twins(algorithm: Algorithm, state: State) -> None:
-    """Raise ValueError where the run holds a second algorithm of this name, of this class or of Composer's.
+    """Raise ValueError where the run holds a second algorithm of this class, or Composer's class of the same name.
 
-    Both would act, and on resume both would receive the state of the last one.
+    Both would act, and on resume both would receive the state of the last one; which any two classes of one name do.
     """
-    name = type(algorithm).__name__
-    if sum(type(other).__name__ == name for other in state.algorithms) > 1:
-        raise ValueError(f"The Trainer was given more than one {name}; keep one, of accelerando or of Composer.")
+    own = next(kind for kind in type(algorithm).__mro__ if kind.__module__.startswith(f"{__package__}."))
+    kinds = (own, getattr(composer.algorithms, own.__name__, own))
+    if sum(isinstance(other, kinds) for other in state.algorithms) > 1:
+        raise ValueError(
+            f"The Trainer was given more than one {own.__name__}; keep one, of accelerando or of Composer."
+        )
+    name = type(algorithm).__qualname__
+    if sum(type(other).__qualname__ == name for other in state.algorithms) > 1:
+        raise ValueError(
+            f"The Trainer was given two classes called {name}, and from a checkpoint Composer gives both the state of "
+            "the last one; rename yours."
+        )
+
+
+class RequiredOnLoad(Algorithm):
+    """Makes the checkpoints of a run refuse to be resumed without the algorithm that is called `name`.
+
+    Composer takes care of that for its own classes only: it looks up the name that a checkpoint gives, finds one that
+    is required, and evaluates the text that is stored with it. This is stored under the name of one of those, which
+    nobody trains with, and its text calls `recall`. To load weights alone, or to exclude `name`, stays possible.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.missing = name, False
+
+    def state_dict(self) -> dict[str, Any]:
+        call = f"__import__({__name__!r}, fromlist=['recall']).recall({self.name!r}, locals())"
+        return {"repr": f"{self.__class__.__qualname__} and {call}"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Which happens on a full resume, and not where weights alone are loaded."""
+        if self.missing:
+            raise ValueError(
+                f"The checkpoint was trained with {self.name}, which this Trainer lacks, and without it another run "
+                f"would go on: add it to the algorithms as it was there; or load the weights alone "
+                f"(load_weights_only=True), or leave it out on purpose (load_exclude_algorithms=[{self.name!r}])."
+            )
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_LOAD and self.missing
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        state.algorithms.remove(self)
+
+
+RequiredOnLoad.__qualname__ = composer.algorithms.NoOpModel.__qualname__
+
+
+def recall(name: str, composers: Mapping[str, Any]) -> Any:
+    """Called by Composer in `State._apply_required_algorithms`, whose local variables these are."""
+    state, excluded = composers["self"], composers["exclude_algorithms"] or ()
+    if name not in excluded and not any(type(other).__qualname__ == name for other in state.algorithms):
+        required = RequiredOnLoad(name)
+        required.missing = True
+        state.algorithms.append(required)
+    # What Composer finds here as present it does not try to add.
+    composers["current_algos"].setdefault(str, []).append(composers["serialized_value"]["repr"])
+    return name
 
 
 def refuse_stoppers(algorithm: Algorithm, state: State) -> None:

@@ -11,7 +11,6 @@ from composer.core import DataSpec, State, ensure_data_spec
 from composer.optim import ConstantScheduler
 
 from accelerando.algorithms import LotteryTicket, PruneAtInit
-from accelerando.algorithms.pruning.masks import density
 from accelerando.algorithms.pruning.size import ModelSize
 from accelerando.algorithms.pruning.sparsity import Pruning
 from accelerando.recipes.report import EVAL_PREFIX, Record, aligned, label
@@ -51,7 +50,7 @@ def size_of(state: State, train_data: Any) -> tuple[ModelSize, float] | None:
     if not pruning.traced:
         data = ensure_data_spec(train_data)
         pruning.trace(state, _transformed(data, state.device.batch_to_device(next(iter(data.dataloader)))))
-    return pruning.size(state), density(pruning.masks) if pruning.masks else 1.0
+    return pruning.size(state), pruning.share_left() if pruning.masks else 1.0
 
 
 def levels_of(state: State, size: ModelSize | None, records: Sequence[Record]) -> list[dict[str, Any]] | None:

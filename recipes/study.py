@@ -107,7 +107,8 @@ def _cyclic_run(base: DictConfig, source: Source, arm: str, changes: dict[str, A
     from accelerando.algorithms.host import BOUND_TO_THE_LENGTH
 
     for part in recipe.algorithms:
-        if part.target.__name__ in BOUND_TO_THE_LENGTH or has_times_in_dur(part):
+        bound = isinstance(part.target, type) and issubclass(part.target, BOUND_TO_THE_LENGTH)
+        if bound or has_times_in_dur(part):
             hint = "follows the length of the whole run, so the end of a cycle is not that of a run of its own"
             raise source.error(part.key, hint)
     return Run(arm, seed, "cyclic", 0, recipe)

@@ -169,6 +169,7 @@ def _refuse_sam(recipe: Recipe) -> None:
 def _report(recipe: Recipe, trainer: Any, history: History, train_data: Any, quiet: bool) -> Result:
     from composer.utils import dist
 
+    from accelerando.algorithms.host import RequiredOnLoad
     from accelerando.recipes.pruned_run import level_table, levels_of, size_of
     from accelerando.recipes.report import Result, draw, final_metrics, table
 
@@ -177,7 +178,7 @@ def _report(recipe: Recipe, trainer: Any, history: History, train_data: Any, qui
     result = Result(
         run_name=recipe.run_name,
         folder=str(recipe.folder),
-        algorithms=[type(algorithm).__name__ for algorithm in trainer.state.algorithms],
+        algorithms=[type(part).__name__ for part in trainer.state.algorithms if not isinstance(part, RequiredOnLoad)],
         metrics=final_metrics(history.records),
         batches=int(last["batch"]),
         samples=int(last["samples"]),

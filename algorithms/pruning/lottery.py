@@ -170,10 +170,9 @@ class LotteryTicket(Pruning):
         return event == Event.BATCH_CHECKPOINT or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
+        super().apply(event, state, logger)
         if event == Event.BATCH_CHECKPOINT:
             self._record(state, logger)
-        else:
-            super().apply(event, state, logger)
 
     def plan(self) -> dict[str, Any]:
         densities = {f"density {level}": share for level, share in enumerate(self.densities)}
@@ -311,7 +310,7 @@ class LotteryTicket(Pruning):
         now = state.timestamp.batch.value
         if self._ended(now) is None or self._is_measured(state):
             return
-        kept = density(self.masks) if self.masks else 1.0
+        kept = self.share_left() if self.masks else 1.0
         metrics = evaluated(state)
         about: dict[str, Any] = {"level": self.level, "density": kept, "batch": now}
         self.results.append({**about, "digest": digest(self.masks), **metrics})

@@ -102,7 +102,8 @@ def trace_multiply_adds(model: nn.Module, forward: Callable[[nn.Module], Any]) -
 def model_size(model: nn.Module, multiply_adds: MultiplyAdds, masks: Mapping[str, Tensor] | None = None) -> ModelSize:
     """Counts the zeros of `model`, whose multiply-adds were traced before, on it or on another of its architecture.
 
-    With `masks`, by parameters' names, what they prune is what counts as zero: not biases, which start there.
+    With `masks`, only parameters that have one are counted so, as they are; the others, such as biases, which may start
+    at zero, count whole.
 
     Raises ValueError where the trace has parameters that the model lacks.
     """
@@ -111,10 +112,9 @@ def model_size(model: nn.Module, multiply_adds: MultiplyAdds, masks: Mapping[str
         raise ValueError(f"{type(model).__name__} has no {missing[0]}: trace this model, not another architecture.")
     tensors = []
     for name, parameter in parameters.items():
-        if masks is None:
-            nonzero = parameter.detach() != 0  # of the weight itself: a cast to float16 turns small ones into zeros
-        else:
-            nonzero = masks.get(name, torch.ones((), dtype=torch.bool, device=parameter.device)).expand_as(parameter)
+        # Of the weight itself: a cast to float16 turns small ones into zeros.
+        counted = masks is None or name in masks
+        nonzero = parameter.detach() != 0 if counted else torch.ones_like(parameter, dtype=torch.bool)
         used = [(reduce(_apply, steps, nonzero), times) for (weight, steps), times in uses.items() if weight == name]
         dense = sum(part.numel() * times for part, times in used)
         effective = sum(int(part.count_nonzero()) * times for part, times in used)

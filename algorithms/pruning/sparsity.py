@@ -8,16 +8,16 @@ from itertools import chain
 from typing import Any
 
 import torch
-from composer.algorithms import EMA
+from composer.algorithms import EMA, SWA
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
 
 from ..checkpoints import some
-from ..host import composer_model, refuse_twins
-from .enforcement import apply_masks, mask_gradients, mask_optimizers
-from .masks import Masks, collapsed, density, digest, packed, prunable_weights, size, unpacked
+from ..host import RequiredOnLoad, composer_model, refuse_twins
+from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
+from .masks import Masks, collapsed, digest, packed, prunable_weights, size, unpacked
 from .samples import samples_in
 from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 
@@ -26,11 +26,21 @@ class LayerCollapseWarning(UserWarning):
     """A layer keeps no weight at all."""
 
 
-def averages(state: State) -> list[dict[str, Tensor]]:
-    """The weights and buffers that Composer's EMA averages, by the names that they have in the model."""
+def averages(state: State, event: Event | None = None) -> list[dict[str, Tensor]]:
+    """The weights and buffers that Composer's EMA and SWA average, by the names that they have in the model.
+
+    Those of SWA, which are on the CPU, only where there is no `event`, or it is the one at which they are changed.
+    """
+    kept: list[dict[str, Tensor]] = []
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and (model := algorithm.ema_model):
+            kept.append({**model.named_parameters_dict, **model.named_buffers_dict})
+        elif isinstance(algorithm, SWA) and algorithm.swa_model and event in (None, algorithm.match_event):
+            module: Any = algorithm.swa_model.module
+            kept.append(dict(chain(module.named_parameters(), module.named_buffers())))
+    if not kept:
+        return []
     own = dict(chain(composer_model(state).named_parameters(), composer_model(state).named_buffers()))
-    models = [a.ema_model for a in state.algorithms if isinstance(a, EMA) and a.ema_model is not None]
-    kept = [{**model.named_parameters_dict, **model.named_buffers_dict} for model in models]
     return [{n if n in own else n.removeprefix("module."): tensor for n, tensor in by_name.items()} for by_name in kept]
 
 
@@ -40,7 +50,10 @@ def plain_forward(model: nn.Module, batch: Any) -> Any:
 
 
 class Pruning(Algorithm):
-    """Keeps masks, and what they prune at zero: weights, gradients, the optimizer's state, EMA's averages.
+    """Keeps masks, and what they prune at zero, whoever writes there: weights, gradients, optimizers' state, averages.
+
+    It is zero after every batch, in every evaluation and prediction, and in every checkpoint, which cannot be resumed
+    without the algorithm; but not what optimizers such as SOAP keep in bases of their own (see `mask_optimizers`).
 
     Subclasses say when to prune and what: in `before_update` and `after_update`, by `prune`. `masks` holds the masks by
     the names of the parameters, and is empty before anything is pruned. The checkpoint holds one bit per weight; after
@@ -56,7 +69,9 @@ class Pruning(Algorithm):
         self.masks: Masks = {}
         self.weights: dict[str, nn.Parameter] = {}
         self._was: dict[str, Any] = {}  # the plan of the run that is gone on with
-        self._mixes = self._unproven = self._moves = self._unlogged = False
+        self._bits: Masks = {}  # the masks as `bits_of` makes them
+        self._run: State | None = None
+        self._unlogged = False
         self._multiply_adds: MultiplyAdds | None = None
 
     @property
@@ -90,7 +105,16 @@ class Pruning(Algorithm):
         """What a run that goes on must have in common with the one before, as builtins by argument."""
         return {name: list(v) if isinstance(v, Sequence) else v for name, v in self._chosen.items()}
 
+    def share_left(self) -> float:
+        """The share of the prunable weights that is not zero, as they are."""
+        nonzero = sum(int(weight.detach().count_nonzero()) for weight in self.weights.values())
+        return nonzero / sum(weight.numel() for weight in self.weights.values())
+
     def state_dict(self) -> dict[str, Any]:
+        # Composer has the weights in its hands already, but not a copy: whoever has written there comes too late.
+        if self._run:
+            self._hold(self._run)
+            self._hold_averages(self._run)
         return {**super().state_dict(), "masks": packed(self.masks), "plan": self.plan()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,10 +126,13 @@ class Pruning(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         if event == Event.BEFORE_FORWARD:
             return self._multiply_adds is None
-        return event in _STEPS and (event != Event.AFTER_TRAIN_BATCH or bool(self.masks))
+        return event in _STEPS or (event in _MASKED and bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        _STEPS[event](self, state, logger)
+        if event in _MASKED and self.masks:
+            getattr(self, _MASKED[event])(state, event)
+        if event in _STEPS:
+            getattr(self, _STEPS[event])(state, logger)
 
     def begin(self, state: State) -> None:
         """When a Trainer is built; it may have had another one before."""
@@ -139,14 +166,31 @@ class Pruning(Algorithm):
             names = some([name for name in masks if name in collapse])
             text = f"{self._name}: layer collapse, nothing is left of {names}; prune less, or layerwise"
             warnings.warn(text, LayerCollapseWarning, stacklevel=2)
-        self.masks = {name: _like(self.weights[name], mask) for name, mask in masks.items()}
-        self._agree()
-        apply_masks(self.weights, self.masks)
-        mask_optimizers(state.optimizers, self.weights, self.masks)
-        for tensors in averages(state):
-            apply_masks(tensors, {name: mask for name, mask in self.masks.items() if name in tensors})
-        self._unproven = self._unlogged = True
-        logger.log_metrics({"pruning/density": density(self.masks)})
+        self._keep({name: _like(self.weights[name], mask) for name, mask in masks.items()})
+        self._hold_all(state)
+        self._unlogged = True
+        logger.log_metrics({"pruning/density": self.share_left()})
+
+    def _keep(self, masks: Masks) -> None:
+        self.masks, self._bits = masks, {name: bits_of(mask) for name, mask in masks.items()}
+        digests = dist.all_gather_object(digest(self.masks))
+        if len(set(digests)) > 1:
+            raise RuntimeError(f"{self._name}: the ranks have chosen different masks; their weights have gone apart.")
+
+    def _hold(self, state: State, event: Event | None = None) -> None:
+        apply_masks(self.weights, self._bits)
+
+    def _hold_averages(self, state: State, event: Event | None = None) -> None:
+        for tensors in averages(state, event):
+            apply_masks(tensors, {name: bits for name, bits in self._bits.items() if name in tensors})
+
+    def _hold_all(self, state: State, event: Event | None = None) -> None:
+        self._hold(state)
+        mask_optimizers(state.optimizers, self.weights, self._bits)
+        self._hold_averages(state, event)
+
+    def _hold_gradients(self, state: State, event: Event | None = None) -> None:
+        mask_gradients(self.weights, self._bits)
 
     @property
     def traced(self) -> bool:
@@ -163,20 +207,14 @@ class Pruning(Algorithm):
         """The size of the run's model, tensor by tensor and in all."""
         return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0), self.masks)
 
-    def _agree(self) -> None:
-        digests = dist.all_gather_object(digest(self.masks))
-        if len(set(digests)) > 1:
-            raise RuntimeError(f"{self._name}: the ranks have chosen different masks; their weights have gone apart.")
-
     def _begin(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
         if other := [type(a).__name__ for a in state.algorithms if isinstance(a, Pruning) and a is not self]:
             raise ValueError(f"{self._name} cannot share the masks with {', '.join(other)}; prune in one way.")
         if state.fsdp_config is not None or state.tp_config is not None:
             raise ValueError(f"{self._name} does not work on weights that FSDP or tensor parallelism split; use DDP.")
-        self.masks, self.weights, self._multiply_adds, self._mixes = {}, {}, None, False
-        self._unproven = self._moves = self._unlogged = False
-        self._was = {}
+        self.masks, self._bits, self.weights, self._multiply_adds = {}, {}, {}, None
+        self._run, self._unlogged, self._was = state, False, {}
         self.begin(state)
         # On the way out, algorithms run backwards: the last one masks gradients before another one clips them. On the
         # way in, it comes after EMA has brought the weights back that are trained.
@@ -200,6 +238,8 @@ class Pruning(Algorithm):
                 "load one of a run like this, or its weights alone (load_weights_only=True)."
             )
         self.prepare(state)
+        # Not before: a checkpoint that has none would be told to lack it.
+        state.algorithms.append(RequiredOnLoad(type(self).__qualname__))
 
     def _verify(self) -> None:
         """That the masks loaded are those of this model and of its weights."""
@@ -209,12 +249,10 @@ class Pruning(Algorithm):
                 f"{self._name}: the checkpoint's masks do not fit the weights that are pruned here: {some(wrong)}; "
                 "include, exclude and classifier must be what they were."
             )
-        self.masks = {name: _like(weight, self.masks[name]) for name, weight in self.weights.items()}
+        self._keep({name: _like(weight, self.masks[name]) for name, weight in self.weights.items()})
         if revived := _revived(self.weights, self.masks):
             hint = f"what they prune is not 0 in {some(revived)}"
             raise ValueError(f"{self._name}: the masks are not of these weights; {hint}.")
-        self._agree()
-        self._unproven = True
 
     def _start(self, state: State, logger: Logger) -> None:
         self.start(state)
@@ -228,19 +266,7 @@ class Pruning(Algorithm):
     def _finish(self, state: State, logger: Logger) -> None:
         self.finish(state, logger)
 
-    def _mask_gradients(self, state: State, logger: Logger) -> None:
-        mask_gradients(self.weights, self.masks)
-        if self._unproven:  # at a learning rate of zero nothing shows
-            groups = (group for optimizer in state.optimizers for group in optimizer.param_groups)
-            self._moves = any(group["lr"] > 0 for group in groups)
-
     def _after(self, state: State, logger: Logger) -> None:
-        if self._unproven and self._moves:  # some optimizers, such as Muon, mix the gradients of different weights
-            self._mixes = bool(_revived(self.weights, self.masks))
-            self._unproven = self._moves = False
-        if self.masks and self._mixes:
-            apply_masks(self.weights, self.masks)
-            mask_optimizers(state.optimizers, self.weights, self.masks)
         self.after_update(state, logger)
         if self._unlogged:
             now = self.size(state)
@@ -264,12 +290,32 @@ def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
 
 
 _STEPS = {
-    Event.INIT: Pruning._begin,
-    Event.AFTER_LOAD: Pruning._check,
-    Event.FIT_START: Pruning._start,
-    Event.BATCH_START: Pruning._before,
-    Event.BEFORE_FORWARD: Pruning._trace,
-    Event.AFTER_TRAIN_BATCH: Pruning._mask_gradients,
-    Event.BATCH_END: Pruning._after,
-    Event.FIT_END: Pruning._finish,
+    Event.INIT: "_begin",
+    Event.AFTER_LOAD: "_check",
+    Event.FIT_START: "_start",
+    Event.BATCH_START: "_before",
+    Event.BEFORE_FORWARD: "_trace",
+    Event.BATCH_END: "_after",
+    Event.FIT_END: "_finish",
+}
+# Others may have written since the last event: optimizers, algorithms, callbacks, which come after the algorithms.
+_MASKED = {
+    Event.FIT_START: "_hold_all",
+    Event.BEFORE_TRAIN_BATCH: "_hold",
+    Event.AFTER_TRAIN_BATCH: "_hold_gradients",
+    Event.BATCH_END: "_hold_all",
+    Event.EPOCH_END: "_hold_all",
+    Event.FIT_END: "_hold_all",
+    **dict.fromkeys(
+        (
+            Event.BATCH_CHECKPOINT,
+            Event.EPOCH_CHECKPOINT,
+            Event.EVAL_START,
+            Event.EVAL_BATCH_START,
+            Event.EVAL_BEFORE_FORWARD,
+            Event.PREDICT_START,
+            Event.PREDICT_BEFORE_FORWARD,
+        ),
+        "_hold",
+    ),
 }

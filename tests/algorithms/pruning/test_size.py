@@ -463,7 +463,7 @@ def test_nothing_changes(fails):
     assert backends() == settings and torch.is_grad_enabled()
 
 
-def test_with_masks_only_what_they_prune_is_zero():
+def test_with_masks_only_the_weights_that_have_one_are_counted():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2, bias=False))
     nn.init.zeros_(model[0].bias)  # as those of batch norm
     model[0].weight.data[0] = 0.0
@@ -471,6 +471,8 @@ def test_with_masks_only_what_they_prune_is_zero():
     assert model_size(model, traced).nonzero == 12 - 4 + 3 + 6
     assert model_size(model, traced, {}).compression_ratio == 1.0
     masks = {"2.weight": torch.tensor([[True, False, False], [True, True, False]])}
+    assert model_size(model, traced, masks).nonzero == 27  # as they are, whatever the masks say
+    model[2].weight.data[~masks["2.weight"]] = 0.0
     size = model_size(model, traced, masks)
     assert (size.parameters, size.nonzero) == (27, 24)
     assert size.theoretical_speedup == 18 / 15
