@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe
 from accelerando.recipes.distillation_plan import Student, Study, plan
-from accelerando.recipes.folder import finished
+from accelerando.recipes.folder import finished, held
 from accelerando.recipes.loggers import log_study
 from accelerando.recipes.names import Source
 from accelerando.recipes.train import command_line, join_ranks, train
@@ -47,14 +47,18 @@ if TYPE_CHECKING:
 def distillation(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Point]:
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
+    join_ranks(next(iter(study.teachers.values())))
+    with held(study.folder, study.source):
+        return _do(study)
 
+
+def _do(study: Study) -> list[Point]:
     from composer.utils import dist
 
     from accelerando.recipes.curves import lower_is_better
     from accelerando.recipes.progress import Progress
     from accelerando.recipes.speedup import Point, rank
 
-    join_ranks(next(iter(study.teachers.values())))
     durations = [duration(recipe).value for recipe in study.teachers.values()]
     durations += [duration(student.recipe).value for student in study.students([*study.teachers])]
     progress, numbers = Progress(sum(durations)), itertools.count(1)

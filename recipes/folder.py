@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import re
+import socket
+import sys
+import time
 import traceback
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from accelerando.recipes.config import UNREADABLE, ConfigError, Recipe
-from accelerando.recipes.names import REFUSALS
+from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
     from accelerando.recipes.report import Result
@@ -31,69 +37,150 @@ LEVELS = re.compile(r"algorithms\.(.*:)?lottery_?ticket\.levels", re.IGNORECASE)
 ANOTHER = "choose another run_name, or delete the folder"
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """All files that may be checkpoints, whatever the links to them say: a kill or a copy may have changed these."""
+    files = [path for path in folder.glob("checkpoints/**/*") if path.is_file() and not path.is_symlink()]
+    return [file for file in files if file.suffix == ".pt" or digest_file(file).exists()]
+
+
+def digest_file(checkpoint: Path) -> Path:
+    """Beside each checkpoint, once it is whole."""
+    return checkpoint.with_name(f"{checkpoint.name}.digest")
+
+
 def has_checkpoint(recipe: Recipe) -> bool:
-    """Whether there is a link to the latest checkpoint."""
-    with recipe.source.blame("folder", OSError):
-        return _as_rank_zero_finds(_mend_link, recipe)
+    """Whether there is a file that may be one."""
+    return as_rank_zero_finds(lambda: bool(checkpoint_files(recipe.folder)))
 
 
-def _as_rank_zero_finds(find: Callable[[Recipe], Any], recipe: Recipe) -> Any:
-    """Ranks that disagreed would wait for each other."""
+def is_begun(folder: Path) -> bool:
+    """Whether there is anything of a run that its continuation, or another run, must not overwrite."""
+    return bool(checkpoint_files(folder)) or (folder / "results.json").exists()
+
+
+def as_rank_zero_finds(find: Callable[[], Any]) -> Any:
+    """The same for all ranks, errors too: ranks that disagreed would wait for each other."""
     from composer.utils import dist
 
-    found = [find(recipe) if dist.get_global_rank() == 0 else None]
+    found: list[Any] = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            found[0] = find()
+        except ConfigError as error:
+            found[1] = error.file, error.key, error.message
     dist.broadcast_object_list(found)
+    if found[1]:
+        raise ConfigError(*found[1])
     return found[0]
 
 
-def _links(recipe: Recipe) -> list[Path]:
-    return [path for path in recipe.folder.glob("checkpoints/*") if path.is_symlink()]
+@contextmanager
+def held(folder: Path, source: Source) -> Iterator[None]:
+    """Keeps all other processes out of the folder; the system lets go of it when this one ends, however it ends."""
+    locks: list[Any] = []
+    as_rank_zero_finds(lambda: locks.append(_lock(folder, source)))
+    try:
+        yield
+    finally:
+        for lock in filter(None, locks):
+            lock.close()
+            _HELD.discard(lock.name)
 
 
-def _mend_link(recipe: Recipe) -> bool:
-    """Composer removes the link once the new checkpoint is whole, then links that: a kill in between leaves no link.
+_HELD = set[str]()  # of this process, to which its own locks are open
 
-    Without one, a checkpoint older than config.yaml belongs to a run that was there before this one.
-    """
-    from composer.utils.file_helpers import format_name_with_dist
 
-    links, saved = _links(recipe), recipe.folder / "config.yaml"
-    if any(link.exists() for link in links):
-        return True
-    since = saved.stat().st_mtime if saved.exists() and not links else 0.0
-    # A kill may also leave half a file, which lacks the directory that ends a zip.
-    files = [path for path in recipe.folder.glob("checkpoints/*.pt") if path.is_file() and zipfile.is_zipfile(path)]
-    files = sorted((file for file in files if file.stat().st_mtime >= since), key=lambda file: file.stat().st_mtime)
-    for link in links:
-        link.unlink()
-    name = recipe.trainer.get("save_latest_filename", "latest-rank{rank}.pt")
-    if files and name:
-        (recipe.folder / "checkpoints" / format_name_with_dist(name, recipe.run_name)).symlink_to(files[-1].name)
-    return bool(files and name)
+def _lock(folder: Path, source: Source) -> Any:
+    with blame_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = str(folder.resolve() / ".lock")
+        if name in _HELD:
+            raise _held_by("this process", folder, source)
+        try:
+            lock = open(name, "a+")  # noqa: SIM115
+        except OSError:
+            if os.access(folder, os.W_OK):
+                raise
+            return None  # where nothing can be written, nobody need be kept out
+    try:
+        # Not flock, which workers of the data would go on holding for some seconds after a kill.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        with lock:
+            lock.seek(0)
+            raise _held_by(lock.read().strip() or "another process", folder, source) from None
+    except OSError as error:
+        print(f"{folder}: cannot be locked ({error}); see that no other process uses it", file=sys.stderr, flush=True)
+    with blame_disk(folder):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        lock.flush()
+    _HELD.add(name)
+    return lock
+
+
+def _held_by(who: str, folder: Path, source: Source) -> ConfigError:
+    hint = "wait for its end, or choose another folder or run_name"
+    return source.error("folder", f"{folder} is held by {who}; {hint}")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def blame_disk(folder: Path) -> Iterator[None]:
+    """Turns what comes of a full disk, or of a folder that cannot be written, into one line that says what to do."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        chain = [one for one in (error, error.__cause__, error.__context__) if one]
+        name = getattr(error, "filename", None) or folder
+        if full := next((os.strerror(code) for code in FULL for one in chain if _tells(one, code)), ""):
+            hint = "make room, and the same command goes on from what was saved before"
+            raise ConfigError(str(name), "", f"cannot be written, {full}; {hint}") from error
+        if isinstance(error, OSError) and (Path(name).is_relative_to(folder) or folder.is_relative_to(name)):
+            hint = "make it a folder that can be written, or choose another `folder`"
+            raise ConfigError(str(name), "", f"cannot be written, {error.strerror or error}; {hint}") from error
+        raise
+
+
+def _tells(error: BaseException, code: int) -> bool:
+    return (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error)
 
 
 def finished(recipe: Recipe) -> Result | None:
     """What this very run has done, if it is in the folder already."""
-    return _as_rank_zero_finds(_load_finished, recipe)
+    return as_rank_zero_finds(lambda: _load_finished(recipe))
 
 
 def _load_finished(recipe: Recipe) -> Result | None:
     from accelerando.recipes.report import Result
 
+    file = recipe.folder / "results.json"
     try:
         was = _saved_config(recipe)
-        if was is None or _changes(was, recipe.config) or _length(was) != _length(recipe.config):
+        if (
+            was is None
+            or not file.exists()
+            or differences(was, recipe.config)
+            or _length(was) != _length(recipe.config)
+        ):
             return None
-        result = Result.load(recipe.folder)
-        return result if isinstance(result.batches, int) and result.records and result.metrics else None
-    except (OSError, ValueError, TypeError, ConfigError):  # training goes on from the checkpoint, or says what is wrong
-        return None
+        return Result.load(recipe.folder)
+    except (OSError, ValueError, TypeError) as error:
+        line = " ".join(str(error).split())
+        print(f"{file}: not as it was written ({line[:200]}); it is written anew", file=sys.stderr, flush=True)
+    except ConfigError:  # training goes on from the checkpoint, or says what is wrong
+        pass
+    return None
 
 
 def refuse_another_run(recipe: Recipe, as_long: bool = False) -> None:
     """The checkpoints in the folder must come from this config; with `as_long` from a run of its length, too."""
     was = _saved_config(recipe) or {}
-    changes = _changes(was, recipe.config) if was else []
+    changes = differences(was, recipe.config) if was else []
     if as_long and was and was.get("max_duration") != recipe.config["max_duration"]:
         changes.append(("max_duration", was.get("max_duration", "absent"), recipe.config["max_duration"]))
     for key, there, here in changes:
@@ -117,7 +204,7 @@ def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:
         raise recipe.source.error("max_duration", f"{given} given, but the run in {recipe.folder} is longer; {ANOTHER}")
 
 
-def _changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """The keys that make it another run, and what they were and are."""
     old, new = _flatten(was), _flatten(now)
     return [
@@ -159,33 +246,46 @@ def _flatten(value: Any, key: str = "") -> dict[str, Any]:
     return itself | {k: v for name in value for k, v in _flatten(value[name], f"{key}.{name}" if key else name).items()}
 
 
-def write_config(recipe: Recipe, resumes: bool) -> None:
+def run_id(folder: Path) -> str | None:
+    """What tells this run from all others, of whatever name; it is made when the run begins."""
+    file = folder / "run_id"
+    return file.read_text().strip() or None if file.is_file() else None
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def begin(recipe: Recipe, name: str, resumes: bool) -> None:
+    """From here on the folder is the run's of that id: a kill must not leave it with the checkpoints of another."""
     from composer.utils import dist
 
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.report import write, write_yaml
 
     if dist.get_global_rank() == 0:
-        with recipe.source.blame("folder", OSError):
-            # From here on the folder is this run's: a kill must not leave it with the checkpoint of another.
-            for link in [] if resumes else _links(recipe):
-                link.unlink()
-            if not resumes or _saved_config(recipe) != recipe.config:
-                (recipe.folder / "results.json").unlink(missing_ok=True)
-            write_yaml(recipe.folder / "config.yaml", recipe.config)
+        folder = recipe.folder
+        if not resumes:
+            for file in [*checkpoint_files(folder), *folder.glob("checkpoints/**/*")]:
+                if file.is_symlink() or file.suffix in (".pt", ".digest"):
+                    file.unlink(missing_ok=True)
+        if not resumes or _saved_config(recipe) != recipe.config:
+            (folder / "results.json").unlink(missing_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+        write(folder / "run_id", f"{name}\n".encode())
+        write_yaml(folder / "config.yaml", recipe.config)
     dist.barrier()
 
 
 @contextmanager
-def blame_checkpoint(recipe: Recipe, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Says which file could not be loaded, and what to do; other errors pass."""
+def blame_checkpoint(recipe: Recipe, file: str | None) -> Iterator[None]:
+    """Says which file could not be loaded, and what to do; other errors pass. `file` is the run's own checkpoint."""
     try:
         yield
     except REFUSALS as error:
         if "load_checkpoint" not in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
             raise
         message = f"cannot be loaded; {type(error).__name__}: {error}"
-        if not arguments["autoresume"]:
-            raise recipe.source.error("load_path", f"{arguments['load_path']} {message}") from error
-        file = next((link.resolve() for link in _links(recipe)), recipe.folder / "checkpoints")
+        if file is None:
+            raise recipe.source.error("load_path", f"{recipe.trainer['load_path']} {message}") from error
         hint = f"delete it to go on from another one, or {recipe.folder} to start anew"
-        raise ConfigError(str(file), "", f"{message}; {hint}") from error
+        raise ConfigError(file, "", f"{message}; {hint}") from error

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.folder import finished
+from accelerando.recipes.folder import finished, held
 from accelerando.recipes.glue_tasks import GLUE, Run, Study, check_files, plan
 from accelerando.recipes.loggers import log_study
 from accelerando.recipes.metrics import CLASSES
@@ -57,6 +57,11 @@ class Score:
 def glue(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Score]:
     """Fine-tunes what the config describes and its folder does not hold yet, and reports; returns all scores."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
+    with held(study.folder, study.source):
+        return _do(study)
+
+
+def _do(study: Study) -> list[Score]:
     results = {run.name: result for run in study.runs if (result := finished(run.recipe))}
     check_files(left := [run for run in study.runs if run.name not in results])
 

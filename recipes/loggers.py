@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerando.recipes.config import Part, Recipe
+from accelerando.recipes.folder import as_rank_zero_finds, blame_disk, new_id, run_id
 
 if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
 
-def build_loggers(recipe: Recipe) -> list[LoggerDestination]:
-    """Those of the config."""
-    return [_wandb_resumes(part, recipe).build() for part in recipe.loggers]
+def build_loggers(recipe: Recipe, name: str) -> list[LoggerDestination]:
+    """Those of the config, for the run of that id."""
+    return [_wandb_resumes(part, recipe, name).build() for part in recipe.loggers]
 
 
-def _wandb_resumes(part: Part, recipe: Recipe) -> Part:
-    """Gives a WandBLogger a run id made of the run's name, so that a resumed run continues its W&B run."""
+def _wandb_resumes(part: Part, recipe: Recipe, name: str) -> Part:
+    """Gives a WandBLogger the run's id: a resumed run continues its W&B run, and no other does."""
     from composer.loggers import WandBLogger
     from composer.utils import dist
 
     if part.target is not WandBLogger:
         return part
-    rank = None if part.arguments.get("rank_zero_only", True) else f"rank{dist.get_global_rank()}"
-    name = "-".join(filter(None, (part.arguments.get("project"), recipe.run_name, rank)))
-    plain = re.sub(r"[^\w.-]", "-", name)
     ours = {
-        # Other names may look the same without their slashes.
-        "id": plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}",
+        "id": name if part.arguments.get("rank_zero_only", True) else f"{name}-rank{dist.get_global_rank()}",
         "resume": "allow",
         "dir": str(recipe.folder),
         "allow_val_change": True,  # max_duration, say, when a finished run is prolonged
@@ -50,16 +46,36 @@ def log_study(
         tables: rows by the table's name, each row the values by column.
         pixels: the figure, (height, width, 3) of uint8; logged under the first table's name.
     """
+    study = replace(recipe, run_name=config["run_name"], folder=recipe.folder.parent)
+    if study.loggers:
+        log_afterwards(study, as_rank_zero_finds(lambda: _lasting_id(study.folder)), config, tables, pixels)
+
+
+def _lasting_id(folder: Path) -> str:
+    if (name := run_id(folder)) is None:
+        from accelerando.recipes.report import write
+
+        with blame_disk(folder):
+            write(folder / "run_id", f"{(name := new_id())}\n".encode())
+    return name
+
+
+def log_afterwards(
+    recipe: Recipe,
+    name: str,
+    config: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    pixels: Any,
+) -> None:
+    """Logs by the recipe's loggers, as the run of that id, what there is when nothing is trained."""
     import torch
     from composer.core import Engine, Event, State
     from composer.loggers import Logger
     from composer.utils import get_device
 
-    study = replace(recipe, run_name=config["run_name"], folder=recipe.folder.parent)
-    if not (destinations := build_loggers(study)):
-        return
-    device = get_device(study.trainer.get("device"))
-    state = State(torch.nn.Module(), 0, study.run_name, device, callbacks=destinations)
+    destinations = build_loggers(recipe, name)
+    device = get_device(recipe.trainer.get("device"))
+    state = State(torch.nn.Module(), 0, recipe.run_name, device, callbacks=destinations)
     engine = Engine(state, logger := Logger(state, destinations))
     engine.run_event(Event.INIT)
     logger.log_hyperparameters(dict(config))
@@ -68,5 +84,5 @@ def log_study(
         for name, rows in tables.items():
             destination.log_table(list(rows[0]), [list(row.values()) for row in rows], name=name)
         if pixels is not None:
-            destination.log_images(pixels, name=next(iter(tables)), channels_last=True, use_table=False)
+            destination.log_images(pixels, name=next(iter(tables), "curves"), channels_last=True, use_table=False)
     engine.close()

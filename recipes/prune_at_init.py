@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe
+from accelerando.recipes.folder import held
 from accelerando.recipes.names import Source, nearest
 from accelerando.recipes.pruning_plan import (
     DEFAULTS,
@@ -106,11 +107,15 @@ class Study:
 def prune_at_init(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Point]:
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
+    join_ranks(study.base.recipe)
+    with held(study.base.folder, study.base.source):
+        return _do(study)
 
+
+def _do(study: Study) -> list[Point]:
     from accelerando.recipes.report import percent
 
     base, densities = study.base, len(study.densities)
-    join_ranks(base.recipe)
     count, trainings = 1 + densities * len(study.arms), 1 + densities * sum(arm.trainings for arm in study.arms)
     runs = Runs(base, len(base.seeds) * count, len(base.seeds) * trainings)
     points: list[Point] = []

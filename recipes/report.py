@@ -21,13 +21,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 from tabulate import tabulate
 
-Record = dict[str, float]
+Record = dict[str, float]  # in a file, what is not finite is null
 
 TRAIN_LOSS = "loss/train/total"
 EVAL_PREFIX = "metrics/eval/"
 LEVEL_PREFIX = "lottery/"
+COUNTS = ("batch", "samples", "seconds")
+OF_SIZE = ("density", "compression_ratio", "theoretical_speedup")
+OF_LEVEL = ("level", "density", "batch", "batches", "samples", "seconds", "compression_ratio", "speedup")
 OF_POINTS = (EVAL_PREFIX, "tradeoff/", LEVEL_PREFIX)
 MOST_RECORDS = 10_000
 # Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -132,19 +136,39 @@ class Result:
     run_name: str
     folder: str
     algorithms: list[str]
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     batches: int
     samples: int
     seconds: float
     samples_per_second: float
-    records: list[Record]
+    records: list[dict[str, float | None]]
     size: dict[str, Any] | None = None
     levels: list[dict[str, Any]] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
-        """The result of the run in `folder`."""
-        return cls(**json.loads(Path(folder, "results.json").read_text()))
+        """The result of the run in `folder`; ValueError where the file holds something else."""
+        text = Path(folder, "results.json").read_bytes()
+        TypeAdapter(cls).validate_json(text, strict=True)
+        result = cls(**json.loads(text))
+        result._check()
+        return result
+
+    def _check(self) -> None:
+        """What is told twice must agree, and what people and studies read must be there."""
+        if not self.records or any(record.get(key) is None for record in self.records for key in COUNTS):
+            raise ValueError(f"expected records, each with {', '.join(COUNTS)}")
+        last = self.records[-1]
+        if (self.batches, self.samples, self.seconds) != tuple(last[key] for key in COUNTS):
+            raise ValueError("batches, samples and seconds are not those of the last record")
+        if self.metrics != final_metrics(self.records):
+            raise ValueError("metrics are not those of the last evaluation")
+        if not 0 < self.seconds < math.inf or self.samples_per_second != self.samples / self.seconds:
+            raise ValueError(f"{self.samples_per_second} samples per second are not those of {self.seconds} s")
+        for part, keys in ((self.size, OF_SIZE), *((level, OF_LEVEL) for level in self.levels or [])):
+            for key in keys if part is not None else ():
+                if key not in part or not isinstance(part[key], int | float | None) or isinstance(part[key], bool):
+                    raise ValueError(f"{key} is {part.get(key, 'missing')!r}; expected a number")
 
     def save(self) -> None:
         """Writes `results.json`; a number that is not finite becomes null, as JSON has none."""
@@ -178,11 +202,17 @@ def percent(share: float) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; one that is so already is left alone, as its folder may be closed by now."""
+    if path.is_file() and path.read_bytes() == content:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, its part too takes room
+        raise
 
 
 def write_yaml(path: Path, config: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from accelerando.recipes.config import Recipe
+from accelerando.recipes.folder import held
 from accelerando.recipes.names import REFUSALS, ConfigError, Source
 from accelerando.recipes.pruning_plan import (
     DEFAULTS,
@@ -134,8 +135,13 @@ class Study:
 def tickets(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Point]:
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
+    join_ranks(study.base.recipe)
+    with held(study.base.folder, study.base.source):
+        return _do(study)
+
+
+def _do(study: Study) -> list[Point]:
     base, controls = study.base, len(study.controls) * len(study.control_levels)
-    join_ranks(base.recipe)
     trainings = sum(ladder.trainings for ladder in study.ladders) + controls
     runs = Runs(base, len(base.seeds) * (len(study.ladders) + controls), len(base.seeds) * trainings)
     points: list[Point] = []

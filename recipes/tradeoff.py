@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.folder import finished
+from accelerando.recipes.folder import finished, held
 from accelerando.recipes.loggers import log_study
 from accelerando.recipes.names import Source
 from accelerando.recipes.study import Study, plan
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 def tradeoff(config: DictConfig | Mapping[str, Any], source: Source | None = None) -> list[Point]:
     """Trains what the config describes and its folder does not hold yet, and reports; returns all points."""
     study = plan(OmegaConf.create(config), source or Source())  # type: ignore[arg-type]
+    join_ranks(study.runs[0].recipe)
+    with held(study.folder, study.source):
+        return _do(study)
 
+
+def _do(study: Study) -> list[Point]:
     from accelerando.recipes.curves import points_of
     from accelerando.recipes.progress import Progress
 
-    join_ranks(study.runs[0].recipe)
     progress = Progress(sum(run.duration.value for run in study.runs))
     points: list[Point] = []
     for number, run in enumerate(study.runs, 1):

@@ -13,21 +13,29 @@ import atexit
 import os
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
 
 from accelerando.recipes.config import ConfigError, Recipe, build_algorithms, check, load
 from accelerando.recipes.folder import (
+    as_rank_zero_finds,
+    begin,
     blame_checkpoint,
-    has_checkpoint,
+    blame_disk,
+    finished,
+    held,
+    is_begun,
+    new_id,
     refuse_a_shorter_run,
     refuse_another_run,
-    write_config,
+    run_id,
 )
-from accelerando.recipes.loggers import build_loggers
+from accelerando.recipes.loggers import build_loggers, log_afterwards
 from accelerando.recipes.names import REFUSALS, Source
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
     from accelerando.recipes.report import History, Result
+    from accelerando.recipes.saved import Checkpoint
 
 
 def train(
@@ -43,41 +52,52 @@ def train(
 ) -> Result:
     """Trains, or goes on training, what `config` (a mapping, or the path of a YAML file) describes.
 
-    What `watch` shows of it takes the place of progress bar, lines and table.
+    What is finished already is reported again. What `watch` shows takes the place of progress bar, lines and table.
     """
-    if isinstance(config, Recipe):
-        recipe = config
-    else:
-        recipe = check(*load(config)) if isinstance(config, str | os.PathLike) else check(config)
+    recipe = _checked(config)
+    device = join_ranks(recipe)
+    with blame_disk(recipe.folder):
+        anew = not recipe.trainer.get("autoresume", True)
+        if not anew and (result := finished(recipe)):
+            return _report_again(recipe, result, quiet=watch is not None)
+        with held(recipe.folder, recipe.source):
+            checkpoint = None if anew else _checkpoint_of(recipe)
+            name = as_rank_zero_finds(lambda: (run_id(recipe.folder) if checkpoint else None) or new_id())
+            return _train(recipe, device, watch, checkpoint, name)
 
+
+def _checked(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[str]) -> Recipe:
+    if isinstance(config, Recipe):
+        return config
+    return check(*load(config)) if isinstance(config, str | os.PathLike) else check(config)
+
+
+def _checkpoint_of(recipe: Recipe) -> Checkpoint | None:
+    """The one to go on from. What is in the folder must be of this run, or begun anew on purpose."""
+    from accelerando.recipes.saved import newest_checkpoint
+
+    if as_rank_zero_finds(lambda: is_begun(recipe.folder)):
+        refuse_another_run(recipe)
+    return as_rank_zero_finds(lambda: newest_checkpoint(recipe))
+
+
+def _train(
+    recipe: Recipe, device: Device, watch: LoggerDestination | None, checkpoint: Checkpoint | None, name: str
+) -> Result:
     from composer import ComposerModel, Trainer
     from composer.utils import reproducibility
 
     from accelerando.recipes.agreement import agree, takes
     from accelerando.recipes.pruned_run import show_transforms, wrapped
-    from accelerando.recipes.report import EVAL_PREFIX, History, Lines
+    from accelerando.recipes.report import History
+    from accelerando.recipes.saved import Saved, nothing_executed
     from accelerando.recipes.tensors import OneSetOfBuffers
 
     # Composer says so of every smaller last batch.
     warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
-    device = join_ranks(recipe)
-    arguments = _defaults(recipe) | recipe.trainer
-    with recipe.source.blame("folder", OSError, ValueError):
-        recipe.folder.mkdir(parents=True, exist_ok=True)
-    # Without a checkpoint to go on from, Composer would look for one among W&B's artifacts, which needs an account.
-    resumes = arguments["autoresume"] = arguments["autoresume"] and has_checkpoint(recipe)
-    if resumes:
-        refuse_another_run(recipe)
-    if resumes or (arguments.get("load_path") and not arguments.get("load_weights_only")):
-        _refuse_sam(recipe)
-
+    arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
     history = History()
-    loggers: list[Any] = [history]
-    if watch:
-        loggers, arguments["progress_bar"] = [history, watch], False
-    elif not (arguments["progress_bar"] or arguments.get("log_to_console")):
-        loggers = [history, Lines(history)]
-    loggers += build_loggers(recipe)
+    loggers = [history, *_shown_by(history, watch, arguments), *build_loggers(recipe, name), Saved(recipe, checkpoint)]
     scheduler = recipe.scheduler.build() if recipe.scheduler else None
     algorithms = build_algorithms(recipe, scheduler)
     scheduler = wrapped(scheduler, algorithms)
@@ -93,7 +113,9 @@ def train(
     show_transforms(algorithms, train_data)
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
     agree(recipe, takes(model), train_data, eval_data)
-    with recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, arguments):
+    own = checkpoint.path if checkpoint else None
+    blamed = recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, own), blame_disk(recipe.folder)
+    with blamed[0], blamed[1], blamed[2], nothing_executed():
         trainer = Trainer(
             model=model,
             train_dataloader=train_data,
@@ -107,14 +129,14 @@ def train(
         )
     try:
         elapsed = trainer.state.get_elapsed_duration()
-        if resumes:
+        if checkpoint:
             refuse_a_shorter_run(recipe, elapsed)
-        write_config(recipe, resumes)
+        begin(recipe, name, resumes=checkpoint is not None)
         trainer.logger.log_hyperparameters(recipe.config)
-        if elapsed is not None and elapsed < 1:
-            trainer.fit()
-        if eval_data and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
-            trainer.eval()  # an eval_interval that left out the end, or a kill in the last evaluation
+        with _told_in_one_line(recipe, trainer):
+            if elapsed is not None and elapsed < 1:
+                trainer.fit()
+            _evaluate_the_end(trainer, history)
         result = _report(recipe, trainer, history, train_data, quiet=watch is not None)
     except BaseException:
         # Trainer.close waits for the other ranks, which may never come.
@@ -123,6 +145,39 @@ def train(
     trainer.close()
     _release(trainer)
     return result
+
+
+def _shown_by(history: History, watch: LoggerDestination | None, arguments: Mapping[str, Any]) -> list[Any]:
+    from accelerando.recipes.report import Lines
+
+    if watch:
+        return [watch]
+    return [] if arguments["progress_bar"] or arguments.get("log_to_console") else [Lines(history)]
+
+
+def _evaluate_the_end(trainer: Trainer, history: History) -> None:
+    """Where an eval_interval left it out, or a kill came in the last evaluation."""
+    from accelerando.recipes.report import EVAL_PREFIX
+
+    if trainer.state.evaluators and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
+        trainer.eval()
+
+
+@contextmanager
+def _told_in_one_line(recipe: Recipe, trainer: Trainer) -> Iterator[None]:
+    """What goes wrong in training, such as data that do not fit the model; where it did is told in a file."""
+    try:
+        yield
+    except Exception as error:
+        with blame_disk(recipe.folder):
+            if isinstance(error, ConfigError):
+                raise
+            rank = os.environ.get("RANK", "0")
+            file = recipe.folder / ("error.txt" if rank == "0" else f"error-rank{rank}.txt")
+            file.write_text(traceback.format_exc())
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            place = f"after batch {int(trainer.state.timestamp.batch)}"
+            raise recipe.source.error("", f"training failed {place}; {what}; where it did is told in {file}") from error
 
 
 def join_ranks(recipe: Recipe) -> Device:
@@ -147,7 +202,6 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     return {
         "run_name": recipe.run_name,
         "seed": recipe.config["seed"],
-        "autoresume": True,
         "save_folder": str(recipe.folder / "checkpoints"),
         "save_num_checkpoints_to_keep": 1,
         # A kill may leave a half-written checkpoint newer than the one that the run goes on from.
@@ -155,6 +209,17 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
         "progress_bar": sys.stderr.isatty(),
         "load_progress_bar": sys.stderr.isatty(),
     }
+
+
+def _load_arguments(recipe: Recipe, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Those of Composer's that make it go on from the checkpoint, if any: it would take its newest link for that."""
+    given = recipe.trainer
+    if checkpoint or (given.get("load_path") and not given.get("load_weights_only")):
+        _refuse_sam(recipe)
+    if checkpoint is None:
+        return {"autoresume": False}
+    as_it_was = dict.fromkeys(("load_object_store", "load_ignore_keys", "load_exclude_algorithms"))
+    return {"autoresume": False, "load_path": checkpoint.path, "load_weights_only": False, **as_it_was}
 
 
 def _refuse_sam(recipe: Recipe) -> None:
@@ -170,8 +235,8 @@ def _report(recipe: Recipe, trainer: Any, history: History, train_data: Any, qui
     from composer.utils import dist
 
     from accelerando.algorithms.host import RequiredOnLoad
-    from accelerando.recipes.pruned_run import level_table, levels_of, size_of
-    from accelerando.recipes.report import Result, draw, final_metrics, table
+    from accelerando.recipes.pruned_run import levels_of, size_of
+    from accelerando.recipes.report import Result, draw, final_metrics
 
     last = history.records[-1]
     size, density = size_of(trainer.state, train_data) or (None, 1.0)
@@ -189,15 +254,38 @@ def _report(recipe: Recipe, trainer: Any, history: History, train_data: Any, qui
         levels=levels_of(trainer.state, size, history.records),
     )
     if dist.get_global_rank() == 0:
-        result.save()
         pixels = draw([result], recipe.folder / "curves.png", recipe.run_name)
         trainer.logger.log_images(pixels, name="curves", channels_last=True, use_table=False)
+        result.save()  # last: where it is, everything is
         if not quiet:
-            files = "config.yaml, results.json, curves.png, checkpoints" + (", tickets" if result.levels else "")
-            tables = [size.table()] if size else []
-            tables += [level_table(result.levels)] if result.levels else []
-            print("\n" + "\n\n".join([*tables, table([result]), f"{recipe.folder}: {files}"]), flush=True)
+            _print(result, [size.table()] if size else [])
     return result
+
+
+def _report_again(recipe: Recipe, result: Result, quiet: bool) -> Result:
+    """What was finished before; the folder need not be writable."""
+    from composer.utils import dist
+
+    from accelerando.recipes.report import draw
+
+    pixels, curves = None, recipe.folder / "curves.png"
+    if dist.get_global_rank() == 0 and (recipe.loggers or not curves.exists()):
+        with suppress(OSError):
+            pixels = draw([result], curves, recipe.run_name)
+    if recipe.loggers and (name := as_rank_zero_finds(lambda: run_id(recipe.folder))):
+        log_afterwards(recipe, name, recipe.config, {}, pixels)
+    if dist.get_global_rank() == 0 and not quiet:
+        _print(result, [])
+    return result
+
+
+def _print(result: Result, tables: list[str]) -> None:
+    from accelerando.recipes.pruned_run import level_table
+    from accelerando.recipes.report import table
+
+    files = "config.yaml, results.json, curves.png, checkpoints" + (", tickets" if result.levels else "")
+    tables += [level_table(result.levels)] if result.levels else []
+    print("\n" + "\n\n".join([*tables, table([result]), f"{result.folder}: {files}"]), flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:

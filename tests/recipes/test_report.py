@@ -110,7 +110,7 @@ def test_a_result_survives_its_file_even_after_divergence(tmp_path):
     written.save()
     assert Result.load(tmp_path) == written
     written.records[3]["loss/train/total"] = math.nan
-    written.metrics[ACCURACY] = math.inf
+    written.records[-1][ACCURACY] = written.metrics[ACCURACY] = math.inf
     written.save()
     read = Result.load(tmp_path)
     assert read.records[3]["loss/train/total"] is None and read.metrics[ACCURACY] is None
