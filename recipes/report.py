@@ -136,12 +136,12 @@ class Result:
     run_name: str
     folder: str
     algorithms: list[str]
-    metrics: dict[str, float | None]
+    metrics: dict[str, Any]
     batches: int
     samples: int
     seconds: float
     samples_per_second: float
-    records: list[dict[str, float | None]]
+    records: list[dict[str, Any]]
     size: dict[str, Any] | None = None
     levels: list[dict[str, Any]] | None = None
 
@@ -158,6 +158,9 @@ class Result:
         """What is told twice must agree, and what people and studies read must be there."""
         if not self.records or any(record.get(key) is None for record in self.records for key in COUNTS):
             raise ValueError(f"expected records, each with {', '.join(COUNTS)}")
+        for name, value in ((name, value) for record in self.records for name, value in record.items()):
+            if type(value) not in (int, float, type(None)):
+                raise ValueError(f"{name} is {value!r}; expected a number")
         last = self.records[-1]
         if (self.batches, self.samples, self.seconds) != tuple(last[key] for key in COUNTS):
             raise ValueError("batches, samples and seconds are not those of the last record")
@@ -165,9 +168,10 @@ class Result:
             raise ValueError("metrics are not those of the last evaluation")
         if not 0 < self.seconds < math.inf or self.samples_per_second != self.samples / self.seconds:
             raise ValueError(f"{self.samples_per_second} samples per second are not those of {self.seconds} s")
-        for part, keys in ((self.size, OF_SIZE), *((level, OF_LEVEL) for level in self.levels or [])):
-            for key in keys if part is not None else ():
-                if key not in part or not isinstance(part[key], int | float | None) or isinstance(part[key], bool):
+        tables = [(self.size, OF_SIZE)] if self.size is not None else []
+        for part, keys in [*tables, *((level, OF_LEVEL) for level in self.levels or [])]:
+            for key in keys:
+                if key not in part or type(part[key]) not in (int, float, type(None)):
                     raise ValueError(f"{key} is {part.get(key, 'missing')!r}; expected a number")
 
     def save(self) -> None:

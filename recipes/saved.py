@@ -90,8 +90,9 @@ def _read_whole(file: Path) -> Mapping[str, Any]:
         raise ValueError(damage)
     content = read_content(file)
     state = content.get("state")
-    if not isinstance(state, Mapping) or (lacking := [name for name in NEEDED if name not in state]):
-        raise ValueError(f"incomplete, without {', '.join(lacking) if isinstance(state, Mapping) else 'a state'}")
+    held = state if isinstance(state, Mapping) else {}
+    if lacking := [name for name in NEEDED if name not in held]:
+        raise ValueError(f"incomplete, without {', '.join(lacking)}")
     # Unless a kill came before the digest of a later one with the same name.
     if digest_file(file).exists() and not same and not (digest and _batch(content) > digest["batch"]):
         raise ValueError("altered since it was saved: its sha256 is not the one beside it")
