@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist a file's tests stay together, as they share what is costly; those of the contract suite are dealt out.
+    """Under xdist a file's tests stay together, as they share what is costly; the contract suite's are dealt out.
 
     Of those, the ones that read what one launch of two ranks has left stay together too.
     """
