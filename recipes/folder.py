@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,15 +136,22 @@ def blame_disk(folder: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        chain = [one for one in (error, error.__cause__, error.__context__) if one]
-        name = getattr(error, "filename", None) or folder
-        if full := next((os.strerror(code) for code in FULL for one in chain if _tells(one, code)), ""):
+        name = getattr(error, "filename", None)
+        if full := next((os.strerror(code) for one in _chain(error) for code in FULL if _tells(one, code)), ""):
             hint = "make room, and the same command goes on from what was saved before"
-            raise ConfigError(str(name), "", f"cannot be written, {full}; {hint}") from error
-        if isinstance(error, OSError) and (Path(name).is_relative_to(folder) or folder.is_relative_to(name)):
+            raise ConfigError(str(name or folder), "", f"cannot be written, {full}; {hint}") from error
+        inside = isinstance(name, str | Path) and (Path(name).is_relative_to(folder) or folder.is_relative_to(name))
+        if isinstance(error, OSError) and inside:
             hint = "make it a folder that can be written, or choose another `folder`"
             raise ConfigError(str(name), "", f"cannot be written, {error.strerror or error}; {hint}") from error
         raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came of: torch's own words for a checkpoint that could not be written hide the reason."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _tells(error: BaseException, code: int) -> bool:
@@ -168,7 +176,7 @@ def _load_finished(recipe: Recipe) -> Result | None:
             or _length(was) != _length(recipe.config)
         ):
             return None
-        return Result.load(recipe.folder)
+        return replace(Result.load(recipe.folder), folder=str(recipe.folder))  # it may have been copied
     except (OSError, ValueError, TypeError) as error:
         line = " ".join(str(error).split())
         print(f"{file}: not as it was written ({line[:200]}); it is written anew", file=sys.stderr, flush=True)

@@ -167,11 +167,12 @@ def _evaluate_the_end(trainer: Trainer, history: History) -> None:
 def _told_in_one_line(recipe: Recipe, trainer: Trainer) -> Iterator[None]:
     """What goes wrong in training, such as data that do not fit the model; where it did is told in a file."""
     try:
-        yield
+        with blame_disk(recipe.folder):
+            yield
+    except ConfigError:
+        raise
     except Exception as error:
         with blame_disk(recipe.folder):
-            if isinstance(error, ConfigError):
-                raise
             rank = os.environ.get("RANK", "0")
             file = recipe.folder / ("error.txt" if rank == "0" else f"error-rank{rank}.txt")
             file.write_text(traceback.format_exc())

@@ -1,10 +1,12 @@
 """What a killed run goes on from: the newest whole checkpoint of its own, whatever else lies in its folder."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -271,3 +273,38 @@ def test_results_are_written_anew_from_the_checkpoint(config, tmp_path, results)
 def results(tmp_path_factory):
     trained(settings(folder := tmp_path_factory.mktemp("finished")))
     return folder
+
+
+@pytest.mark.parametrize("limit", [50, 1000, 43_000], ids=["config.yaml", "checkpoint's head", "its middle"])
+def test_a_full_disk_is_one_line_and_costs_nothing(killed, folder, config, whole, limit):
+    with writing_at_most(limit), pytest.raises(ConfigError) as refused:
+        train(config)
+    hint = "make room, and the same command goes on from what was saved before"
+    assert refused.value.message == f"cannot be written, File too large; {hint}"
+    result, weights = trained(config)
+    assert same(weights, whole[1]) and measured(result) == measured(whole[0])
+
+
+@contextlib.contextmanager
+def writing_at_most(size):
+    """As a full disk, no file takes more bytes than these."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("place", ["/proc/none", "/dev/null"])
+def test_a_folder_that_cannot_be_written_is_one_line(config, place):
+    with pytest.raises(ConfigError, match=f"{place}.*: cannot be written, .*; make it a folder that"):
+        train(config | {"folder": place})
+
+
+def test_a_finished_run_is_reported_where_nothing_can_be_written(config, tmp_path, results, capsys):
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    with writing_at_most(0):
+        result = train(config)
+    assert result.batches == 8 and result.folder == str(tmp_path / "run")
+    assert "accuracy" in capsys.readouterr().out
