@@ -37,11 +37,13 @@ class TensorLoader(DataLoader):
     Args:
         tensors: the data set, equally long along dimension 0, on the device that trains.
         batch_size: samples per batch on this rank.
-        train: shuffle, and drop the last incomplete global batch.
+        train: shuffle, and by default drop the last incomplete global batch.
         seed: of the order and of the noise.
         transform: called as `transform(batch, noise)` with a tuple of tensors; what it returns is served instead.
         noise_shape: shape of the uniform [0, 1) noise that `transform` gets for each sample; redrawn each epoch in
             training, the same every time in evaluation.
+        drop_last: in training, leave out what does not fill a batch on each rank. Otherwise the last one is smaller,
+            and where the ranks do not divide the samples, each may train on one that another has too.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class TensorLoader(DataLoader):
         seed: int,
         transform: Callable[[tuple[Tensor, ...], Tensor], Any] | None = None,
         noise_shape: Sequence[int] = (),
+        drop_last: bool = True,
     ):
         self.tensors, self.transform, self.noise_shape = tuple(tensors), transform, noise_shape
-        self.shards = _sampler(TensorDataset(*tensors), train, seed)
-        self.samples_per_batch = batch_size
-        super().__init__(self.shards.dataset, batch_size, sampler=self.shards, drop_last=train)
+        self.shards = _sampler(TensorDataset(*tensors), train, seed, drop_last)
+        self.samples_per_batch, self.train = batch_size, train
+        super().__init__(self.shards.dataset, batch_size, sampler=self.shards, drop_last=train and drop_last)
         _check_length(self, len(tensors[0]), batch_size)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -69,7 +72,7 @@ class TensorLoader(DataLoader):
     def _noise(self) -> Tensor:
         """Drawn on the CPU, so that every kind of device gets the same numbers."""
         # Complements are seeds that no sampler uses: the noise must not follow the order.
-        seed = ~(self.shards.seed + self.shards.epoch) if self.drop_last else -1
+        seed = ~(self.shards.seed + self.shards.epoch) if self.train else -1
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.tensors[0]), *self.noise_shape, generator=generator)
         return noise.to(self.tensors[0].device)
@@ -115,9 +118,9 @@ def _check_length(loader: DataLoader, samples: int, batch_size: int) -> None:
         raise ValueError(f"{samples} samples do not fill a batch of {batch_size} on {dist.get_world_size()} rank(s)")
 
 
-def _sampler(dataset: Dataset, train: bool, seed: int) -> DistributedSampler:
+def _sampler(dataset: Dataset, train: bool, seed: int, drop_last: bool = True) -> DistributedSampler:
     # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
-    return dist.get_sampler(dataset, drop_last=train, shuffle=train, seed=seed * SEED_STRIDE)
+    return dist.get_sampler(dataset, drop_last=train and drop_last, shuffle=train, seed=seed * SEED_STRIDE)
 
 
 def check_least(least: int, **numbers: int) -> None:

@@ -83,6 +83,7 @@ class HuggingFaceText:
     label_column: str | None = None  # class indices; or numbers, for regression
     seq_len: int = 128
     mask_probability: float = 0.15  # without label_column
+    drop_last: bool = True  # in training: leave out what does not fill the last batch
 
     def check(self) -> None:
         _check(self.seq_len, self.mask_probability, self.name, self.tokenizer)
@@ -105,7 +106,7 @@ class HuggingFaceText:
         if self.label_column is None:
             samples = to_device(_pack(texts[0], tokenizer, self.seq_len), device)
             mask = _MaskTokens(tokenizer, self.mask_probability, device)
-            loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
+            loader = TensorLoader([samples], batch_size, train, seed, mask, (self.seq_len, 2), self.drop_last)
             return Described(loader, _facts(tokenizer, self.seq_len))
         labels = labels_of(rows, self.label_column, split)
         batch = _truncate(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
@@ -114,7 +115,8 @@ class HuggingFaceText:
         def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
             return dict(zip(batch, tensors, strict=True))
 
-        loader, names = TensorLoader(tensors, batch_size, train, seed, as_mapping), rows.features[self.label_column]
+        loader = TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=self.drop_last)
+        names = rows.features[self.label_column]
         return Described(loader, _facts(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
 
     def rows(self, split: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -175,10 +176,11 @@ def test_image_folder_repeats_its_crops_with_its_seed_and_not_with_its_epoch(fol
 
 class Record(Callback):
     def __init__(self):
-        self.images = []
+        self.images, self.labels = [], []
 
     def before_forward(self, state, logger):
         self.images.append(state.batch[0])
+        self.labels.append(state.batch[1])
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
@@ -237,6 +239,51 @@ def test_streaming_images_go_on_in_the_middle_of_an_epoch(shards):
     states = []
     labels(0, 2)
     assert labels(10, 3) == labels(0, 5)[10:]
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory):
+    """37 images, whose labels tell which one it is."""
+    root = tmp_path_factory.mktemp("numbered")
+    with MDSWriter(out=str(root), columns={"x": "jpeg", "y": "int"}, size_limit=5000) as writer:
+        for i in range(37):
+            writer.write({"x": picture(i, (8, 8)), "y": i})
+    return root
+
+
+def labels_of_a_run(shards, folder, resume=None):
+    """Of every batch of two epochs; the checkpoint after batch n is {n}.pt."""
+    record = Record()
+    model = ComposerClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 37)), num_classes=37)
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_dataloader=StreamingImages(str(shards), crop_size=8, num_workers=0).build(5, True, 3, "cpu"),
+        max_duration="2ep",
+        save_folder=str(folder),
+        save_interval="1ba",
+        save_filename="{batch}.pt",
+        load_path=resume,
+        callbacks=[record],
+        progress_bar=False,
+        device="cpu",
+        seed=5,
+    )
+    trainer.fit()
+    trainer.close()
+    return [labels.tolist() for labels in record.labels]
+
+
+# Where nothing is left of the epoch that a run goes on with, Composer and its metrics say so.
+@pytest.mark.filterwarnings("ignore:No batches were trained:UserWarning", "ignore:The ``compute`` method:UserWarning")
+def test_shards_make_epochs_of_whole_batches_and_go_on_after_any_of_them(numbered, tmp_path):
+    batches = labels_of_a_run(numbered, tmp_path / "whole")
+    epochs = [list(chain(*batches[:7])), list(chain(*batches[7:]))]
+    assert len(batches) == 14 and all(len(set(epoch)) == len(epoch) == 35 for epoch in epochs)
+    assert epochs[0] != epochs[1] and len({*epochs[0], *epochs[1]}) > 35
+    for done in (2, 6, 7, 8, 13):
+        rest = labels_of_a_run(numbered, tmp_path / str(done), str(tmp_path / "whole" / f"{done}.pt"))
+        assert rest == batches[done:]
 
 
 JOBS_AT_ONCE = """
@@ -324,7 +371,7 @@ class SaysCat(torch.nn.Module):
     def forward(self, images):
         return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 2).float()
 
-folder, shards, out = sys.argv[1:]
+folder, shards, numbered, out = sys.argv[1:]
 dist.initialize_dist("cpu")
 labels = torch.tensor([0] * 3 + [1] * 8)
 specs = {
@@ -336,6 +383,17 @@ model = ComposerClassifier(SaysCat(), num_classes=2)
 trainer = Trainer(model=model, device="cpu", callbacks=OneSetOfBuffers(), progress_bar=False)
 trainer.eval([Evaluator(label=name, dataloader=spec) for name, spec in specs.items()])
 seen = {name: trainer.state.eval_metrics[name]["MulticlassAccuracy"].compute().item() for name in specs}
+# 37 images on two ranks are 9 batches of twice 2: a whole epoch, and one that goes on after 5 of them.
+source = StreamingImages(numbered, crop_size=8, num_workers=0)
+def served(state=None):
+    spec = source.build(2, True, 3, "cpu")
+    if state:
+        spec.dataloader.dataset.load_state_dict(state)
+    mine = [labels.tolist() for _, labels in spec.dataloader]
+    state = dist.all_gather_object(spec.dataloader.dataset.state_dict(4 * 5, True))[0]
+    return [sorted(left + right) for left, right in zip(*dist.all_gather_object(mine))], state
+seen["whole"], state = served()
+seen["rest"], _ = served(state)
 seen["buffers"] = dist.all_gather_object(model.module.rank.item())
 if dist.get_global_rank() == 0:
     with open(out, "w") as file:
@@ -343,12 +401,16 @@ if dist.get_global_rank() == 0:
 """
 
 
-def test_two_ranks_evaluate_one_model_and_count_no_sample_twice(folder, shards, tmp_path):
+def test_two_ranks_evaluate_one_model_and_count_no_sample_twice(folder, shards, numbered, tmp_path):
     (tmp_path / "evaluate.py").write_text(TWO_RANKS)
-    done = launch(2, tmp_path / "evaluate.py", folder, shards, tmp_path / "seen.json")
+    done = launch(2, tmp_path / "evaluate.py", folder, shards, numbered, tmp_path / "seen.json")
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["buffers"] == [0, 0]
     assert seen["folder"] == seen["tensors"] == pytest.approx(3 / 11)
     # Streaming repeats a sample, the last but one, to give each rank as many.
     assert seen["shards"] == pytest.approx(3 / 12)
+    assert len(seen["whole"]) == 9 and len(set(chain(*seen["whole"]))) == 36
+    assert seen["rest"] == seen["whole"][5:]
+    one = StreamingImages(str(numbered), crop_size=8, num_workers=0).build(4, True, 3, "cpu").dataloader
+    assert [sorted(labels.tolist()) for _, labels in one] == seen["whole"]

@@ -30,6 +30,16 @@ def test_training_shuffles_anew_each_epoch_and_drops_the_last_incomplete_batch()
     assert first != second and first == served(epoch=0) and first != sorted(first)
 
 
+def test_the_last_incomplete_batch_can_be_kept(monkeypatch):
+    sizes = [len(batch[0]) for batch in loader(drop_last=False)]
+    assert sizes == [4, 4, 4, 4, 4, 3] and len(loader(drop_last=False)) == 6
+    kept = served(drop_last=False)
+    assert sorted(kept) == list(range(N)) and kept[:20] == served() and kept != served(drop_last=False, epoch=1)
+    assert noise_by_sample(drop_last=False).items() >= noise_by_sample().items()
+    ranks = [served(batch_size=2, world=2, rank=r, monkeypatch=monkeypatch, drop_last=False) for r in (0, 1)]
+    assert len(ranks[0]) == len(ranks[1]) == 12 and set(ranks[0]) | set(ranks[1]) == set(range(N))
+
+
 def test_no_epoch_of_one_seed_is_an_epoch_of_the_next():
     assert served(seed=1, epoch=1) != served(seed=2, epoch=0)
 
@@ -79,10 +89,12 @@ class Record(Callback):
         self.batches.append([tensor.clone() for tensor in state.batch])
 
 
-def train(folder, duration, record, resume=None):
+def train(folder, duration, record, resume=None, drop_last=True):
     torch.manual_seed(0)
     images, labels = torch.randn(N, 3), torch.arange(N) % 2
-    data = TensorLoader([images, labels], 4, True, 3, lambda batch, noise: (batch[0] + noise, batch[1]), (3,))
+    data = TensorLoader(
+        [images, labels], 4, True, 3, lambda batch, noise: (batch[0] + noise, batch[1]), (3,), drop_last
+    )
     model = ComposerClassifier(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()), num_classes=2)
     trainer = Trainer(
         model=model,
@@ -103,10 +115,11 @@ def train(folder, duration, record, resume=None):
     return model.state_dict()
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(drop_last, tmp_path):
     whole, resumed = Record(), Record()
-    expected = train(tmp_path / "whole", "15ba", whole)
-    weights = train(tmp_path / "resumed", "7ba", resumed, resume=str(tmp_path / "whole" / "8.pt"))
+    expected = train(tmp_path / "whole", "15ba", whole, None, drop_last)
+    weights = train(tmp_path / "resumed", "7ba", resumed, str(tmp_path / "whole" / "8.pt"), drop_last)
     assert len(whole.batches) == 15 and len(resumed.batches) == 7
     for ours, theirs in zip(resumed.batches, whole.batches[8:], strict=True):
         assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])

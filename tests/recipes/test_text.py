@@ -148,6 +148,53 @@ def test_bert_learns_the_python_docs():
     assert metrics["MaskedAccuracy"].compute() > 0.05
 
 
+@pytest.mark.parametrize("kind", ["python_docs", "hugging_face_text", "streaming_text"])
+def test_microbatches_weigh_by_their_labelled_tokens(kind, tmp_path, vocabulary, shards):
+    """Against the mean over all labelled tokens of the batch, by hand."""
+    texts = {"text": [f"document {i} returns the object " * 9 for i in range(8)]}
+    datasets.Dataset.from_dict(texts).save_to_disk(str(tmp_path))
+    source = {
+        "python_docs": PythonDocs(seq_len=32, vocab_size=512),
+        "hugging_face_text": HuggingFaceText(str(tmp_path), vocabulary, seq_len=32),
+        "streaming_text": StreamingText(shards, vocabulary, split="train", seq_len=32, num_workers=0),
+    }[kind]
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    results = []
+    for microbatch in (None, 8, 1):
+        torch.manual_seed(0)
+        model = bert(config={"vocab_size": 512, "max_position_embeddings": 32, **size, **dropout})
+        optimizer, spec = torch.optim.SGD(model.parameters(), lr=1.0), source.build(8, True, 0, "cpu")
+        if microbatch is None:
+            batch = next(iter(spec.dataloader))
+            count = int((batch["labels"] != -100).sum())
+            assert spec.get_num_tokens_in_batch(batch, "loss_generating") == count
+            assert spec.get_num_tokens_in_batch(batch) == 8 * 32
+            logits = model.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+            (total / count).backward()
+            optimizer.step()
+        else:
+            trainer = Trainer(
+                model=model,
+                optimizers=optimizer,
+                train_dataloader=spec,
+                max_duration="1ba",
+                device_train_microbatch_size=microbatch,
+                accumulate_train_batch_on_tokens=True,
+                progress_bar=False,
+                device="cpu",
+                seed=1,
+            )
+            trainer.fit()
+            trainer.close()
+            assert trainer.state.timestamp.token == 8 * 32
+        results.append({name: value.detach() for name, value in model.named_parameters()})
+    for ours in results[1:]:
+        for name, value in ours.items():
+            torch.testing.assert_close(value, results[0][name], atol=1e-5, rtol=1e-4)
+
+
 # `datasets` leaves the csv file open.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("kind", ["csv", "parquet", "save_to_disk", "dict"])
