@@ -120,7 +120,7 @@ def arms(ranked: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def plan(config: DictConfig, source: Source) -> Study:
     """Checks every run, and builds the parts of each kind once: what they refuse must not come up after hours."""
-    own = own_keys(config, source, OWN_KEYS, DEFAULTS, named="teachers", fixed=("run_name", "folder"))
+    own = own_keys(config, source, OWN_KEYS, DEFAULTS, named="teachers", fixed=("run_name", "folder"), at_once=["seed"])
     lengths, windows = _lengths(own["lengths"], source), _windows(own["windows"], source)
     if own["baseline_lengths"]:  # then all together, which may have another unit or one twice
         _lengths(own["baseline_lengths"], source, "baseline_lengths")

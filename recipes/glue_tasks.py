@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe, build_algorithms, check
+from accelerando.recipes.config import Recipe, build_algorithms, check, refuse_unknown, resolving
 from accelerando.recipes.folder import has_checkpoint, refuse_another_run
 from accelerando.recipes.metrics import MetricName, build_metrics
 from accelerando.recipes.names import REFUSALS, Source, check_value, nearest, show
@@ -58,7 +58,7 @@ def plan(config: DictConfig, source: Source) -> Study:
     """Checks every task's config, and lists the runs."""
     from composer.utils import dist
 
-    own = own_keys(config, source, OWN_KEYS, DEFAULTS, named="tasks", fixed=FIXED)
+    own = own_keys(config, source, OWN_KEYS, DEFAULTS, named="tasks", fixed=FIXED, at_once=TASK_KEYS)
     if (ranks := dist.get_world_size()) > 1:
         hint = "launch it with composer -n 1: tasks run side by side, each on one GPU"
         raise source.error("", f"{ranks} ranks given; {hint}")
@@ -68,7 +68,8 @@ def plan(config: DictConfig, source: Source) -> Study:
     for task, given in tasks.items():
         _check_start(source, task, given["start"], tasks)
     base = without(config, OWN_KEYS)
-    _check_base(base, source)
+    with resolving(source):
+        _check_base(base, source)
     runs = [_run(base, source, task, given, seed) for task, given in tasks.items() for seed in own["seeds"]]
     # Those that others wait for come first.
     runs.sort(key=lambda run: run.start is not None)
@@ -82,6 +83,7 @@ def _check_task(source: Source, task: str, given: dict[str, Any]) -> dict[str, A
     key = f"tasks.{task}"
     if task not in GLUE:
         raise source.error(key, f"unknown task{nearest(task, GLUE)}")
+    refuse_unknown(source.inside(key, given), given, TASK_KEYS)
     for name in ("columns", "labels"):
         if name not in given:
             raise source.error(f"{key}.{name}", "missing; every task needs it")

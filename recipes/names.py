@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,14 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 TIME_HINT = "a time string such as 10ep, 500ba or 0.5dur"
 TIME_NAMES = re.compile(r"t_\w+|start|end|half_life|\w+_(start|end|interval|duration)")
-DESCRIPTIONS = {"NoneType": "null", "Time": TIME_HINT, "bool": "true or false", "float": "a number", "str": "text"}
+DESCRIPTIONS = {
+    "NoneType": "null",
+    "Time": TIME_HINT,
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+}
 
 # What somebody else's constructor raises over arguments, files and checkpoints that it cannot work with.
 REFUSALS = (OSError, TypeError, ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError)
@@ -67,10 +74,12 @@ class Source:
         return ConfigError("command line" if on_command_line else self.file, key, message)
 
     @contextmanager
-    def blame(self, key: str, *kinds: type[Exception]) -> Iterator[None]:
+    def blame(self, key: str, *kinds: type[BaseException]) -> Iterator[None]:
         """Turns what a constructor or a check says against its arguments into an error at `key`."""
         try:
             yield
+        except ConfigError:
+            raise
         except ArgumentError as error:
             raise self.error(f"{key}.{error.name}" if key else error.name, error.message) from error
         except ImportError as error:
@@ -80,7 +89,7 @@ class Source:
             hint = f"needs the package {name}; install it with: pip install 'accelerando[{extra}]'"
             raise self.error(key, hint if extra else str(error)) from error
         except kinds as error:
-            poor = isinstance(error, KeyError) or not str(error)
+            poor = isinstance(error, KeyError) or not isinstance(error, REFUSALS) or not str(error)
             raise self.error(key, f"{type(error).__name__}: {error}" if poor else str(error)) from error
 
 
@@ -91,14 +100,15 @@ class Namespace:
     modules: tuple[str, ...]
     base: str = ""  # import path of the class they derive from; empty: what the module itself defines
     suffix: str = ""  # may be left out of the name
+    methods: tuple[str, ...] = ()  # that a class at an import path must have
+    makes: str = ""  # import path of the class of what is made, of which a class at an import path must be one
 
     def find(self, name: str) -> Any:
         """The class or function called `name`, or at the import path ``package.module:Name``."""
         if ":" in name:
-            thing, base = import_path(name), import_path(self.base) if self.base else object
-            if not callable(thing) or (self.base and not (inspect.isclass(thing) and issubclass(thing, base))):
-                kind = f"a subclass of {base.__name__}" if self.base else "a class or function"
-                raise LookupError(f"not of the kind that belongs here; expected {kind}")
+            thing = import_path(name)
+            if problem := self._problem(thing):
+                raise LookupError(problem)
             return thing
         known: list[str] = []
         for module in self.modules:
@@ -108,6 +118,20 @@ class Namespace:
                     return thing
             known += things
         raise LookupError(f"unknown name{nearest(name, known)}")
+
+    def _problem(self, thing: Any) -> str:
+        """Why it is not of this kind, if so. It is not called to find out: it may be anything."""
+        other, is_class = "not of the kind that belongs here; expected", inspect.isclass(thing)
+        if self.base:
+            base = import_path(self.base)
+            concrete = is_class and thing is not base and not inspect.isabstract(thing)
+            return "" if concrete and issubclass(thing, base) else f"{other} a subclass of {base.__name__}"
+        if self.methods:
+            fits = is_class and all(callable(getattr(thing, name, None)) for name in self.methods)
+            return "" if fits else f"is no data source; expected one with {'() and '.join(self.methods)}(), a class"
+        if self.makes and is_class and not issubclass(thing, made := import_path(self.makes)):
+            return f"{other} a subclass of {made.__name__}, or a function that makes one"
+        return "" if callable(thing) else f"{other} a class or function"
 
     def _things(self, module: str) -> dict[str, Any]:
         base = import_path(self.base) if self.base else None
@@ -125,9 +149,14 @@ def import_path(path: str) -> Any:
     if not all(part.isidentifier() for part in (*module.split("."), name)):
         raise LookupError("not an import path; expected package.module:Name")
     try:
-        return getattr(importlib.import_module(module), name)
-    except AttributeError:
-        raise LookupError(f"the module {module} has no {name}") from None
+        imported = importlib.import_module(module)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever stands there is run
+        raise LookupError(f"the module {module} fails on import; {type(error).__name__}: {error}") from error
+    if not hasattr(imported, name):
+        raise LookupError(f"the module {module} has no {name}")
+    return getattr(imported, name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -146,21 +175,60 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[^_])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()
 
 
+def parameters(target: Any) -> list[inspect.Parameter]:
+    """Those that a YAML can name; of a class that takes ``**kwargs`` also those of the bases to which these may go."""
+    named: dict[str, inspect.Parameter] = {}
+    for callee in _callees(target):
+        for parameter in inspect.signature(callee).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                # What a base needs, the class may give it.
+                optional = parameter if callee is target else parameter.replace(default=None)
+                named.setdefault(parameter.name, optional)
+    return sorted(named.values(), key=lambda parameter: parameter.kind)
+
+
+def _callees(target: Any) -> list[Any]:
+    bases = [base for base in getattr(target, "__mro__", ()) if "__init__" in vars(base) and base is not object]
+    callees = [target]
+    for base in bases[1:]:
+        if inspect.Parameter.VAR_KEYWORD not in _kinds(callees[-1]):
+            break
+        callees.append(base)
+    return callees
+
+
+def _kinds(callee: Any) -> set[Any]:
+    return {parameter.kind for parameter in inspect.signature(callee).parameters.values()}
+
+
+def _documents(target: Any, name: str) -> bool:
+    """Whether what goes into ``**kwargs`` is known to the docstring beside them, by this name or by theirs."""
+    for callee in _callees(target):
+        rest = [p.name for p in inspect.signature(callee).parameters.values() if p.kind is p.VAR_KEYWORD]
+        # Composer's own bases take anything, and drop it.
+        if rest and _kinds(callee) != {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            text = f"{callee.__doc__} {callee.__init__.__doc__ if inspect.isclass(callee) else ''}"
+            if re.search(rf"\*\*{rest[0]}\b|\b({rest[0]}|{re.escape(name)})`*\s*[:(=]", text):
+                return True
+    return False
+
+
 def check_arguments(target: Any, arguments: Mapping[str, Any], supplied: int = 0) -> dict[str, Any]:
     """The arguments as `target` wants them, or an ArgumentError. The caller supplies the first few parameters."""
-    parameters = list(inspect.signature(target).parameters.values())[supplied:]
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in arguments:
-            if name not in named:
-                raise ArgumentError(name, f"unknown argument{nearest(str(name), named)}")
+    named = {parameter.name: parameter for parameter in parameters(target)[supplied:]}
+    for name in map(str, arguments):
+        if name not in named and not _documents(target, name):
+            hidden = inspect.Parameter.VAR_KEYWORD in _kinds(target)
+            where = ", which neither signature nor docstring has" if hidden else ""
+            raise ArgumentError(name, f"unknown argument{where}{nearest(name, named)}")
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ArgumentError(name, "missing; it has no default")
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):  # a name that exists for type checkers only: leave the values to the constructor
-        hints = {}
+    hints: dict[str, Any] = {}
+    for callee in reversed(_callees(target)):
+        # A name may exist for type checkers only: leave the values to the constructor.
+        with suppress(NameError, TypeError):
+            hints |= typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
     return {name: check_value(name, hints.get(name, Any), value) for name, value in arguments.items()}
 
 
@@ -180,14 +248,39 @@ def check_value(name: str, annotation: Any, value: Any) -> Any:
     wrong = ArgumentError(name, f"{show(value)} given; expected {' or '.join(described)}")
     try:
         result = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError:
+    except (ValidationError, TypeError):  # the latter, of an enumeration that looks up what it is given
         raise wrong from None
     except PydanticSchemaGenerationError:
         return value
-    converted = type(result) in (bool, int, float, str) and type(result) is not type(value)
-    if converted and (type(value), type(result)) != (int, float):
+    if _converted(value, result):
         raise wrong
     return result
+
+
+def _converted(value: Any, result: Any) -> bool:
+    """Whether any of it has become another thing, such as true a 1; a whole number may become a fractional one."""
+    if isinstance(value, list | tuple) and isinstance(result, list | tuple):
+        return any(map(_converted, value, result))
+    if isinstance(value, dict) and isinstance(result, dict):
+        return any(map(_converted, [*value, *value.values()], [*result, *result.values()]))
+    pair = type(value), type(result)
+    return type(result) in (bool, int, float, str) and pair[0] is not pair[1] and pair != (int, float)
+
+
+def check_path(name: str, value: str, expected: str) -> None:
+    """A path that the file system takes as it is, and in which Composer finds nothing to fill in; or ArgumentError."""
+    parts = [len(part.encode(errors="replace")) for part in value.split("/")]
+    wrong = not value.isprintable() or not {*"{}"}.isdisjoint(value) or max(parts) > 200 or value[:1] == "~"
+    if wrong or not value or value != value.strip() or re.match(r"\w{2,}:/", value):
+        hint = "without {, }, ~ at the start, control characters, spaces at an end or parts of more than 200 bytes"
+        raise ArgumentError(name, f"{value[:80]!r} given; expected {expected} {hint}")
+
+
+def check_inside(name: str, value: str, expected: str) -> None:
+    """A path that leads to a place inside of where it starts, or ArgumentError."""
+    if not {"", ".", ".."}.isdisjoint(value.split("/")):
+        raise ArgumentError(name, f"{value[:80]!r} given; expected {expected}, and not one of a place outside of it")
+    check_path(name, value, expected)
 
 
 def _check_time(name: str, value: str) -> None:

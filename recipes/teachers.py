@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from accelerando.recipes.config import MADE_HERE, UNREADABLE, Part, Recipe, check_section, first_parameter
+from accelerando.recipes.config import UNREADABLE, Part, Recipe, check_section, made_here
 from accelerando.recipes.names import REFUSALS, ConfigError, Source, nearest, show
 from accelerando.recipes.pretrained import find_checkpoint
 
@@ -53,14 +53,15 @@ def check_references(source: Source, key: str, given: Any) -> list[Reference]:
 def _check(source: Source, key: str, given: Any) -> Reference:
     if isinstance(given, str) and given:
         return Reference(key, given)
-    file = given.get("checkpoint") if isinstance(given, dict) else None
-    if not (isinstance(given, dict) and isinstance(file, str) and file):
+    if not isinstance(given, dict):
         raise source.error(key, f"{show(given)} given; {EXPECTED}")
     for name in given:
         if name not in (known := ("checkpoint", "model", "algorithms")):
             raise source.error(f"{key}.{name}", f"unknown key{nearest(str(name), known)}")
+    if not (isinstance(file := given.get("checkpoint"), str) and file):
+        raise source.error(key, f"{show(given)} given; {EXPECTED}")
     inside = source.inside(key, given)
-    model = check_section(inside, "model", given["model"])[0] if "model" in given else None
+    model = check_section(inside, "model", given["model"])[0] if given.get("model") is not None else None
     return Reference(key, file, True, model, tuple(check_section(inside, "algorithms", given.get("algorithms"))))
 
 
@@ -142,7 +143,7 @@ def as_in_training(model: Part, algorithms: Sequence[Part]) -> nn.Module:
         optimizer = torch.optim.SGD(module.parameters(), 0.1)  # which some need, to register new parameters
         state = State(module, 0, "teacher", get_device("cpu"), optimizers=optimizer)
     # What is given teachers or a scheduler leaves the model as it is.
-    parts = [part for part in algorithms if first_parameter(part.target) not in MADE_HERE]
+    parts = [part for part in algorithms if not made_here(part.target, part.arguments)]
     state.algorithms = [part.build() for part in parts]
     for part, algorithm in zip(parts, state.algorithms, strict=True):
         with part.source.blame(part.key, *REFUSALS):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from accelerando.recipes.config import Part, Recipe, merge
-from accelerando.recipes.names import Source, check_value, show
+from accelerando.recipes.config import LEFT_TO_YOU, Part, Recipe, check_numbers, merge, refuse_unknown, resolving
+from accelerando.recipes.names import Source, check_inside, check_value, show
 
 if TYPE_CHECKING:
     from composer.core import Time
@@ -25,16 +24,22 @@ def own_keys(
     named: str,
     fixed: Collection[str] = ("run_name", "seed", "folder"),
     changes: bool = True,
+    at_once: Collection[str] = (),
 ) -> dict[str, Any]:
     """The study's own keys, which are those of `kinds`, checked; `named` is that of the named changes.
 
     A change may not touch the keys in `fixed`, which the study sets for every run. What are no `changes` of the config
-    are arguments.
+    are arguments. What a change refers to may be known to the changed config only, but for its keys in `at_once`.
     """
+    refuse_unknown(source, config, kinds)
     what = "what it changes" if changes else "its arguments"
-    with source.blame("", OmegaConfBaseException):
-        own = {**defaults, **{key: _resolved(config, key, changes and key == named) for key in kinds if key in config}}
+    own = dict(defaults)
+    with resolving(source):
+        for key in kinds:
+            if key in config:
+                own[key] = _changes(config[key], at_once) if changes and key == named else _plain(config[key])
         name = config.get("run_name")
+    check_numbers(source, own)
     if name is None:
         raise source.error("run_name", "missing; expected the name of the study's folder")
     if "seed" in config:
@@ -43,6 +48,7 @@ def own_keys(
         raise source.error(named, f"missing; expected names, each with {what}, such as {{NAME: {{...}}, ...}}")
     with source.blame(""):
         check_value("run_name", str, name)
+        check_inside("run_name", name, "the name of a folder inside `folder`")
         for key, kind in kinds.items():
             check_value(key, kind, own[key])
     seeds = own["seeds"]
@@ -64,15 +70,28 @@ def own_keys(
     return own
 
 
-def _resolved(config: DictConfig, key: str, later: bool) -> Any:
-    if later:  # what they refer to may be known to the changed config only
-        return OmegaConf.to_container(OmegaConf.masked_copy(config, [key])).get(key)  # type: ignore[union-attr]
-    return OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+def _plain(node: Any, resolve: bool = True) -> Any:
+    return OmegaConf.to_container(node, resolve=resolve) if OmegaConf.is_config(node) else node
+
+
+def _changes(node: Any, at_once: Collection[str]) -> Any:
+    """Named mappings; they, and their mappings, may themselves be what an interpolation refers to."""
+    if not isinstance(node, DictConfig):
+        return _plain(node)
+    changes = {name: node[name] for name in node}
+    return {
+        name: {key: _plain(change[key]) if key in at_once else _plain(change, resolve=False)[key] for key in change}
+        if isinstance(change, DictConfig)
+        else _plain(change)
+        for name, change in changes.items()
+    }
 
 
 def without(config: DictConfig, keys: Collection[str]) -> DictConfig:
-    """The config but for these top-level keys."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in keys])
+    """The config but for these top-level keys, to which its name may have referred."""
+    rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in keys])
+    rest.run_name = config.run_name
+    return rest
 
 
 def changed(
@@ -80,11 +99,18 @@ def changed(
 ) -> tuple[DictConfig, Source]:
     """The config with the changes that stand at `part`, and with the run's own keys; and the source of its errors."""
     source = source.inside(part, changes)
-    with source.blame("", OmegaConfBaseException, TypeError):  # such as a list where the file has a mapping
+    with resolving(source), source.blame("", TypeError):  # such as a list where the file has a mapping
         merged = merge(merge(base, OmegaConf.create(dict(changes))), OmegaConf.create(dict(own)))
-    for key in OmegaConf.missing_keys(OmegaConf.create(dict(changes))):
-        raise source.error(f"{part}.{key}", "missing; the file leaves it to you, as KEY=VALUE on the command line")
+    _refuse_missing(changes, source, part)
     return merged, source
+
+
+def _refuse_missing(value: Any, source: Source, key: str) -> None:
+    """Merged, what is missing would be what the file has there."""
+    if value == "???":
+        raise source.error(key, LEFT_TO_YOU)
+    for name, inner in value.items() if isinstance(value, dict) else []:
+        _refuse_missing(inner, source, f"{key}.{name}")
 
 
 def refuse_folder_of_a_run(folder: Path, source: Source) -> None:
