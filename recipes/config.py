@@ -138,7 +138,10 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
             raise ConfigError("command line", override, "expected key=value, such as max_duration=10ep")
         try:
             refuse_surprises(value, "command line", key)
-            config = merge(config, OmegaConf.from_dotlist([override]))
+            update = OmegaConf.from_dotlist([override])
+            if any(not name.startswith("variables.") for name in missing(OmegaConf.to_container(update))):
+                raise ConfigError("command line", key, "??? given, which leaves what the file has; expected a value")
+            config = merge(config, update)
         except UNREADABLE as error:
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
         except TypeError as error:  # a list for a mapping
@@ -229,8 +232,8 @@ def _resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str
     with resolving(source):
         node = OmegaConf.create(config)  # type: ignore[arg-type]
         plain = OmegaConf.to_container(node, resolve=True)
-        missing = sorted(OmegaConf.missing_keys(node))
-    for key in missing:
+        absent = sorted(OmegaConf.missing_keys(node))
+    for key in absent:
         if not key.startswith("variables."):
             raise source.error(key, LEFT_TO_YOU)
     assert isinstance(plain, dict)
@@ -251,6 +254,14 @@ def resolving(source: Source) -> Iterator[None]:
         raise source.error(error.full_key or "", str(error).partition("\n")[0]) from error
     except RecursionError as error:
         raise source.error("", "its interpolations, or mappings, are nested without an end") from error
+
+
+def missing(value: Any, key: str = "") -> Iterator[str]:
+    """The keys in plain data that are for the command line to fill in; merged, they leave what was there."""
+    if value == "???":
+        yield key
+    for name, inner in value.items() if isinstance(value, dict) else []:
+        yield from missing(inner, f"{key}.{name}" if key else str(name))
 
 
 def check_numbers(source: Source, value: Any, key: str = "") -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import LEFT_TO_YOU, Part, Recipe, check_numbers, merge, refuse_unknown, resolving
+from accelerando.recipes.config import (
+    LEFT_TO_YOU,
+    Part,
+    Recipe,
+    check_numbers,
+    merge,
+    missing,
+    refuse_unknown,
+    resolving,
+)
 from accelerando.recipes.names import Source, check_inside, check_value, show
 
 if TYPE_CHECKING:
@@ -101,16 +110,9 @@ def changed(
     source = source.inside(part, changes)
     with resolving(source), source.blame("", TypeError):  # such as a list where the file has a mapping
         merged = merge(merge(base, OmegaConf.create(dict(changes))), OmegaConf.create(dict(own)))
-    _refuse_missing(changes, source, part)
-    return merged, source
-
-
-def _refuse_missing(value: Any, source: Source, key: str) -> None:
-    """Merged, what is missing would be what the file has there."""
-    if value == "???":
+    for key in missing(changes, part):
         raise source.error(key, LEFT_TO_YOU)
-    for name, inner in value.items() if isinstance(value, dict) else []:
-        _refuse_missing(inner, source, f"{key}.{name}")
+    return merged, source
 
 
 def refuse_folder_of_a_run(folder: Path, source: Source) -> None:

@@ -165,7 +165,7 @@ def test_a_mistake_in_the_file_names_the_file(yaml, capsys):
     ("text", "message"),
     [
         ("a: [1", "not readable as YAML"),
-        ("a: 1\na: 2", "not readable as YAML"),
+        ("a: 1\na: 2", "a: a given in line 2, and in line 1 already; expected once"),
         ("- a", "expected a mapping of keys to values"),
         ("run_name: ${name}", "run_name: Interpolation key 'name' not found"),
         ("variables: {data: '???'}\nrun_name: ${variables.data}", "variables.data: missing; the file leaves it to you"),
