@@ -139,8 +139,9 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
         try:
             refuse_surprises(value, "command line", key)
             update = OmegaConf.from_dotlist([override])
-            if any(not name.startswith("variables.") for name in missing(OmegaConf.to_container(update))):
-                raise ConfigError("command line", key, "??? given, which leaves what the file has; expected a value")
+            for name in missing(OmegaConf.to_container(update)):
+                if not name.startswith("variables."):
+                    raise ConfigError("command line", name, "missing; expected a value, as ??? is for you to fill in")
             config = merge(config, update)
         except UNREADABLE as error:
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error

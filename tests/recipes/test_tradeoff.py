@@ -233,7 +233,7 @@ def test_it_is_logged_to_wandb(config, tmp_path, monkeypatch):
         ),
         (
             ["arms.smoothed.algorithms.label_smoothing.smoothing=2"],
-            "command line: arms.smoothed.algorithms.label_smoothing: LabelSmoothing: smoothing must lie in (0, 1]",
+            "command line: arms.smoothed.algorithms.label_smoothing: LabelSmoothing: smoothing must lie in [0, 1]",
         ),
         (["arms.smoothed.max_duraton=4ep"], "arms.smoothed.max_duraton: unknown key; did you mean max_duration?"),
         (["arms.smoothed.max_duration=8ep"], "arms.smoothed: its cycles do not end where those of baseline do"),
