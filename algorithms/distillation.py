@@ -11,16 +11,18 @@ from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, State, Time
+from composer.core import Algorithm, Event, Precision, State, Time
 from composer.loggers import Logger
+from composer.utils import dist, ensure_tuple
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .host import composer_model, moment, reached, refuse_twins
-from .labelled_positions import Labelled
-from .targets import labels_key
+from .labelled_positions import Labelled, LabelledPositions
+from .targets import IGNORED, labels_key
 from .teachers import Teacher, load_teacher, logits_of, rows
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -65,6 +67,13 @@ def add_distillation(loss: Any, distilled: Tensor, base_weight: float, distillat
     return (*(base_weight * part for part in loss), distilled)
 
 
+def minimised(loss: Any) -> Tensor:
+    """The one number that Composer minimises of a loss that is a tensor, a tuple or a mapping."""
+    if isinstance(loss, Mapping):
+        loss = loss["total"] if "total" in loss else tuple(loss.values())
+    return sum(part.mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
+
+
 class Distillation(Algorithm):
     """Add a loss that draws the student's logits to its teachers'.
 
@@ -79,6 +88,9 @@ class Distillation(Algorithm):
         start, end: when to distill, as time strings: `start <= elapsed < end`. Before and after, the loss is the plain
             one, unweighted. Once an end within the training is reached it is over for good, and the teachers' memory is
             released.
+        ignore_index: the label of positions that are not taught, where each position has a label.
+        common_classes: where the numbers of outputs differ, as for one tokenizer with another padding, teach the first
+            ones, which all have; by default a difference is an error.
         input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
             that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
         teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
@@ -89,6 +101,10 @@ class Distillation(Algorithm):
     The draw is a function of the run's seed and the batch's number: common to all ranks and microbatches, and no global
     generator moves. Nothing of the teachers is in the student's model, optimizer or checkpoint. Beside FSDP each rank
     holds the teachers whole.
+
+    Each step that distills logs, as means over the batch of all ranks that stay on the device, `loss/train/plain`, the
+    loss without teachers, and `loss/train/distillation`, what is added: with `distillation_weight`, which
+    `base_weight * loss/train/plain` complements to `loss/train/total`.
 
     Raises ValueError before the first step where a teacher has another number of classes than the student.
     """
@@ -108,6 +124,8 @@ class Distillation(Algorithm):
         teacher_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
         compile: bool = False,
         offload: bool = False,
+        ignore_index: int = IGNORED,
+        common_classes: bool = False,
     ):
         alone = isinstance(teachers, nn.Module | str | PathLike) and not isinstance(teachers, nn.ModuleList)
         given: Any = [teachers] if alone or not isinstance(teachers, Iterable) else [*teachers]
@@ -135,6 +153,8 @@ class Distillation(Algorithm):
             f"teacher_dtype must be None or one of {', '.join(DTYPES)}, got {teacher_dtype!r}": (
                 teacher_dtype not in (None, *DTYPES)
             ),
+            f"ignore_index must be a whole number, got {ignore_index!r}": type(ignore_index) is not int,
+            f"common_classes must be True or False, got {common_classes!r}": type(common_classes) is not bool,
         }
         if first and last and first.unit == last.unit:
             problems[f"end must come after start={start}, got {end}"] = first.value >= last.value
@@ -154,7 +174,11 @@ class Distillation(Algorithm):
         self.teachers = [Teacher(module, input_key, target_key, **options) for module in modules]
         self.drawn: list[int] = []  # the teachers of this step
         self._count = len(modules)  # also when they have been let go
-        self._labelled = Labelled()
+        self._labelled = Labelled(ignore_index)
+        self.common_classes = common_classes
+        self._classes: int | None = None  # how many are taught, once it is known
+        self._parts: Tensor | None = None  # of the loss; see `_distill`
+        self._logged = -1
         self._tokens = self._checked = self._began = self._over = False
         self._seed = 0
 
@@ -178,16 +202,16 @@ class Distillation(Algorithm):
         return event in _STEPS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        _STEPS[event](self, state)
+        getattr(self, _STEPS[event])(state, logger)
 
-    def _start(self, state: State) -> None:
+    def _start(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
         own = set(map(id, state.model.parameters()))
         if any(id(parameter) in own for teacher in self.teachers for parameter in teacher.module.parameters()):
             raise ValueError("Distillation: a teacher shares weights with the student; give copy.deepcopy of it.")
         self._seed = state.rank_zero_seed
 
-    def _choose(self, state: State) -> None:
+    def _choose(self, state: State, logger: Logger) -> None:
         self.drawn = []
         if self._is_over(state):
             return
@@ -201,15 +225,17 @@ class Distillation(Algorithm):
             shifted = bool(getattr(composer_model(state), "shift_labels", False))
             self._labelled.start(labels, shifted)  # type: ignore[arg-type]
 
-    def _restart(self, state: State) -> None:
+    def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
+        self._parts = None
 
-    def _distill(self, state: State) -> None:
+    def _distill(self, state: State, logger: Logger) -> None:
         if self._over or not (self.drawn or not self._checked):
             return
         outputs, labels = state.outputs, self._labels(state.batch)
         logits, index = logits_of(outputs), None
-        sparse = isinstance(outputs, Mapping) and "labels" in outputs  # by LabelledPositions
+        left_out = any(isinstance(other, LabelledPositions) for other in state.algorithms)
+        sparse = left_out and isinstance(outputs, Mapping) and "labels" in outputs
         if self._tokens and labels is not None and (sparse or logits.ndim > 2):
             index = self._labelled.next(labels)
         student = rows(logits, index, labels, not isinstance(outputs, Tensor))
@@ -217,13 +243,33 @@ class Distillation(Algorithm):
             self._check(state, student, index, labels)
         if not self.drawn:
             return
-        teacher = self._mean_logits(state, index, labels)
+        student, teacher = student[:, : self._classes], self._mean_logits(state, index, labels)
         if self.loss == "kl":
             distilled = distillation_kl(student, teacher, self.temperature)
         else:
             loss: Any = distillation_mse if self.loss == "mse" else self.loss
             distilled = loss(student, teacher)
+        distilled = self._noted(distilled.mean(), state.loss)
         state.loss = add_distillation(state.loss, distilled, self.base_weight, self.distillation_weight)
+
+    def _noted(self, distilled: Tensor, loss: Any) -> Tensor:
+        """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
+        if self._parts is None:
+            self._parts = torch.zeros(2, device=distilled.device, requires_grad=True)
+        parts = torch.stack([minimised(loss), self.distillation_weight * distilled]).detach().float()
+        return distilled + (self._parts * parts).sum()
+
+    def _log(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        if self._parts is None or self._parts.grad is None or step == self._logged:  # an optimizer's second pass
+            return
+        parts = self._parts.grad.detach() / self.distillation_weight
+        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
+            parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
+        dist.all_reduce(parts)
+        plain, distilled = parts / dist.get_world_size()
+        logger.log_metrics({"loss/train/plain": plain, "loss/train/distillation": distilled})  # type: ignore[dict-item]
+        self._logged = step
 
     def _mean_logits(self, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
         if len(self.drawn) == 1:
@@ -237,24 +283,32 @@ class Distillation(Algorithm):
 
     def _ask(self, i: int, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
         self.teachers[i].enter(state)
-        return self.teachers[i](state, index, labels)
+        return self.teachers[i](state, index, labels)[:, : self._classes]
 
     def _check(self, state: State, student: Tensor, index: Tensor | None, labels: Tensor | None) -> None:
         """Every teacher, as some may be drawn only after days."""
-        if self.loss == "kl" and student.shape[-1] == 1:
-            raise ValueError("Distillation: of a single output loss='kl' is always 0; use loss='mse'.")
+        shapes = [student.shape]
         for i, teacher in enumerate(self.teachers):
             shape = self._ask(i, state, index, labels).shape
-            if shape != student.shape:
+            fits = shape == student.shape or (self.common_classes and shape[:-1] == student.shape[:-1])
+            if not fits:
+                remedy = (
+                    " (common_classes=True teaches those that all have)" if shape[:-1] == student.shape[:-1] else ""
+                )
                 raise ValueError(
                     f"Distillation: teacher {i} ({type(teacher.network).__name__}) gives logits of {tuple(shape)}, "
-                    f"rows by classes, where the student gives {tuple(student.shape)}; the classes must be the same."
+                    f"rows by classes, where the student gives {tuple(student.shape)}; the classes must be the same"
+                    f"{remedy}."
                 )
+            shapes.append(shape)
             if teacher.offload or not self.drawn:
                 teacher.leave()
+        self._classes = min(shape[-1] for shape in shapes)
+        if self.loss == "kl" and self._classes == 1:
+            raise ValueError("Distillation: of a single output loss='kl' is always 0; use loss='mse'.")
         self._checked = True
 
-    def _finish(self, state: State) -> None:
+    def _finish(self, state: State, logger: Logger) -> None:
         for teacher in self.teachers:
             if teacher.offload:
                 teacher.leave()
@@ -268,7 +322,7 @@ class Distillation(Algorithm):
             self.teachers, self._over = [], True
         return self._over
 
-    def _warn(self, state: State) -> None:
+    def _warn(self, state: State, logger: Logger) -> None:
         if not (self._began or self._over):
             warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
 
@@ -281,10 +335,11 @@ class Distillation(Algorithm):
 
 
 _STEPS = {
-    Event.INIT: Distillation._start,
-    Event.BATCH_START: Distillation._choose,
-    Event.BEFORE_TRAIN_BATCH: Distillation._restart,
-    Event.BEFORE_BACKWARD: Distillation._distill,
-    Event.BATCH_END: Distillation._finish,
-    Event.FIT_END: Distillation._warn,
+    Event.INIT: "_start",
+    Event.BATCH_START: "_choose",
+    Event.BEFORE_TRAIN_BATCH: "_restart",
+    Event.BEFORE_BACKWARD: "_distill",
+    Event.AFTER_TRAIN_BATCH: "_log",
+    Event.BATCH_END: "_finish",
+    Event.FIT_END: "_warn",
 }

@@ -6,6 +6,8 @@ before the head, as fairseq does for RoBERTa (Liu et al. 2019, arXiv 1907.11692)
 """
 
 import copy
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from .host import composer_model, refuse_twins
 from .targets import IGNORED
 
+LIBRARIES = ("torch", "transformers", "composer", "peft")
 # Where a model's head begins: the first module that takes hidden states (N, T, H) on their way to the vocabulary.
 HEADS = {
     "BertForMaskedLM": "cls",
@@ -34,13 +37,13 @@ class HeadPositions:
     Args:
         model: a Hugging Face masked LM of `HEADS`. It gets a hook, and keeps its weights and their names.
 
-    Raises TypeError for another model, ValueError for one whose settings are in the way.
+    Raises TypeError for another model, or one that computes in its own way; ValueError for settings in the way.
     """
 
     def __init__(self, model: nn.Module):
-        name = _known(model)
-        if name is None:
-            raise TypeError(f"{type(model).__name__} is not one of the masked language models {', '.join(HEADS)}.")
+        name, problem = _known(model)
+        if name is None or problem:
+            raise TypeError(problem)
         config: Any = model.config
         if name == "ModernBertForMaskedLM":
             if config._attn_implementation == "flash_attention_2":
@@ -72,28 +75,73 @@ class _PlainHead:
 
 def has_masked_lm_head(model: nn.Module) -> bool:
     """Whether `HeadPositions` knows the model."""
-    return _known(model) is not None
+    return not _known(model)[1]
 
 
-def _known(model: nn.Module) -> str | None:
-    return next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in HEADS), None)
+def _known(model: nn.Module) -> tuple[str | None, str]:
+    """Which of `HEADS` the model is, and why that does not tell what it computes ("" where it does)."""
+    transformers: Any = sys.modules.get("transformers")  # without which there is no such model
+    kinds = {name: getattr(transformers, name) for name in HEADS} if transformers else {}
+    name = next((name for name, kind in kinds.items() if isinstance(model, kind)), None)
+    own = type(model).__name__
+    if name is None:
+        return None, f"{own} is not one of the masked language models {', '.join(HEADS)}."
+    replaced = [each for each in ("forward", "compiled_head") if _is_replaced(model, kinds[name], each)]
+    if replaced:
+        what = f"has {' and '.join(replaced)} of its own in place of that of {name}"
+    elif name == "ModernBertForMaskedLM" and not _is_plain(model):
+        what = "has a loss_function of its own"
+    elif strange := [path for path, module in _head_of(model) if not _is_known_layer(module)]:
+        what = f"has a head of its own ({strange[0]})"
+    else:
+        return name, ""
+    return name, f"{own} {what}, of which cannot be told whether it takes each position by itself."
+
+
+def _is_replaced(model: nn.Module, kind: type, name: str) -> bool:
+    given = vars(model).get(name)
+    return getattr(type(model), name, None) is not getattr(kind, name, None) or not (
+        given is None or isinstance(given, _PlainHead)
+    )
+
+
+def _is_plain(model: Any) -> bool:
+    from transformers.loss.loss_utils import ForMaskedLMLoss
+
+    return model.loss_function is ForMaskedLMLoss
+
+
+def _head_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of the head, which are those outside the model that it stands upon."""
+    base: Any = model.base_model_prefix
+    for path, module in model.named_modules():
+        if path and path.split(".")[0] != base:
+            yield path, module
+
+
+def _is_known_layer(module: nn.Module) -> bool:
+    """Whether `forward` comes from a library, none of whose layers in a head mixes positions."""
+    forward = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return "forward" not in vars(module) and forward.__module__.split(".")[0] in LIBRARIES
 
 
 class Labelled:
-    """Where the labels of a batch stand, microbatch after microbatch, without waiting for the device in between.
+    """Where a batch's labels but `ignore_index` stand, microbatch after microbatch, without waiting for the device.
 
     Splitting into microbatches must keep the order of the examples, as Composer's does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int = IGNORED) -> None:
+        self.ignore_index = ignore_index
         self._mask, self._done = np.empty(0, dtype=bool), 0
 
     def start(self, labels: Tensor, shifted: bool = False) -> None:
-        """A new batch with `labels` (N, T), of which -100 is none; `shifted`: position t predicts the label of t + 1.
+        """A new batch with `labels` (N, ...); `shifted`: position t predicts the label of t + 1.
 
         Labels that are on the device already are read back, once; Composer's own batches come from the host.
         """
-        mask = (labels != IGNORED).cpu().numpy()
+        # Of bytes, torch takes 156 for -100.
+        mask = (labels.long() != self.ignore_index).cpu().numpy()
         if shifted:
             mask = np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
         self._mask, self._done = mask, 0
@@ -118,7 +166,7 @@ class LabelledPositions(Algorithm):
 
     For `composer.models.HuggingFaceModel` around BERT, RoBERTa, XLM-RoBERTa, DistilBERT or ModernBERT for masked LM. In
     training the model's logits are then (labelled positions, vocabulary), and training metrics get the labels that
-    belong to them. Raises TypeError for other models.
+    belong to them. Raises TypeError for other models, and for subclasses and heads that compute in their own way.
     """
 
     def __init__(self) -> None:
@@ -132,24 +180,30 @@ class LabelledPositions(Algorithm):
         return event in _STEPS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        _STEPS[event](self, state)
+        getattr(self, _STEPS[event])(state, logger)
 
-    def _start(self, state: State) -> None:
+    def _start(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
         model = composer_model(state)
         if not isinstance(model, HuggingFaceModel):
             raise TypeError(f"LabelledPositions needs composer.models.HuggingFaceModel, got {type(model).__name__}.")
+        own = [each for each in ("forward", "loss") if _is_replaced(model, HuggingFaceModel, each)]
+        if own:
+            raise TypeError(
+                f"LabelledPositions needs the {' and the '.join(own)} of composer.models.HuggingFaceModel, and "
+                f"{type(model).__name__} has its own, which may want the logits of all positions."
+            )
         self._head = HeadPositions(model.model)
         model.eval_forward = _EvalForward(model)  # type: ignore[method-assign]
 
-    def _find(self, state: State) -> None:
+    def _find(self, state: State, logger: Logger) -> None:
         self._labelled.start(state.batch["labels"])
 
-    def _restart(self, state: State) -> None:
+    def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
         self._head.index = None
 
-    def _select(self, state: State) -> None:
+    def _select(self, state: State, logger: Logger) -> None:
         self._batch, labels = state.batch, state.batch["labels"]
         index = self._labelled.next(labels)
         if len(index) == 0:  # of nothing, Composer's metrics can make nothing
@@ -157,7 +211,7 @@ class LabelledPositions(Algorithm):
         self._head.index, state.batch = index, copy.copy(state.batch)
         state.batch["labels"] = labels.flatten()[index]
 
-    def _stop(self, state: State) -> None:
+    def _stop(self, state: State, logger: Logger) -> None:
         if self._head.index is None:
             return
         self._head.index = None
@@ -167,7 +221,7 @@ class LabelledPositions(Algorithm):
             raise TypeError("LabelledPositions needs a model whose config has return_dict=True.")
         outputs["labels"] = state.batch["labels"]
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: State, logger: Logger) -> None:
         state.batch = self._batch
 
 
@@ -185,10 +239,10 @@ class _EvalForward:
 
 
 _STEPS = {
-    Event.INIT: LabelledPositions._start,
-    Event.BATCH_START: LabelledPositions._find,
-    Event.BEFORE_TRAIN_BATCH: LabelledPositions._restart,
-    Event.BEFORE_FORWARD: LabelledPositions._select,
-    Event.AFTER_FORWARD: LabelledPositions._stop,
-    Event.AFTER_LOSS: LabelledPositions._restore,
+    Event.INIT: "_start",
+    Event.BATCH_START: "_find",
+    Event.BEFORE_TRAIN_BATCH: "_restart",
+    Event.BEFORE_FORWARD: "_select",
+    Event.AFTER_FORWARD: "_stop",
+    Event.AFTER_LOSS: "_restore",
 }

@@ -1,6 +1,7 @@
 """Teachers: trained networks that are only asked, in evaluation mode and without gradients, for their logits."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import chain
@@ -118,10 +119,17 @@ class Teacher:
         if not all(bool(parameter.isfinite().all()) for parameter in module.parameters() if parameter.numel()):
             raise ValueError(f"Distillation: teachers: a {type(module).__name__} has weights that are not finite.")
         self.module = module.eval().requires_grad_(False)
-        self.network: nn.Module = module.model if isinstance(module, HuggingFaceModel) else module
+        plain = isinstance(module, HuggingFaceModel) and type(module).forward is HuggingFaceModel.forward
+        self.network: nn.Module = module.model if plain else module  # type: ignore[assignment]
+        transformers: Any = sys.modules.get("transformers")  # without which there is no such model
+        self._by_name = plain or (transformers is not None and isinstance(module, transformers.PreTrainedModel))
         self.input_key, self.target_key, self.offload = input_key, target_key, offload
         self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
-        self._known = set(inspect.signature(self.network.forward).parameters)
+        self._known: set[str] = (
+            module.model_forward_args  # type: ignore[assignment]
+            if isinstance(module, HuggingFaceModel)
+            else set(inspect.signature(self.network.forward).parameters)
+        )
         self._head = HeadPositions(self.network) if has_masked_lm_head(self.network) else None
         if self.dtype:
             module.to(self.dtype)
@@ -168,7 +176,7 @@ class Teacher:
         return rows(logits_of(outputs), index, labels, not isinstance(outputs, Tensor))
 
     def _forward(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping) and hasattr(self.network, "from_pretrained"):
+        if isinstance(batch, Mapping) and self._by_name:
             key = labels_key(batch, self.target_key)
             return self.network(**{name: batch[name] for name in batch if name in self._known and name != key})
         whole = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and self.input_key == 0)

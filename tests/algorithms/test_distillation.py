@@ -12,6 +12,7 @@ import torch
 from composer import Callback
 from composer.algorithms import SAM, ProgressiveResizing
 from composer.algorithms.warnings import NoEffectWarning
+from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from scipy import stats
 from torch import nn
@@ -667,3 +668,130 @@ def test_logits_must_be_found():
     model.get_metrics = lambda is_train: {}
     with pytest.raises(ValueError, match="loss='kl' is always 0; use loss='mse'"):
         fit(Distillation(regression), model=model)
+
+
+def test_a_subclass_overrides_a_step():
+    class Own(Distillation):
+        def _restart(self, state, logger):
+            asked_for.append(state.timestamp.batch.value)
+            super()._restart(state, logger)
+
+    asked_for = []
+    fit(Own(teacher()), max_duration="2ba")
+    assert asked_for == [0, 1]
+
+
+class Segments(ComposerClassifier):
+    def __init__(self, module, ignore_index):
+        loss = lambda out, y: F.cross_entropy(out, y.long(), ignore_index=ignore_index)  # noqa: E731
+        super().__init__(module, num_classes=CLASSES, loss_fn=loss)
+
+    def get_metrics(self, is_train):
+        return {}
+
+
+@pytest.mark.parametrize("ignored, dtype", [(255, torch.long), (255, torch.uint8), (-1, torch.long), (0, torch.int32)])
+def test_pixels_of_the_ignored_label_are_not_taught(ignored, dtype):
+    torch.manual_seed(3)
+    student, one = nn.Conv2d(3, CLASSES, 3, padding=1), nn.Conv2d(3, CLASSES, 3, padding=1)
+    x, y = torch.randn(6, 3, 8, 8), torch.randint(1, CLASSES, (6, 8, 8))
+    y = y.masked_fill(torch.rand(y.shape) < 0.3, ignored).to(dtype)
+    options = {"model": Segments(copy.deepcopy(student), ignored), "train_dataloader": [(x, y)], "max_duration": "1ba"}
+    run = fit(Distillation(copy.deepcopy(one), ignore_index=ignored), device_train_microbatch_size=6, **options)
+
+    def step_loss(model, batch, step):
+        where = batch[1] != ignored
+        logits, target = (net(batch[0]).permute(0, 2, 3, 1)[where] for net in (model, one))
+        return 0.1 * F.cross_entropy(logits, batch[1][where].long()) + 0.9 * plain_kl(logits, target.detach(), 4.0)
+
+    assert_same(weights(run), by_hand(step_loss, 1, student, [(x, y)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping", "total"])
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_both_parts_of_the_loss_are_logged(form, microbatch):
+    log, one = InMemoryLogger(), teacher()
+    model = Outputs("mapping", form)
+    algorithm = Distillation(copy.deepcopy(one), base_weight=0.25, distillation_weight=2.0, end="6ba")
+    fit(algorithm, model=model, device_train_microbatch_size=microbatch, loggers=log)
+    expected: list[tuple[float, float]] = []
+
+    def step_loss(model, batch, step):
+        logits = model(batch[0])
+        plain, distilled = F.cross_entropy(logits, batch[1]), 2 * distillation_kl(logits, asked(one, batch[0]))
+        expected.append((plain.item(), distilled.item()))
+        return 0.25 * plain + distilled if step < 6 else plain
+
+    by_hand(step_loss)
+    names = ("plain", "distillation")
+    found = [{time.batch.value: float(v) for time, v in log.data[f"loss/train/{name}"]} for name in names]
+    assert [*found[0]] == [*found[1]] == [*range(6)]
+    assert [*zip(*(each.values() for each in found), strict=True)] == [pytest.approx(e, rel=1e-4) for e in expected[:6]]
+    total = [value for _, value in log.data["loss/train/total"]]
+    assert total[:6] == pytest.approx([0.25 * plain + distilled for plain, distilled in expected[:6]], rel=1e-4)
+    if form in ("tensor", "tuple"):
+        assert len(log.data["loss/train/plain"]) == len(log.data["loss/train/distillation"]) == 6
+
+
+@pytest.mark.parametrize("sizes", [[7], [3], [7, 3], [6, 5]])
+@pytest.mark.parametrize("per_step", [1, None])
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_common_classes_alone_are_taught_where_asked(sizes, per_step, loss):
+    teachers, common = [teacher(i, classes=size) for i, size in enumerate(sizes)], min(CLASSES, *sizes)
+    ours = Distillation(copy.deepcopy(teachers), per_step, loss=loss, common_classes=True)
+    run = fit(ours, device_train_microbatch_size=8)
+
+    def step_loss(model, batch, step):
+        drawn, logits = draw_teachers(7, step, len(sizes), per_step or len(sizes)), model(batch[0])
+        target = sum(asked(teachers[i], batch[0])[:, :common] for i in drawn) / len(drawn)
+        cut = logits[:, :common]
+        distilled = plain_kl(cut, target, 4.0).float() if loss == "kl" else F.mse_loss(cut, target)
+        return 0.1 * F.cross_entropy(logits, batch[1]) + 0.9 * distilled
+
+    assert_same(weights(run), by_hand(step_loss), atol=2e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("more", [-4, 4])
+def test_vocabularies_that_differ_by_padding(sparse, more):
+    one = masked_lm("bert", seed=1).model
+    one.resize_token_embeddings(WORDS + more, mean_resizing=False)
+    algorithms = [Distillation(copy.deepcopy(one), common_classes=True), *([LabelledPositions()] if sparse else [])]
+    batches = [{name: value[:8] for name, value in sentences().items()}]
+    options = {"train_dataloader": batches, "device_train_microbatch_size": 8, "max_duration": "1ba"}
+    batches[0]["input_ids"] = batches[0]["input_ids"].clamp(max=WORDS - 5)
+    run = fit(algorithms, model=masked_lm(), **options)
+
+    def step_loss(model, batch, step):
+        where, inputs = batch["labels"] != -100, {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits, target = (net(**inputs).logits[where] for net in (model, one.eval()))
+        common = WORDS + min(more, 0)
+        distilled = plain_kl(logits[:, :common], target[:, :common].detach(), 4.0).float()
+        return 0.1 * F.cross_entropy(logits, batch["labels"][where]) + 0.9 * distilled
+
+    expected = by_hand(step_loss, 1, masked_lm().model, batches)
+    assert_same(weights(run), {name.replace("module.", "model.", 1): v for name, v in expected.items()}, atol=1e-5)
+
+
+def test_where_it_was_not_asked_for_the_error_names_it():
+    with pytest.raises(ValueError, match=r"must be the same \(common_classes=True teaches those that all have\)"):
+        fit(Distillation(teacher(2, classes=7)))
+    for wrong in ({"ignore_index": 2.5}, {"ignore_index": None}, {"common_classes": 1}):
+        with pytest.raises(ValueError, match=f"Distillation: {next(iter(wrong))} must be"):
+            Distillation(teacher(), **wrong)
+
+
+def test_outputs_named_labels_are_not_taken_for_those_of_labelled_positions():
+    class Named(Segments):
+        def forward(self, batch):
+            return {"logits": self.module(batch[0]), "labels": batch[1]}
+
+        def loss(self, outputs, batch):
+            return F.cross_entropy(outputs["logits"], batch[1][:, 0])
+
+    x, y = examples()
+    batch = (x, torch.stack([y, y.masked_fill(y == 0, -100)], 1))
+    options = {"max_duration": "1ba", "device_train_microbatch_size": len(x)}
+    run = fit(Distillation(teacher()), model=Named(network(), -100), train_dataloader=[batch], **options)
+    plain = fit(Distillation(teacher()), train_dataloader=[(x, y)], **options)
+    assert_same(weights(run), weights(plain), atol=1e-6)

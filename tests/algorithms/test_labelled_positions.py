@@ -3,9 +3,12 @@ import copy
 import pytest
 import torch
 from composer.algorithms import SWA, GradientClipping
+from composer.models import HuggingFaceModel
 from torch import nn
+from transformers import BertForMaskedLM, ModernBertForMaskedLM
+from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
-from accelerando.algorithms import LabelledPositions, LabelSmoothing
+from accelerando.algorithms import Distillation, LabelledPositions, LabelSmoothing
 from accelerando.algorithms.labelled_positions import HEADS, HeadPositions, Labelled
 from tiny import WORDS, assert_same, classifier, masked_lm, sentences, token_loader, trainer, weights
 
@@ -150,6 +153,21 @@ def test_labels_must_come_as_they_came():
     assert labelled.next(labels).tolist() == expected.flatten().nonzero().flatten().tolist()
 
 
+@pytest.mark.parametrize(
+    "dtype, ignored, expected",
+    [
+        (torch.uint8, -100, [0, 1, 2]),
+        (torch.uint8, 255, [0, 2]),
+        (torch.int8, 255, [0, 1, 2]),
+        (torch.long, 255, [0, 2]),
+    ],
+)
+def test_labels_of_few_bits_are_compared_as_numbers(dtype, ignored, expected):
+    labelled, labels = Labelled(ignored), torch.tensor([[156, 255, 3]]).to(dtype)
+    labelled.start(labels)
+    assert labelled.next(labels).tolist() == expected
+
+
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="HuggingFaceModel, got ComposerClassifier"):
         trainer(LabelledPositions(), model=classifier())
@@ -165,3 +183,133 @@ def test_other_models_are_refused():
     tuples.model.config.return_dict = False
     with pytest.raises(TypeError, match="return_dict=True"):
         trainer(LabelledPositions(), model=tuples, train_dataloader=token_loader()).fit()
+
+
+def test_a_subclass_overrides_a_step():
+    class Own(LabelledPositions):
+        def _restart(self, state, logger):
+            asked_for.append(state.timestamp.batch.value)
+            super()._restart(state, logger)
+
+    asked_for = []
+    fit(Own(), max_duration="2ba")
+    assert asked_for == [0, 1]
+
+
+def of(kind: type, module: nn.Module) -> nn.Module:
+    module.__class__ = kind
+    return module
+
+
+class PerSentence(BertForMaskedLM):
+    """Its loss wants to know how many labels each sentence has."""
+
+    def forward(self, labels=None, **inputs):
+        outputs = super().forward(**inputs)
+        losses = nn.functional.cross_entropy(outputs.logits.movedim(-1, 1), labels, reduction="none")
+        outputs.loss = (losses.sum(-1) / (labels != -100).sum(-1)).mean()
+        return outputs
+
+
+class Mixing(BertOnlyMLMHead):
+    def forward(self, hidden):
+        return super().forward(hidden - hidden.mean(0))
+
+
+class Weighted(ModernBertForMaskedLM):
+    def forward(self, labels=None, **inputs):
+        outputs = super().forward(**inputs)
+        weight = torch.linspace(0.5, 2, WORDS)
+        outputs.loss = nn.functional.cross_entropy(outputs.logits.flatten(0, -2), labels.flatten(), weight)
+        return outputs
+
+
+class OwnCompiledHead(ModernBertForMaskedLM):
+    def compiled_head(self, output):
+        return 2 * super().compiled_head(output)
+
+
+class OwnLoss(HuggingFaceModel):
+    def loss(self, outputs, batch):
+        return outputs["loss"] + 1e-3 * outputs["logits"].logsumexp(-1).square().mean()
+
+
+def own_head(model):
+    of(Mixing, model.model.cls)
+
+
+def own_activation(model):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x * x.mean(0)
+
+    model.model.cls.predictions.transform.transform_act_fn = Odd()
+
+
+def own_loss_function(model):
+    model.model.loss_function = lambda logits, labels, **options: logits.mean()
+
+
+def patched(model):
+    model.model.forward = model.model.forward
+
+
+STRANGE = {
+    "forward": ("bert", lambda model: of(PerSentence, model.model), "PerSentence has forward of its own"),
+    "class weights": ("modernbert", lambda model: of(Weighted, model.model), "Weighted has forward of its own"),
+    "compiled head": ("modernbert", lambda model: of(OwnCompiledHead, model.model), "has compiled_head of its own"),
+    "head": ("bert", own_head, r"a head of its own \(cls\)"),
+    "within the head": ("bert", own_activation, r"its own \(cls.predictions.transform.transform_act_fn\)"),
+    "loss function": ("modernbert", own_loss_function, "has a loss_function of its own"),
+    "patched": ("bert", patched, "BertForMaskedLM has forward of its own"),
+    "loss": ("bert", lambda model: of(OwnLoss, model), "the loss of composer.models.HuggingFaceModel, and OwnLoss"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_computes_in_its_own_way_is_refused(name):
+    kind, change, message = STRANGE[name]
+    model = masked_lm(kind)
+    change(model)
+    with pytest.raises(TypeError, match=message):
+        trainer(LabelledPositions(), model=model, train_dataloader=token_loader())
+
+
+def test_a_namesake_is_not_taken_for_the_model():
+    other = masked_lm()
+    other.model.__class__ = type("BertForMaskedLM", (type(other.model.bert),), {"forward": PerSentence.forward})
+    with pytest.raises(TypeError, match="BertForMaskedLM is not one of the masked language models"):
+        trainer(LabelledPositions(), model=other, train_dataloader=token_loader())
+
+
+def test_a_subclass_that_computes_the_same_is_known():
+    class Named(BertForMaskedLM):
+        def count(self):
+            return sum(parameter.numel() for parameter in self.parameters())
+
+    model = masked_lm()
+    of(Named, model.model)
+    run = trainer(LabelledPositions(), model=model, train_dataloader=token_loader())
+    run.fit()
+    assert_same(weights(run), weights(fit()), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [own_head, own_activation])
+def test_a_teacher_with_a_head_of_its_own_is_asked_for_all_positions(change):
+    one, asked_for = masked_lm(seed=5), []
+    change(one)
+    given = copy.deepcopy(one)
+    given.model.cls.register_forward_hook(lambda module, inputs, output: asked_for.append(output))
+    batch = sentences(8)
+    run = trainer(
+        Distillation(given, base_weight=0.0, distillation_weight=1.0, loss=lambda s, t: taught.append(t) or s.mean()),
+        model=masked_lm(),
+        train_dataloader=[batch],
+        device_train_microbatch_size=8,
+        max_duration="1ba",
+    )
+    taught = []
+    run.fit()
+    expected = one.eval().model(batch["input_ids"], batch["attention_mask"]).logits[batch["labels"] != -100]
+    torch.testing.assert_close(taught[0], expected)
+    assert asked_for[0].shape == (8, 12, WORDS)

@@ -6,14 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, HuggingFaceModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForMaskedLM
 
 from accelerando.algorithms import BlurPool, Distillation, load_teacher
 from accelerando.algorithms.checkpoints import read_weights
-from tiny import CLASSES, assert_same, classifier, differ, fit, masked_lm, network, token_loader, weights
+from tiny import CLASSES, assert_same, classifier, differ, fit, loader, masked_lm, network, token_loader, weights
 
 
 def other_weights(module: nn.Module) -> nn.Module:
@@ -205,3 +205,51 @@ def test_a_composer_checkpoint_teaches(folder):
     one = load_teacher(folder / "composer.pt", classifier())
     run = fit(Distillation(copy.deepcopy(one)), model=student)
     assert differ(weights(run), weights(fit(model=ComposerClassifier(other_weights(network()), num_classes=CLASSES))))
+
+
+def test_what_resembles_a_hugging_face_model_is_none():
+    class Resembles(nn.Module):
+        """As a mixin of a hub gives it to any network."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network(seed=5)
+
+        @classmethod
+        def from_pretrained(cls, path):
+            raise NotImplementedError
+
+        def forward(self, images):
+            return self.network(images)
+
+    class Mapped(ComposerClassifier):
+        def forward(self, batch):
+            return self.module(batch["x"])
+
+        def loss(self, outputs, batch):
+            return nn.functional.cross_entropy(outputs, batch["y"])
+
+        def get_metrics(self, is_train):
+            return {}
+
+    batches = [dict(zip("xy", batch, strict=True)) for batch in loader()]
+    keys = {"input_key": "x", "target_key": "y"}
+    options = {"train_dataloader": batches, "device_train_microbatch_size": 8}
+    run = fit(Distillation(Resembles(), **keys), model=Mapped(network(), num_classes=CLASSES), **options)
+    assert_same(weights(run), weights(fit(Distillation(network(seed=5)))), atol=1e-6)
+
+
+def test_a_composer_model_with_a_forward_of_its_own_is_asked_by_it():
+    class Sharper(HuggingFaceModel):
+        def forward(self, batch):
+            outputs = super().forward(batch)
+            outputs["logits"] = 3 * outputs["logits"]
+            return outputs
+
+    given = masked_lm(seed=5)
+    given.__class__ = Sharper
+    plain = masked_lm(seed=5)
+    decoder = plain.model.get_output_embeddings()
+    decoder.register_forward_hook(lambda module, inputs, output: 3 * output)
+    runs = [fit(Distillation(one), model=masked_lm(), train_dataloader=token_loader()) for one in (given, plain)]
+    assert_same(*map(weights, runs), atol=1e-5)
