@@ -75,7 +75,7 @@ def test_a_value_that_surprises(tmp_path, text, problem, nest):
         ("on: 1", "on: on given as a key, which YAML does not take for text"),
         ("a: {null: 1}", "a.null: null given as a key"),
         ("? [a]\n: 1", "a list or mapping given in line 1 as a key"),
-        ("[" * 5000, "not readable as YAML"),
+        ("[" * 1000, "not readable as YAML"),
         ("a: &a [*a]", "not readable as YAML"),
         ("\ta: 1", "not readable as YAML"),
         ("a: 1\n---\nb: 2", "not readable as YAML"),
@@ -292,7 +292,8 @@ def test_interpolations_in_a_study(file, overrides, found, tmp_path):
 )
 @pytest.mark.parametrize("key", ["arms.a.algorithms", "arms.a", "arms", "seeds", "run_name", "optimizer"])
 def test_interpolations_that_lead_nowhere(value, key):
-    refusal(f"{key}={value}", file="digits/tradeoff.yaml", plan=study.plan)
+    few = ["seeds=[17]", *(f"arms.{arm}=false" for arm in load("digits/tradeoff.yaml")[0].arms if arm != "baseline")]
+    refusal(*few, f"{key}={value}", file="digits/tradeoff.yaml", plan=study.plan)
 
 
 class Scheduled(Algorithm):
@@ -340,8 +341,10 @@ def test_configs_changed_at_random(file, tmp_path):
     base = OmegaConf.to_container(OmegaConf.merge(given, {"folder": str(tmp_path)}))
     if file != "digits/all":
         base |= {"seeds": [17]}
+    for named in base.keys() & {"arms", "teachers", "criteria"}:
+        base[named] = dict([*base[named].items()][-2:])
     draw, refused = random.Random(file), 0
-    for _ in range(25):
+    for _ in range(60 if file == "digits/all" else 12):
         config = copy.deepcopy(base)
         *path, last = draw.choice(list(places(config)))
         parent = config
@@ -362,7 +365,7 @@ def test_configs_changed_at_random(file, tmp_path):
         except ConfigError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused > 10
+    assert refused > 5
 
 
 def test_a_model_of_a_subclass_is_found_without_a_call():
