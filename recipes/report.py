@@ -27,6 +27,7 @@ from tabulate import tabulate
 Record = dict[str, float]  # in a file, what is not finite is null
 
 TRAIN_LOSS = "loss/train/total"
+TRAIN_PREFIX = "metrics/train/"
 EVAL_PREFIX = "metrics/eval/"
 LEVEL_PREFIX = "lottery/"
 COUNTS = ("batch", "samples", "seconds")

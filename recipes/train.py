@@ -136,7 +136,7 @@ def _train(
         with _told_in_one_line(recipe, trainer):
             if elapsed is not None and elapsed < 1:
                 trainer.fit()
-            _evaluate_the_end(trainer, history)
+            _complete_the_end(trainer, history)
         result = _report(recipe, trainer, history, train_data, quiet=watch is not None)
     except BaseException:
         # Trainer.close waits for the other ranks, which may never come.
@@ -155,10 +155,13 @@ def _shown_by(history: History, watch: LoggerDestination | None, arguments: Mapp
     return [] if arguments["progress_bar"] or arguments.get("log_to_console") else [Lines(history)]
 
 
-def _evaluate_the_end(trainer: Trainer, history: History) -> None:
-    """Where an eval_interval left it out, or a kill came in the last evaluation."""
-    from accelerando.recipes.report import EVAL_PREFIX
+def _complete_the_end(trainer: Trainer, history: History) -> None:
+    """What comes after the last checkpoint is gone after a kill, and an eval_interval may leave out the end."""
+    from accelerando.recipes.report import EVAL_PREFIX, TRAIN_PREFIX
 
+    for before in history.records[-2:-1]:
+        # Those of the last batch, which Composer tells again at the end of the epoch; after a kill, they are 0 there.
+        history.records[-1] |= {name: value for name, value in before.items() if name.startswith(TRAIN_PREFIX)}
     if trainer.state.evaluators and not any(name.startswith(EVAL_PREFIX) for name in history.records[-1]):
         trainer.eval()
 

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from composer import Callback
 from test_train import KILL, Watch, measured, same, settings, trained
 
+from accelerando.recipes import report
 from accelerando.recipes.config import ConfigError, check
+from accelerando.recipes.report import Result
 from accelerando.recipes.saved import newest_checkpoint
 from accelerando.recipes.train import train
 
@@ -308,3 +311,35 @@ def test_a_finished_run_is_reported_where_nothing_can_be_written(config, tmp_pat
         result = train(config)
     assert result.batches == 8 and result.folder == str(tmp_path / "run")
     assert "accuracy" in capsys.readouterr().out
+
+
+class KillIn(Callback):
+    """Kills the run in an event after its last batch."""
+
+    def __init__(self, event: str):
+        self.event = event
+
+    def run_event(self, event, state, logger):
+        if event.value == self.event and state.timestamp.batch == 8:
+            raise KeyboardInterrupt
+
+
+# Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
+@pytest.mark.filterwarnings("ignore:No batches were trained")
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+@pytest.mark.parametrize(
+    ("moment", "interval"),
+    [("epoch_end", "8ba"), ("eval_batch_start", "1ep"), ("fit_end", "8ba"), ("draw", "1ep"), ("save", "8ba")],
+)
+def test_a_run_killed_after_its_last_batch_is_completed(config, tmp_path, monkeypatch, whole, moment, interval):
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    config["save_interval"] = interval
+    callbacks = {} if moment in ("draw", "save") else {"test_saved:KillIn": {"event": moment}}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(*((report, "draw") if moment == "draw" else (Result, "save")), kill)
+        train(config | {"callbacks": callbacks})
+    assert not (tmp_path / "run/results.json").exists()
+    assert measured(train(config)) == measured(whole[0]) == measured(Result.load(tmp_path / "run"))
+    assert (tmp_path / "run/curves.png").exists()
