@@ -219,7 +219,9 @@ def _point(
     if size is None:
         return Point(DENSE, seed, 0, 1.0, *spent, _number(value), 1.0, 1.0)
     ratios = size["compression_ratio"], size.get("speedup", size.get("theoretical_speedup"))
-    infinite = (math.inf if ratio is None else float(ratio) for ratio in ratios)
+    # Of a run whose multiply-adds nobody could count there is no speedup; otherwise none is an infinite one.
+    none = math.inf, math.nan if size.get("multiply_adds", 0) is None else math.inf
+    infinite = (other if ratio is None else float(ratio) for ratio, other in zip(ratios, none, strict=True))
     return Point(arm, seed, level, size["density"], *spent, _number(value), *infinite)
 
 

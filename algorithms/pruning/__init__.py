@@ -6,7 +6,7 @@ from .enforcement import apply_masks, mask_gradients, mask_optimizers
 from .files import load_masks, save_masks
 from .lottery import LotteryTicket, level_densities
 from .magnitude_pruning import MagnitudePruning, gradual_density
-from .masks import keep_highest, kept_counts, prunable_weights
+from .masks import MostlyDenseWarning, TiedScoresWarning, keep_highest, kept_counts, prunable_weights
 from .samples import class_balanced
 from .size import compression_ratio, model_size, trace_multiply_adds
 from .sparsity import LayerCollapseWarning
@@ -15,7 +15,9 @@ __all__ = [
     "LayerCollapseWarning",
     "LotteryTicket",
     "MagnitudePruning",
+    "MostlyDenseWarning",
     "PruneAtInit",
+    "TiedScoresWarning",
     "apply_masks",
     "class_balanced",
     "compression_ratio",

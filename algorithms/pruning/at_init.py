@@ -26,10 +26,11 @@ from .masks import Masks, Scope, digest, keep_highest, kept_counts, shuffled
 from .samples import class_balanced, seeded
 from .sparsity import Pruning, plain_forward
 
-Criterion = Literal["magnitude", "random", "gradient_magnitude", "snip", "grasp", "synflow"]
+Criterion = Literal["magnitude", "random", "gradient_magnitude", "snip", "snip_per_batch", "grasp", "synflow"]
 _OF_DATA: dict[str, Callable[..., dict[str, Tensor]]] = {
     "gradient_magnitude": gradient_magnitude,
     "snip": snip,
+    "snip_per_batch": partial(snip, per_batch=True),
     "grasp": grasp,
 }
 _STREAM = 0x9127  # no other algorithm's random numbers
@@ -45,8 +46,10 @@ class PruneAtInit(Pruning):
     """Prune before the first update, or at `at`, by a criterion or by the masks of a `ticket`; then train on.
 
     Args:
-        criterion: `magnitude`, `random`, `gradient_magnitude`, `snip`, `grasp` or `synflow`; or a function of the masks
-            so far, (model, weights by name, masks by name) -> scores by name, of which the highest are kept.
+        criterion: `magnitude`, `random`, `gradient_magnitude`, `snip`, `snip_per_batch`, `grasp` or `synflow`; or a
+            function of the masks so far, (model, weights by name, masks by name) -> scores by name, of which the
+            highest are kept. `snip` is the same for every number of microbatches and ranks; `snip_per_batch` takes
+            `|g * w|` of each of the loader's batches, as the code of arXiv 2009.08576 does (see `criteria.snip`).
         density: share of the prunable weights that is kept, in (0, 1); or shares by patterns of the layers' names.
         ticket: a file of masks (see `save_masks`) in place of criterion and density.
         iterations: in how many steps to prune, each scoring what the last one has left, with densities that fall
@@ -66,7 +69,8 @@ class PruneAtInit(Pruning):
         include, exclude, classifier: which weights; see `prunable_weights`.
 
     The criteria of data take samples from the Trainer's `train_dataloader`, whose dataset must have indices and a
-    length; its augmentations apply.
+    length. Its augmentations apply, which the authors of arXiv 2009.08576 leave out; like them, all but `synflow` look
+    at the network in train mode. A batch of one sample that would be left over joins the one before.
     """
 
     def __init__(
@@ -210,9 +214,13 @@ class PruneAtInit(Pruning):
             raise ValueError(f"{self.criterion} needs a DataLoader over a dataset with indices and a length")
         own = class_balanced(dataset, self.samples_per_class, seed)[dist.get_global_rank() :: dist.get_world_size()]
         size = state.device_train_microbatch_size
-        size = size if isinstance(size, int) else loader.batch_size or 1
-        for start in range(0, len(own), size):
-            samples = [dataset[index] for index in own[start : start + size]]  # type: ignore[index]
+        if self.criterion == "snip_per_batch" or not isinstance(size, int):
+            size = loader.batch_size or 1
+        starts = [*range(0, len(own), size)]
+        if size > 1 and len(starts) > 1 and len(own) - starts[-1] == 1:
+            starts.pop()  # of a single sample batch norm has no statistics
+        for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
+            samples = [dataset[index] for index in own[start:end]]  # type: ignore[index]
             batch = state.device.batch_to_device(loader.collate_fn(samples))
             yield self.transform(batch) if self.transform else batch
 

@@ -12,25 +12,27 @@ A score has the shape and the device of its weight, is finite, and is float32 (f
     seed: of the random numbers drawn meanwhile (dropout, augmentation): scores depend on the arguments alone.
 
 They work on a copy of the model, in train mode as in the training to come: batch norm takes each batch's statistics.
-The model itself, its gradients, buffers and modes, and the global random generators stay as they are. Several batches
-give what one batch of all their samples gives, but for batch norm and dropout. A parameter that does not take part in
-the loss has the score 0.
+The model itself, its gradients, buffers, modes and other attributes, and the global random generators stay as they are;
+ValueError is raised for a model that cannot be copied. Several batches give what one batch of all their samples gives,
+but for batch norm, dropout and `snip(per_batch=True)`. A parameter that does not take part in the loss has the score 0.
 
 With `torch.distributed` initialised all ranks must call these and `synflow`, each with batches of its own, as many as
 it has, or none. Gradients are means over the samples of all ranks, and scores are the same on every rank bit for bit
 where the weights are.
 """
 
-import copy
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
+from . import untouched
 from .samples import samples_in, seeded
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -60,7 +62,8 @@ def gradient_magnitude(
 
     Raises ValueError for an unknown name, for no samples on any rank, and for scores that are not finite.
     """
-    _, gradients = _mean_gradient(model, names, batches, loss, samples, seed)
+    copied, weights = _copy(model, names)
+    gradients = _mean(_gradient(copied, weights, loss), weights, batches, samples, seed)
     return _checked("gradient_magnitude", {name: g.abs().float() for name, g in gradients.items()})
 
 
@@ -71,15 +74,31 @@ def snip(
     loss: Loss,
     samples: Callable[[Any], int] = samples_in,
     seed: int = 0,
+    per_batch: bool = False,
 ) -> dict[str, Tensor]:
     """`|g * w|`, the sensitivity of the loss to a mask on the weights (Lee et al., arXiv 1810.02340).
 
     Their division by the sum of all scores is left out: it changes no order.
 
+    Of several batches `g` is the mean gradient, whatever the batches; with `per_batch`, `|g * w|` is taken of each, and
+    its mean over the samples, as in the code that accompanies arXiv 2009.08576. Then scores depend on which samples
+    share a batch, and on a rank: of smaller batches they are larger where gradients cancel out. Of one batch it is the
+    same.
+
     Raises ValueError for an unknown name, for no samples on any rank, and for scores that are not finite.
     """
-    weights, gradients = _mean_gradient(model, names, batches, loss, samples, seed)
-    return _checked("snip", {name: (g * weights[name].detach()).abs().float() for name, g in gradients.items()})
+    copied, weights = _copy(model, names)
+    gradient = _gradient(copied, weights, loss)
+
+    def sensitivity(batch: Any) -> Sequence[Tensor]:
+        return [(g * w.detach()).abs() for g, w in zip(gradient(batch), weights.values(), strict=True)]
+
+    if per_batch:
+        scores = _mean(sensitivity, weights, batches, samples, seed)
+    else:
+        gradients = _mean(gradient, weights, batches, samples, seed)
+        scores = {name: (g * weights[name].detach()).abs() for name, g in gradients.items()}
+    return _checked("snip", {name: score.float() for name, score in scores.items()})
 
 
 def grasp(
@@ -121,7 +140,7 @@ def synflow(
     model: nn.Module,
     names: Iterable[str],
     input: Tensor,
-    forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, input: model(input),
+    forward: Callable[[nn.Module, Tensor], Any] = lambda model, input: model(input),
 ) -> dict[str, Tensor]:
     """`|dR/dw * w|` with all parameters replaced by their absolute values (Tanaka et al., arXiv 2006.05467).
 
@@ -131,10 +150,12 @@ def synflow(
         model, names: as for the others. The model itself stays as it is.
         input: floating point, `(N, ...)`, a batch of inputs; only its shape matters.
         forward: the outputs of a model for an input: `lambda model, x: model((x, None))` for a ComposerClassifier,
-            `lambda model, x: model({"pixel_values": x})["logits"]` for a model of mappings.
+            `lambda model, x: model({"pixel_values": x})["logits"]` for a model of mappings. A mapping or a sequence is
+            its `logits`, or the one tensor that it holds.
 
-    In float64 as `R` grows exponentially with depth, which overflows float32 within tens of layers. Below 1e-308 scores
-    are 0; above 1e308 they raise ValueError, as do an unknown name and an input of integers, such as token ids.
+    In float64 as `R` grows exponentially with depth, which overflows float32 within tens of layers; what a forward
+    casts to less stays float64. Below 1e-308 scores are 0; above 1e308 they raise ValueError, as do an unknown name, an
+    input of integers, such as token ids, a forward that fails in float64, and outputs of several tensors.
     """
     if not input.is_floating_point():
         raise ValueError(
@@ -147,8 +168,13 @@ def synflow(
         for parameter in copied.parameters():
             parameter.abs_()
     ones = torch.ones(1, *input.shape[1:], dtype=torch.float64, device=next(copied.parameters()).device)
-    with seeded(0, _cuda_devices(weights)), torch.enable_grad():
-        derivatives = _derivatives(forward(copied, ones).sum(), weights)
+    with seeded(0, _cuda_devices(weights)), torch.enable_grad(), _all_double():
+        try:
+            outputs = forward(copied, ones)
+        except (RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:
+            kind = type(model).__name__
+            raise ValueError(f"synflow: a sample of ones, in float64, does not pass through {kind}: {error}") from error
+        derivatives = _derivatives(_one_tensor(outputs).sum(), weights)
     pairs = zip(weights.items(), derivatives, strict=True)
     scores = {name: (weight.detach() * derivative).abs().contiguous() for (name, weight), derivative in pairs}
     if _distributed():
@@ -158,9 +184,49 @@ def synflow(
     return _checked("synflow", scores)
 
 
+class _Double(TorchFunctionMode):
+    """Whatever is cast to, or made in, another floating point format is float64."""
+
+    _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func in self._CASTS:
+            return args[0].double()
+        args, kwargs = tuple(map(self._widened, args)), {n: self._widened(v) for n, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+    def _widened(self, value: Any) -> Any:
+        return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+@contextmanager
+def _all_double() -> Iterator[None]:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Double():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _one_tensor(outputs: Any) -> Tensor:
+    found = outputs
+    if isinstance(found, Mapping):
+        found = found["logits"] if "logits" in found else [*found.values()]
+    found = [found] if isinstance(found, Tensor) else found if isinstance(found, Sequence) else ()
+    tensors = [output for output in found if isinstance(output, Tensor)]
+    if len(tensors) != 1:
+        raise ValueError(
+            f"synflow sums up one tensor of outputs, but finds {len(tensors) or 'none'} in a {type(outputs).__name__}; "
+            "call the function `synflow` with a `forward` that gives the one that is meant"
+        )
+    return tensors[0]
+
+
 def _copy(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy in train mode, and the weights of these names in it."""
-    copied = copy.deepcopy(model).train()
+    copied = untouched.copied(model).train()
     parameters = dict(copied.named_parameters())
     names = list(names)
     unknown = [name for name in names if name not in parameters]
@@ -182,19 +248,6 @@ def _gradient(
     model: nn.Module, weights: Mapping[str, Tensor], loss: Loss, create_graph: bool = False
 ) -> Callable[[Any], Sequence[Tensor]]:
     return lambda batch: _derivatives(loss(model, batch), weights, create_graph)
-
-
-def _mean_gradient(
-    model: nn.Module,
-    names: Iterable[str],
-    batches: Iterable[Any],
-    loss: Loss,
-    samples: Callable[[Any], int],
-    seed: int,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a copy, and their gradients over all samples of all ranks."""
-    copied, weights = _copy(model, names)
-    return weights, _mean(_gradient(copied, weights, loss), weights, batches, samples, seed)
 
 
 def _mean(

@@ -5,6 +5,8 @@ A mask is a bool tensor of its weight's shape, True where the weight is kept; ma
 
 import hashlib
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -14,9 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import some
+from .outputs import output_weights
 
 Masks = dict[str, Tensor]
 Scope = Literal["global", "layerwise"]
+
+
+class MostlyDenseWarning(UserWarning):
+    """What can be pruned is less than half of the network."""
+
+
+class TiedScoresWarning(UserWarning):
+    """Scores do not tell which weights to keep."""
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _SAMPLED = 1 << 17
@@ -29,32 +41,37 @@ def prunable_weights(
 
     No norms, biases or embeddings, nor a layer that shares its weight with an embedding; a weight that several layers
     share counts once. `include` and `exclude` are patterns such as ``*.attention.*`` (`*` any text, `?` any letter) of
-    the parameters' names. Without `classifier` the last linear layer that the model registers is left out. Raises
-    ValueError for a pattern that fits no such weight, for a weight that is no parameter but computed from others, as by
-    weight normalization, and where nothing is left.
+    the parameters' names. A pattern of `include` that fits none of these weights reaches every other parameter that it
+    fits, if it has two dimensions or more and its name does not end in bias: ``*weight_hh*`` of an LSTM, raw weights of
+    experts, an embedding. Without `classifier` the layers that produce the outputs are left out, wherever the model
+    holds them (see `output_weights`).
+
+    Raises ValueError for a pattern that fits nothing, for a weight that is no parameter but computed from others, as by
+    weight normalization, where it cannot tell what produces the outputs, and where nothing is left.
     """
-    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    found: dict[int, tuple[str, Any]] = {}
-    last = None
-    for prefix, module in model.named_modules():
-        linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # which is how GPT-2 calls it
-        if linear:
-            last = id(module.weight)
-        for name in _weight_names(module) if not linear else ("weight",):
-            weight, full = getattr(module, name), f"{prefix}.{name}".lstrip(".")
-            if isinstance(weight, Tensor) and id(weight) not in embedded:
-                found.setdefault(id(weight), (full, weight))
+    found = {name: weight for name, weight in _by_kind(model).values()}
+    default = [*found]
+    for pattern in include if tuple(include) != ("*",) else ():
+        if not any(fnmatchcase(name, pattern) for name in default):
+            found |= {
+                name: p for name, p in model.named_parameters() if fnmatchcase(name, pattern) and _is_matrix(name, p)
+            }
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has nothing to prune; expected convolutions or linear layers, or others in include"
+        )
     if not classifier:
-        found.pop(last or 0, None)
-    names = [name for name, _ in found.values()]
-    if not names:
-        raise ValueError(f"{type(model).__name__} has nothing to prune; expected convolutions or linear layers")
+        last = output_weights(model, found, _is_layer)
+        found = {name: weight for name, weight in found.items() if id(weight) not in last}
+        if not found:
+            raise ValueError(f"classifier=False leaves nothing to prune of {type(model).__name__}")
+    names = [*found]
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"no prunable weight is called {pattern!r}; there are {some(names)}")
     weights = {
         name: weight
-        for name, weight in found.values()
+        for name, weight in found.items()
         if any(fnmatchcase(name, pattern) for pattern in include)
         and not any(fnmatchcase(name, pattern) for pattern in exclude)
     }
@@ -67,10 +84,39 @@ def prunable_weights(
     return weights
 
 
+def _by_kind(model: nn.Module) -> dict[int, tuple[str, Any]]:
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found: dict[int, tuple[str, Any]] = {}
+    for prefix, module in model.named_modules():
+        for name in _weight_names(module):
+            weight, full = getattr(module, name), f"{prefix}.{name}".lstrip(".")
+            if isinstance(weight, Tensor) and id(weight) not in embedded:
+                found.setdefault(id(weight), (full, weight))
+    return found
+
+
 def _weight_names(module: nn.Module) -> Sequence[str]:
     if isinstance(module, nn.MultiheadAttention):
         return "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
-    return ("weight",) if isinstance(module, _CONVOLUTIONS) else ()
+    return ("weight",) if _is_layer(module) else ()
+
+
+def _is_layer(module: nn.Module) -> bool:
+    # GPT-2's linear layer. A model that holds one has imported its module.
+    linear = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", nn.Linear)
+    return isinstance(module, (nn.Linear, linear, *_CONVOLUTIONS))
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and not name.endswith("bias")
+
+
+def left_dense(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """The parameters that are not among these weights, largest first, where the weights are less than half of all."""
+    held = {id(weight) for weight in weights.values()}
+    others = {name: p.numel() for name, p in model.named_parameters() if id(p) not in held}
+    few = sum(weight.numel() for weight in weights.values()) < sum(others.values())
+    return sorted(others, key=lambda name: -others[name]) if few else []
 
 
 def kept_counts(
@@ -110,28 +156,99 @@ def keep_highest(
 ) -> Masks:
     """Masks that keep exactly the `kept` highest scores, of all layers together or of each.
 
-    Of equal scores the earlier ones are kept: earlier layers, and within a layer lower indices. What `masks` have
-    pruned stays pruned, whatever its score. Raises ValueError for more than remain, and for scores that are not finite.
+    What `masks` have pruned stays pruned, whatever its score. Of equal scores the earlier ones are kept: earlier
+    layers, and within a layer lower indices. That is no choice where all scores of a layer are equal, as they are 0 of
+    a layer that starts at zero, or whose gradient does. ValueError is raised where it decides which weights of such
+    layers are kept. A TiedScoresWarning names layers without scores, all 0, that are kept or pruned as a whole when
+    layers are compared, and tells how many weights their index alone has chosen where it is above a tenth of the kept.
+
+    Raises ValueError for more than remain, too, and for scores that are not finite.
     """
-    if isinstance(kept, Mapping):
-        each = {name: keep_highest({name: scores[name]}, count, masks) for name, count in kept.items()}
-        return {name: each[name][name] for name in scores}
-    remaining = sum(size(masks[name]) if masks else score.numel() for name, score in scores.items())
+    each = [({name: scores[name]}, n) for name, n in kept.items()] if isinstance(kept, Mapping) else [(scores, kept)]
+    found: Masks = {}
+    by_index = among = 0
+    undecided: list[str] = []
+    for group, count in each:
+        threshold, ties, equal = _threshold(group, count, masks)
+        for name, score in group.items():
+            found[name] = _and(score > threshold, masks, name)
+        if ties < equal:
+            undecided += _undecided(group, threshold, ties, masks)
+            by_index, among = by_index + ties, among + equal
+        for name, score in group.items() if ties else ():
+            first = _and(score == threshold, masks, name).flatten().nonzero()[:ties, 0]
+            found[name][torch.unravel_index(first, score.shape)] = True
+            if not (ties := ties - len(first)):
+                break
+    if undecided:
+        hint = "exclude such layers, or prune when or by what tells their weights apart"
+        where = f"which weights of {some(undecided)} are kept, as all scores there are equal"
+        raise ValueError(f"nothing but ties decides {where}; {hint}")
+    total = sum(map(size, found.values()))
+    if not isinstance(kept, Mapping) and total < _remaining(scores, masks):
+        _warn_of_silence(scores, found, masks)
+    if by_index > total / 10:
+        text = (
+            f"{by_index:,} of the {total:,} weights kept are chosen by their index alone, of {among:,} of equal score"
+        )
+        warnings.warn(text, TiedScoresWarning, stacklevel=2)
+    return {name: found[name] for name in scores}
+
+
+def _threshold(group: Mapping[str, Tensor], kept: int, masks: Mapping[str, Tensor] | None) -> tuple[float, int, int]:
+    """The least score that is kept, how many are kept of those that equal it, and how many there are."""
+    remaining = _remaining(group, masks)
     if not 0 <= kept <= remaining:
-        where = f"{some([*scores])}: " if scores else ""
+        where = f"{some([*group])}: " if group else ""
         raise ValueError(f"{where}{kept} weights cannot be kept of the {remaining} that remain")
-    for name, score in scores.items():
+    for name, score in group.items():
         if not math.isfinite(score.sum()) and not (score[masks[name]] if masks else score).isfinite().all():
             raise ValueError(f"the scores of {name} are not finite, so none is the highest")
-    threshold = _kth_highest(scores, kept, remaining, masks) if kept else math.inf
-    result = {name: _and(score > threshold, masks, name) for name, score in scores.items()}
-    ties = kept - sum(map(size, result.values()))
-    for name, score in scores.items() if ties else ():
-        equal = _and(score == threshold, masks, name).flatten().nonzero()[:ties, 0]
-        result[name][torch.unravel_index(equal, score.shape)] = True
-        if not (ties := ties - len(equal)):
-            break
-    return result
+    return _kth_highest(group, kept, remaining, masks) if kept else (math.inf, 0, 0)
+
+
+def _remaining(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> int:
+    return sum(size(masks[name]) if masks else score.numel() for name, score in scores.items())
+
+
+def _undecided(
+    group: Mapping[str, Tensor], threshold: float, ties: int, masks: Mapping[str, Tensor] | None
+) -> list[str]:
+    """The layers of equal scores at the threshold, if ties keep a part of them.
+
+    What is left of a pruned layer may be equal by chance; then it counts only if it is 0.
+    """
+    chosen = of_all = 0
+    layers = []
+    for name, score in group.items():
+        equal = size(_and(score == threshold, masks, name))
+        left = size(masks[name]) if masks else score.numel()
+        if 1 < equal == left and (threshold == 0 or left == score.numel()):
+            layers.append(name)
+            chosen, of_all = chosen + min(ties, equal), of_all + equal
+        ties = max(ties - equal, 0)
+    return layers if 0 < chosen < of_all else []
+
+
+def _warn_of_silence(scores: Mapping[str, Tensor], found: Masks, masks: Mapping[str, Tensor] | None) -> None:
+    silent = [name for name, score in scores.items() if _all_zero(score, masks[name] if masks else None)]
+    for fate, layers in (
+        ("emptied", [name for name in silent if not found[name].any()]),
+        ("kept whole", [name for name in silent if found[name].any()]),
+    ):
+        if layers and len(layers) < len(scores):
+            text = f"layers without scores (all are 0) are {fate}: {some(layers)}; exclude them if that is not meant"
+            warnings.warn(text, TiedScoresWarning, stacklevel=3)
+
+
+def _all_zero(score: Tensor, mask: Tensor | None) -> bool:
+    """Of what is left of a layer; a few tell it in general."""
+    flat, left = score.flatten(), None if mask is None else mask.flatten()
+    for step in (max(1, len(flat) // 1024), 1):
+        remains = flat[::step] if left is None else flat[::step][left[::step]]
+        if remains.any():
+            return False
+    return len(remains) > 0
 
 
 def size(mask: Tensor) -> int:
@@ -143,8 +260,13 @@ def _and(condition: Tensor, masks: Mapping[str, Tensor] | None, name: str) -> Te
     return condition.logical_and_(masks[name]) if masks else condition
 
 
-def _kth_highest(scores: Mapping[str, Tensor], k: int, remaining: int, masks: Mapping[str, Tensor] | None) -> float:
-    """A sample tells between which two values it lies; only what lies between them is sorted."""
+def _kth_highest(
+    scores: Mapping[str, Tensor], k: int, remaining: int, masks: Mapping[str, Tensor] | None
+) -> tuple[float, int, int]:
+    """The value, how many of those that equal it are among the k highest, and how many there are.
+
+    A sample tells between which two values it lies; only what lies between them is sorted.
+    """
     stride = max(1, remaining // _SAMPLED)
     strided = [
         (score.flatten()[::stride], masks[name].flatten()[::stride] if masks else None)
@@ -161,7 +283,8 @@ def _kth_highest(scores: Mapping[str, Tensor], k: int, remaining: int, masks: Ma
         ]
         if above < k <= above + sum(map(len, between)):
             candidates = torch.cat(between)
-            return torch.kthvalue(candidates, len(candidates) - (k - above) + 1).values.item()
+            value = torch.kthvalue(candidates, len(candidates) - (k - above) + 1).values
+            return value.item(), k - above - size(candidates > value), size(candidates == value)
     raise AssertionError("unreachable: k is at most the number of scores")
 
 

@@ -22,23 +22,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .untouched import kept
+
 
 class MultiplyAdds(NamedTuple):
     """Of one forward pass: in how many each element of a weight takes part, and how many have no weight."""
 
     uses: Mapping[tuple[str, tuple], int]  # by the parameter's name and the steps (`_apply`) to what was multiplied
     other: int
+    samples: int | None = 1  # what `model_size` divides by; None where nobody knows
 
 
 class TensorSize(NamedTuple):
-    """Of one parameter. Multiply-adds are those of one forward pass; biases, norms and embeddings have none."""
+    """Of one parameter. Multiply-adds are those of a sample, an integer where they are one; biases have none."""
 
     name: str
     shape: tuple[int, ...]
     parameters: int
     nonzero: int
-    multiply_adds: int
-    effective_multiply_adds: int
+    multiply_adds: float
+    effective_multiply_adds: float
 
     @property
     def density(self) -> float:
@@ -47,33 +50,36 @@ class TensorSize(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sums over `tensors`, and ratios of the whole to what is not zero, infinite where nothing is left."""
+    """The sums over `tensors`, and ratios of the whole to what is not zero, infinite where nothing is left.
+
+    NaN is what is not known.
+    """
 
     parameters: int
     nonzero: int
     compression_ratio: float
-    multiply_adds: int
-    effective_multiply_adds: int
+    multiply_adds: float
+    effective_multiply_adds: float
     theoretical_speedup: float  # of convolutions and linear layers alone, as in ShrinkBench
-    other_multiply_adds: int  # without a weight (attention, fixed filters): no pruning of weights saves them
+    other_multiply_adds: float  # without a weight (attention, fixed filters): no pruning of weights saves them
     theoretical_speedup_of_all: float  # with the others in both numbers
     tensors: tuple[TensorSize, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields for JSON, which has no infinity: such a ratio is None."""
+        """All fields for JSON, which has neither infinity nor NaN: such a figure is None."""
         tensors = [size._asdict() | {"shape": list(size.shape), "density": size.density} for size in self.tensors]
-        return {name: None if x == math.inf else x for name, x in asdict(self).items()} | {"tensors": tensors}
+        return _finite(asdict(self)) | {"tensors": [_finite(tensor) for tensor in tensors]}
 
     def table(self) -> str:
         """Aligned text: a row for each tensor that multiplies, one for all others, the total, the ratios."""
         others = _sum("others", [size for size in self.tensors if not size.multiply_adds])
         rows = [["parameter", "shape", "density", "size", "nonzero", "multiply-adds", "effective"]]
         for size in [*(size for size in self.tensors if size.multiply_adds), others, _sum("total", self.tensors)]:
-            counts = (f"{count:,}" for count in size[2:])
+            counts = map(_text, size[2:])
             rows.append([size.name, "x".join(map(str, size.shape)), f"{size.density:.2%}", *counts])
         text = tabulate(rows, tablefmt="plain", colalign=["left"] * 2 + ["right"] * 5, disable_numparse=True)
         ratios = f"compression ratio {self.compression_ratio:.2f}, theoretical speedup {self.theoretical_speedup:.2f}"
-        others = f"{self.other_multiply_adds:,} multiply-adds without a weight"
+        others = f"{_text(self.other_multiply_adds)} multiply-adds without a weight"
         return f"{text}\n{ratios}, {self.theoretical_speedup_of_all:.2f} with {others}"
 
 
@@ -91,23 +97,28 @@ def trace_multiply_adds(model: nn.Module, forward: Callable[[nn.Module], Any]) -
     (transposed, split, cast), others between activations, with buffers, and with what is computed from parameters, as
     in weight normalization. `nn.Bilinear` is not counted, nor what kernels do that are no torch operators.
 
-    It is an evaluation without gradients, and leaves the model's modes, buffers and gradients and the global random
-    generators as they were. On the meta device, if the model runs there, it computes nothing and serves the real one.
+    It is an evaluation without gradients, and leaves what the modules hold (modes, buffers, gradients, attributes that
+    a forward writes) and the global random generators as they were. On the meta device, if the model runs there, it
+    computes nothing and serves the real one.
     """
     with torch.no_grad(), _plain_evaluation(model), _Tracer(model) as tracer:
         forward(model)
     return MultiplyAdds(tracer.uses, tracer.other)
 
 
-def model_size(model: nn.Module, multiply_adds: MultiplyAdds, masks: Mapping[str, Tensor] | None = None) -> ModelSize:
+def model_size(
+    model: nn.Module, multiply_adds: MultiplyAdds | None, masks: Mapping[str, Tensor] | None = None
+) -> ModelSize:
     """Counts the zeros of `model`, whose multiply-adds were traced before, on it or on another of its architecture.
 
     With `masks`, only parameters that have one are counted so, as they are; the others, such as biases, which may start
-    at zero, count whole.
+    at zero, count whole. Ratios are those of the whole batch that was traced, also where its multiply-adds are no
+    multiple of its samples. Without `multiply_adds`, what comes from them is NaN.
 
     Raises ValueError where the trace has parameters that the model lacks.
     """
-    parameters, (uses, other) = dict(model.named_parameters()), multiply_adds
+    uses, other, samples = multiply_adds or MultiplyAdds({}, 0, None)
+    parameters = dict(model.named_parameters())
     if missing := sorted({weight for weight, _ in uses} - parameters.keys()):
         raise ValueError(f"{type(model).__name__} has no {missing[0]}: trace this model, not another architecture.")
     tensors = []
@@ -121,8 +132,32 @@ def model_size(model: nn.Module, multiply_adds: MultiplyAdds, masks: Mapping[str
         counts = parameter.numel(), int(nonzero.count_nonzero()), dense, effective
         tensors.append(TensorSize(name, tuple(parameter.shape), *counts))
     _, _, size, left, dense, effective = _sum("total", tensors)
-    speedups = _ratio(dense, effective), other, _ratio(dense + other, effective + other)
-    return ModelSize(size, left, _ratio(size, left), dense, effective, *speedups, tuple(tensors))
+    speedup, of_all = _ratio(dense, effective), _ratio(dense + other, effective + other)
+    if multiply_adds is None:
+        speedup = of_all = math.nan
+    tensors = [
+        tensor._replace(
+            multiply_adds=_per_sample(tensor.multiply_adds, samples),
+            effective_multiply_adds=_per_sample(tensor.effective_multiply_adds, samples),
+        )
+        for tensor in tensors
+    ]
+    dense, effective, other = (_per_sample(count, samples) for count in (dense, effective, other))
+    return ModelSize(size, left, _ratio(size, left), dense, effective, speedup, other, of_all, tuple(tensors))
+
+
+def _per_sample(count: float, samples: int | None) -> float:
+    if not samples:
+        return math.nan
+    return count / samples if count % samples else int(count // samples)
+
+
+def _text(count: float) -> str:
+    return f"{count:,}" if isinstance(count, int) else f"{count:,.1f}"
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
 def _apply(tensor: Tensor, step: tuple[Callable, tuple, tuple, int | None]) -> Tensor:
@@ -135,7 +170,7 @@ def _sum(name: str, sizes: Sequence[TensorSize]) -> TensorSize:
     return TensorSize(name, (), *map(sum, zip((0, 0, 0, 0), *(size[2:] for size in sizes), strict=True)))
 
 
-def _ratio(dense: int, effective: int) -> float:
+def _ratio(dense: float, effective: float) -> float:
     return dense / effective if effective else math.inf if dense else 1.0
 
 
@@ -182,12 +217,9 @@ class _Tracer(TorchDispatchMode):
 def _plain_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation that leaves nothing behind, in torch's elementary kernels: fused ones hide their matrix products."""
     with ExitStack() as stack:
+        stack.enter_context(kept(model))
         for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
             module.training = False  # not by eval(), which some override to merge weights
-            # Not by attribute either: that of a compiled module's wrapper is another one's.
-            stack.callback(vars(module).update, _buffers=module._buffers)
-            vars(module)["_buffers"] = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
         for backend in (torch.backends.cudnn, torch.backends.mkldnn):  # for recurrent networks
             stack.callback(setattr, backend, "enabled", backend.enabled)
             backend.enabled = False  # type: ignore[attr-defined]

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from ..checkpoints import some
 from ..host import RequiredOnLoad, composer_model, refuse_twins
 from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
-from .masks import Masks, collapsed, digest, packed, prunable_weights, size, unpacked
+from .masks import (
+    Masks,
+    MostlyDenseWarning,
+    collapsed,
+    digest,
+    left_dense,
+    packed,
+    prunable_weights,
+    size,
+    unpacked,
+)
 from .samples import samples_in
 from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 
@@ -73,6 +83,7 @@ class Pruning(Algorithm):
         self._run: State | None = None
         self._unlogged = False
         self._multiply_adds: MultiplyAdds | None = None
+        self._traced = False
 
     @property
     def _name(self) -> str:
@@ -125,7 +136,7 @@ class Pruning(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         if event == Event.BEFORE_FORWARD:
-            return self._multiply_adds is None
+            return not self._traced
         return event in _STEPS or (event in _MASKED and bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -194,18 +205,27 @@ class Pruning(Algorithm):
 
     @property
     def traced(self) -> bool:
-        """Whether multiply-adds are known, as they are once a batch has been trained."""
-        return self._multiply_adds is not None
+        """Whether multiply-adds have been counted, as they are once a batch has been trained."""
+        return self._traced
 
     def trace(self, state: State, batch: Any) -> None:
-        """Counts the multiply-adds of a batch, as the model sees it; the figures are per sample."""
-        uses, other = trace_multiply_adds(composer_model(state), partial(plain_forward, batch=batch))
-        samples = samples_in(batch)
-        self._multiply_adds = MultiplyAdds({part: n // samples for part, n in uses.items()}, other // samples)
+        """Counts the multiply-adds of a batch, as the model sees it; the figures are per sample.
+
+        What cannot be counted is no reason to stop: a warning says so, and the figures are left out.
+        """
+        self._traced = True
+        try:
+            found = trace_multiply_adds(composer_model(state), partial(plain_forward, batch=batch))
+            self._multiply_adds = found._replace(samples=None)
+            self._multiply_adds = found._replace(samples=samples_in(batch))
+        except Exception as error:
+            left_out = "a sample" if self._multiply_adds else "a batch, and the theoretical speedup,"
+            text = f"{self._name}: the multiply-adds of {left_out} are not known, and left out: {error}"
+            warnings.warn(text, stacklevel=2)
 
     def size(self, state: State) -> ModelSize:
         """The size of the run's model, tensor by tensor and in all."""
-        return model_size(composer_model(state), self._multiply_adds or MultiplyAdds({}, 0), self.masks)
+        return model_size(composer_model(state), self._multiply_adds, self.masks)
 
     def _begin(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
@@ -214,7 +234,7 @@ class Pruning(Algorithm):
         if state.fsdp_config is not None or state.tp_config is not None:
             raise ValueError(f"{self._name} does not work on weights that FSDP or tensor parallelism split; use DDP.")
         self.masks, self._bits, self.weights, self._multiply_adds = {}, {}, {}, None
-        self._run, self._unlogged, self._was = state, False, {}
+        self._run, self._traced, self._unlogged, self._was = state, False, False, {}
         self.begin(state)
         # On the way out, algorithms run backwards: the last one masks gradients before another one clips them. On the
         # way in, it comes after EMA has brought the weights back that are trained.
@@ -226,6 +246,11 @@ class Pruning(Algorithm):
             self.weights = prunable_weights(composer_model(state), **self._chosen)
         except ValueError as error:
             raise ValueError(f"{self._name}: {error}.") from error
+        by_default = tuple(self._chosen["include"]) == ("*",) and not self._chosen["exclude"]
+        dense = left_dense(composer_model(state), self.weights) if by_default else []
+        if dense and dist.get_global_rank() == 0:
+            text = f"{self._name} reaches less than half of the network's parameters, by default not {some(dense)}"
+            warnings.warn(f"{text}; include=[...] reaches others", MostlyDenseWarning, stacklevel=2)
         self.measure(state)
         plan = self.plan()
         if wrong := [f"{name}={was!r}" for name, was in self._was.items() if plan.get(name, was) != was]:

@@ -4,25 +4,34 @@ import math
 import numpy as np
 import pytest
 import torch
-from composer import Callback
+from composer import Callback, DataSpec
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerClassifier
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from accelerando.algorithms import PruneAtInit
 from accelerando.algorithms.pruning import (
+    LayerCollapseWarning,
+    MostlyDenseWarning,
+    TiedScoresWarning,
     class_balanced,
     exponential_densities,
     gradient_magnitude,
     grasp,
     keep_highest,
+    kept_counts,
     magnitude,
+    model_size,
     prunable_weights,
     save_masks,
     snip,
     synflow,
+    trace_multiply_adds,
 )
 from accelerando.algorithms.pruning.masks import digest, size
 from tiny import (
+    CLASSES,
     Kill,
     assert_same,
     classifier,
@@ -232,6 +241,169 @@ def test_what_cannot_work_says_so(tmp_path):
     broken.module[3].weight.data[0] = math.nan
     with pytest.raises(ValueError, match=r"PruneAtInit: .*module\.\d\.weight"):
         masks_of(PruneAtInit("snip", 0.5, samples_per_class=3), model=broken)
+
+
+def test_a_sample_that_is_left_over_joins_the_batch_before():
+    sizes = []
+
+    def look(batch):
+        sizes.append(len(batch[0]))
+        return batch
+
+    for name in ("snip", "grasp", "snip_per_batch"):
+        sizes.clear()
+        # 4 classes of 4: batches of 5 would leave one, of which batch norm has no statistics
+        pruning = PruneAtInit(name, 0.5, samples_per_class=4, scope="layerwise", transform=look)
+        data = DataLoader(torch.utils.data.TensorDataset(*examples()), 5)
+        masks_of(pruning, model=classifier(noisy_network()), train_dataloader=data)
+        assert sizes == [5, 5, 6] and pruning.masks
+
+
+def test_layers_that_start_at_zero():
+    def zeroed(*layers):
+        model = classifier()
+        for layer in layers:
+            torch.nn.init.zeros_(model.module[layer].weight)
+        return model
+
+    for name in ("snip", "synflow", "magnitude", "grasp", lambda model, held, masks: magnitude(held)):
+        with pytest.raises(ValueError, match=r"PruneAtInit: nothing but ties decides which weights of module"):
+            masks_of(PruneAtInit(name, 0.5, samples_per_class=3, scope="layerwise"), model=zeroed(9))
+    for name in ("snip", "synflow"):  # no gradient comes through a head of zeros
+        with pytest.raises(ValueError, match="nothing but ties decides"):
+            masks_of(PruneAtInit(name, 0.5, samples_per_class=3), model=zeroed(9))
+    with (
+        pytest.warns(TiedScoresWarning, match=r"without scores \(all are 0\) are emptied: module\.9\.weight"),
+        pytest.warns(LayerCollapseWarning),
+    ):
+        masks = masks_of(PruneAtInit("magnitude", 0.5), model=zeroed(9))
+    assert sum(map(size, masks.values())) == TOTAL // 2
+    assert masks_of(PruneAtInit("magnitude", 0.5, exclude=["*.9.*"], scope="layerwise"), model=zeroed(9))
+
+
+class Graphs:
+    """A batch that is no container, as of graphs or images with boxes."""
+
+    def __init__(self, rows):
+        self.x, self.y = (torch.stack(column) for column in zip(*rows, strict=True))
+
+    def to(self, device, **options):
+        return self
+
+
+class OfObjects(ComposerClassifier):
+    def forward(self, batch):
+        return self.module(batch.x)
+
+    def loss(self, outputs, batch, *args):
+        return F.cross_entropy(outputs, batch.y)
+
+    def update_metric(self, batch, outputs, metric):
+        metric.update(outputs, batch.y)
+
+
+def test_a_figure_that_cannot_be_computed_is_left_out():
+    x, y = examples()
+    data = DataSpec(
+        DataLoader([*zip(x, y, strict=True)], 8, collate_fn=Graphs),
+        get_num_samples_in_batch=lambda batch: len(batch.x),
+        split_batch=lambda batch, size: [batch],
+    )
+    model, logger = OfObjects(network(), num_classes=CLASSES), InMemoryLogger()
+    pruning = PruneAtInit("magnitude", 0.5)
+    with pytest.warns(UserWarning, match="the multiply-adds of a sample are not known, and left out") as caught:
+        run = fit(
+            pruning, model=model, train_dataloader=data, max_duration="2ba", loggers=logger,
+            device_train_microbatch_size=8, optimizers=torch.optim.SGD(model.parameters(), 0.1),
+        )  # fmt: skip
+    assert len([w for w in caught if "multiply-adds" in str(w.message)]) == 1
+    found = pruning.size(run.state)
+    assert math.isnan(found.multiply_adds) and 1 < found.theoretical_speedup < 3
+    assert logger.data["pruning/speedup"]
+
+    class Strange(OfObjects):
+        def forward(self, batch):
+            if not torch.is_grad_enabled():
+                raise RuntimeError("is never evaluated")
+            return super().forward(batch)
+
+    model, logger = Strange(network(), num_classes=CLASSES), InMemoryLogger()
+    with pytest.warns(
+        UserWarning, match="and the theoretical speedup, are not known, and left out: is never evaluated"
+    ):
+        run = fit(
+            pruning, model=model, train_dataloader=data, max_duration="2ba", loggers=logger,
+            device_train_microbatch_size=8, optimizers=torch.optim.SGD(model.parameters(), 0.1),
+        )  # fmt: skip
+    assert math.isnan(pruning.size(run.state).theoretical_speedup) and "pruning/speedup" not in logger.data
+    assert logger.data["pruning/compression_ratio"]
+
+
+def test_little_to_prune_is_told_where_nobody_chose_it():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = torch.nn.LSTM(36, 16, batch_first=True), torch.nn.Linear(16, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.lstm(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1])
+
+    with pytest.warns(
+        MostlyDenseWarning, match=r"by default not module\.lstm\.weight_ih_l0, module\.lstm\.weight_hh_l0"
+    ):
+        masks_of(PruneAtInit("magnitude", 0.5), model=classifier(Recurrent()))
+    for name in ("snip", "synflow", "magnitude"):
+        masks = masks_of(
+            PruneAtInit(name, 0.5, include=["*lstm.weight_*"], samples_per_class=3), model=classifier(Recurrent())
+        )
+        assert [*masks] == ["module.lstm.weight_ih_l0", "module.lstm.weight_hh_l0"]
+        assert sum(map(size, masks.values())) == 64 * 52 // 2
+
+
+class VGG16(torch.nn.Sequential):
+    """Of the SynFlow authors' study: batch norm, CIFAR-100, a single linear layer."""
+
+    def __init__(self):
+        widths, layers, last = (64, 64, 0, 128, 128, 0, *[256] * 3, 0, *[512] * 3, 0, *[512] * 3), [], 3
+        for width in widths:
+            if width:
+                layers += [torch.nn.Conv2d(last, width, 3, padding=1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+                last = width
+            else:
+                layers.append(torch.nn.MaxPool2d(2))
+        super().__init__(*layers, torch.nn.AvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(512, 100))
+        for module in self:
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                torch.nn.init.kaiming_normal_(module.weight)
+
+
+# Kept shares per layer at a tenth of the weights, as the SynFlow authors' files give them (of one initialization).
+PUBLISHED = [0.892, 0.517, 0.516, 0.358, 0.356, 0.193, 0.194, 0.194, *[0.066] * 5, 0.541]
+
+
+def test_shares_of_layers_are_those_of_the_papers():
+    torch.manual_seed(0)
+    model = VGG16()
+    held = prunable_weights(model)
+    sizes = {name: weight.numel() for name, weight in held.items()}
+    masks = keep_highest(magnitude(held), kept_counts(sizes, 0.1))
+    shares = [size(mask) / mask.numel() for mask in masks.values()]
+    assert shares == pytest.approx(PUBLISHED, abs=0.01)
+
+    # By the formula: a weight of N(0, 2 / fan-in) is kept where it is above one threshold for all.
+    fans = torch.tensor([weight[0].numel() for weight in held.values()], dtype=torch.float64)
+    counts, low, high = torch.tensor([*sizes.values()], dtype=torch.float64), 0.0, 1.0
+    for _ in range(60):
+        threshold = (low + high) / 2
+        expected = torch.erfc(threshold * fans.sqrt() / 2)
+        low, high = (threshold, high) if (expected @ counts) > 0.1 * counts.sum() else (low, threshold)
+    deviation = (expected * (1 - expected) / counts).sqrt()
+    assert ((torch.tensor(shares) - expected).abs() < 5 * deviation + 1e-4).all()
+
+    dense = model_size(model, trace_multiply_adds(model, lambda model: model(torch.zeros(1, 3, 32, 32))))
+    outputs = 64 * 1024 * 2 + 128 * 256 * 2 + 256 * 64 * 3 + 512 * 16 * 3 + 512 * 4 * 3
+    # Theirs has also one for each output of a bias, and of the scale and of the shift of a batch norm.
+    assert dense.multiply_adds + 3 * outputs + 100 == 314_077_284
 
 
 def test_masked_language_models(tmp_path):

@@ -1,5 +1,6 @@
 import os
 import random
+import threading
 from collections import Counter, UserDict
 from pathlib import Path
 
@@ -262,7 +263,7 @@ def test_nothing_changes_in_an_error(criterion):
         return calls[-1]
 
     before = everything_about(model)
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(ValueError if criterion is flow else RuntimeError, match="out of order"):
         criterion(model, names, [batch, batch], failing)
     assert_unchanged(model, before)
     if criterion is flow:
@@ -298,6 +299,55 @@ def test_errors(criterion):
         criterion(model, ["2.weight"], [], loss)
     with pytest.raises(TypeError, match="No tensor in a batch of type list"):
         criterion(model, ["2.weight"], [["text"]], loss)
+
+
+class Keeping(nn.Module):
+    """Keeps what its forward finds, counts, and has a layer by the old weight normalization."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(3, 5, dtype=torch.float64), nn.Linear(5, 2, dtype=torch.float64)
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(self.head)
+        self.seen, self.calls = [], 0
+
+    def forward(self, x):
+        self.features, self.calls = torch.tanh(self.body(x)), self.calls + 1
+        self.seen.append({"features": self.features})
+        return self.head(self.features)
+
+
+@pytest.mark.parametrize("criterion", [*CRITERIA, flow])
+def test_a_network_that_keeps_what_its_forward_finds(criterion):
+    model, batch = Keeping(), rows()
+    names = ["body.weight", "head.weight_v"]
+    expected = criterion(model, names, [batch], loss)
+    model(batch[0])
+    kept, attributes = model.features, {name: value for name, value in vars(model).items()}
+    assert not kept.is_leaf
+    assert_scores(criterion(model, names, [batch], loss), expected, rtol=0)
+    assert all(score.any() for score in expected.values())
+    assert vars(model) == attributes and model.features is kept and len(model.seen) == model.calls == 1
+
+
+def test_what_cannot_be_copied_is_told_in_a_sentence():
+    model = smooth()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match="Sequential cannot be copied"):
+        snip(model, names_of(model), [rows()], loss)
+
+
+def test_snip_of_each_batch():
+    model, batch = smooth(), rows()
+    names, pieces = names_of(model), [part(batch, 0, 5), part(batch, 5, 12)]
+    each = [plain(model, piece)[snip] for piece in pieces]
+    expected = {name: (5 * each[0][name] + 7 * each[1][name]) / 12 for name in names}
+    scores = snip(model, names, pieces, loss, per_batch=True)
+    assert_scores(scores, expected)
+    assert_scores(snip(model, names, [batch], loss, per_batch=True), snip(model, names, [batch], loss))
+    with pytest.raises(AssertionError):
+        assert_scores(scores, snip(model, names, pieces, loss))
 
 
 def test_samples_in_a_batch():
@@ -361,6 +411,51 @@ def test_synflow_is_conserved_where_float32_overflows():
     with pytest.raises(ValueError, match=r"synflow: scores of 0.weight are not finite.*overflow"):
         huge = relu_mlp(60, scale=1e6)
         synflow(huge, names_of(huge), torch.zeros(2, 8))
+
+
+class Casts(nn.Module):
+    def __init__(self, cast, give):
+        super().__init__()
+        self.net, self.cast, self.give = relu_mlp(2), cast, give
+
+    def forward(self, x):
+        x = self.cast(self.net[:2](x))
+        return self.give(self.net[2:](x + torch.zeros(8) + torch.zeros(8, dtype=torch.float32)))
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda x: x.float(),
+        lambda x: x.to(torch.float32),
+        lambda x: x.half().to(dtype=torch.float32),
+        lambda x: x @ torch.eye(8),
+    ],
+)
+@pytest.mark.parametrize(
+    "give", [lambda y: y, lambda y: {"logits": y, "hidden": y * 2}, lambda y: {"out": y}, lambda y: (y,)]
+)
+def test_synflow_of_forwards_that_cast_and_of_outputs_in_containers(cast, give):
+    model, x = Casts(cast, give), torch.zeros(2, 8)
+    expected = synflow(model.net, names_of(model.net), x)
+    scores = synflow(model, [f"net.{name}" for name in expected], x)
+    assert_scores(scores, {f"net.{name}": score for name, score in expected.items()}, rtol=1e-12)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    "give,message",
+    [
+        (lambda y: {"out": y, "aux": y}, "one tensor of outputs, but finds 2 in a dict"),
+        (lambda y: "nothing", "finds none in a str"),
+        (lambda y: y.view(7), "a sample of ones, in float64, does not pass through Casts: shape"),
+        (lambda y: y.missing, "does not pass through Casts"),
+    ],
+)
+def test_synflow_says_what_it_cannot_sum_up(give, message):
+    model = Casts(lambda x: x, give)
+    with pytest.raises(ValueError, match=message):
+        synflow(model, ["net.0.weight"], torch.zeros(2, 8))
 
 
 def test_synflow_refuses_token_ids():

@@ -5,11 +5,30 @@ import random
 import pytest
 import torch
 import torchvision
+from composer.models import ComposerClassifier
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
+from transformers.pytorch_utils import Conv1D as HuggingFaceConv1D
 
-from accelerando.algorithms.pruning import keep_highest, kept_counts, prunable_weights
-from accelerando.algorithms.pruning.masks import collapsed, density, digest, packed, shuffled, size, unpacked
+from accelerando.algorithms.pruning import TiedScoresWarning, keep_highest, kept_counts, prunable_weights
+from accelerando.algorithms.pruning.masks import (
+    collapsed,
+    density,
+    digest,
+    left_dense,
+    packed,
+    shuffled,
+    size,
+    unpacked,
+)
 from tiny import network
 
 
@@ -38,6 +57,7 @@ def scores_of(seed, ties, shapes=((7, 5), (3, 4, 2, 2), (1, 1), (40,))):
     return {name: (score * 2).round() if ties else score for name, score in made.items()}
 
 
+@pytest.mark.filterwarnings("ignore::accelerando.algorithms.pruning.TiedScoresWarning")
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_exactly_those_that_sorting_keeps(seed, ties):
@@ -55,7 +75,8 @@ def test_exactly_those_that_sorting_keeps(seed, ties):
         assert not any((again[name] & ~fewer[name]).any() for name in again)
 
 
-@pytest.mark.parametrize("made", ["normal", "ties", "sorted", "periodic", "constant", "one outlier"])
+@pytest.mark.filterwarnings("ignore::accelerando.algorithms.pruning.TiedScoresWarning")
+@pytest.mark.parametrize("made", ["normal", "ties", "sorted", "periodic", "outliers"])
 def test_large_layers_too_where_a_sample_finds_the_place(made):
     n = 600_000  # above what is sampled
     x = torch.randn(n, generator=torch.Generator().manual_seed(3))
@@ -64,8 +85,7 @@ def test_large_layers_too_where_a_sample_finds_the_place(made):
         "ties": (x * 8).round(),
         "sorted": x.sort().values,
         "periodic": torch.arange(n).remainder(4).float(),  # whose sample shows one value only
-        "constant": torch.ones(n),
-        "one outlier": torch.zeros(n).index_fill(0, torch.tensor([n - 1]), 1e30),
+        "outliers": torch.zeros(n).index_fill(0, torch.arange(0, n, 2000), 1e30),
     }[made]
     scores = {"a": x[: n // 3].view(-1, 1000), "b": x[n // 3 :]}
     order = torch.argsort(x, descending=True, stable=True)
@@ -81,6 +101,7 @@ def test_large_layers_too_where_a_sample_finds_the_place(made):
         assert torch.equal(torch.cat([masks["a"].flatten(), masks["b"]]), expected)
 
 
+@pytest.mark.filterwarnings("ignore::accelerando.algorithms.pruning.TiedScoresWarning")
 def test_memory_formats_and_types_make_no_difference():
     score = torch.randn(8, 4, 3, 3).mul(2).round()
     expected = keep_highest({"w": score}, 100)["w"]
@@ -117,8 +138,60 @@ def test_what_cannot_be_ranked_or_kept_is_refused_by_name():
         broken["layer1"].view(-1)[3] = bad
         with pytest.raises(ValueError, match="scores of layer1 are not finite"):
             keep_highest(broken, 10)
-    large = {"w": torch.full((4,), 3e38)}  # whose sum is infinite
+    large = {"w": torch.tensor([3.0, 2.9, 2.8, 2.7]) * 1e38}  # whose sum is infinite
     assert size(keep_highest(large, 2)["w"]) == 2
+
+
+Z, ONES, SOME = torch.zeros(4, 4), torch.ones(4, 4), torch.arange(1.0, 17).view(4, 4)
+SPARSE = torch.cat([torch.zeros(90), torch.arange(1.0, 11)])
+UNDECIDED = {
+    "a layer without scores, in part": ({"a": Z, "b": SOME}, 20, "a"),
+    "each layer": ({"a": Z, "b": SOME}, {"a": 8, "b": 8}, "a"),
+    "several, each": ({"a": Z, "b": SOME, "c": ONES}, {"a": 8, "b": 8, "c": 1}, "a, c"),
+    "one whole, another not": ({"a": Z, "b": Z.clone()}, 16, "a, b"),
+    "scores below 0 too": ({"a": Z, "b": -SOME}, 5, "a"),
+    "negative zeros": ({"a": -Z, "b": SOME}, 20, "a"),
+    "equal, not 0": ({"a": 3 * ONES, "b": SOME + 20}, 20, "a"),
+    "between others": ({"b": SOME, "a": 3.5 * ONES}, 20, "a"),
+}
+
+
+@pytest.mark.parametrize("scores,kept,named", UNDECIDED.values(), ids=UNDECIDED)
+def test_where_nothing_but_ties_decides_is_refused(scores, kept, named):
+    with pytest.raises(ValueError, match=f"nothing but ties decides which weights of {named} are kept"):
+        keep_highest(scores, kept)
+
+
+def test_layers_without_scores_that_are_emptied_or_kept_are_named():
+    with pytest.warns(TiedScoresWarning, match=r"all are 0\) are emptied: a, c;"):
+        masks = keep_highest({"a": Z, "b": SOME, "c": Z.clone()}, 10)
+    assert [size(mask) for mask in masks.values()] == [0, 10, 0]
+    with pytest.warns(TiedScoresWarning, match=r"are kept whole: a;"):
+        masks = keep_highest({"a": Z, "b": -SOME}, 20)
+    assert [size(mask) for mask in masks.values()] == [16, 4]
+    # Whatever was said of them before is no news; nor is what decides nothing.
+    assert size(keep_highest({"a": Z, "b": SOME}, 5, {"a": Z != 0, "b": SOME > 3})["b"]) == 5
+    assert size(keep_highest({"a": Z, "b": SOME}, 32)["a"]) == 16
+    assert size(keep_highest({"a": Z, "b": SOME}, {"a": 16, "b": 8})["a"]) == 16
+    by_layer = keep_highest({"a": ONES, "b": 2 * ONES, "c": 3 * ONES}, 32)  # a score for each layer
+    assert [size(mask) for mask in by_layer.values()] == [0, 16, 16]
+    hidden = {"a": torch.where(SOME > 8, 0.0, 7.0), "b": SOME}  # what is left of it has none
+    with pytest.warns(TiedScoresWarning, match="are emptied: a;"):
+        keep_highest(hidden, 5, {"a": SOME > 8, "b": SOME > 3})
+
+
+def test_a_network_with_many_zeros_is_pruned_and_told_how_much_chance_decides():
+    with pytest.warns(
+        TiedScoresWarning, match="30 of the 50 weights kept are chosen by their index alone, of 180 of eq"
+    ):
+        masks = keep_highest({"a": SPARSE, "b": SPARSE.clone()}, 50)
+    assert same(masks, kept_by_sorting({"a": SPARSE, "b": SPARSE}, 50))
+    with pytest.warns(TiedScoresWarning, match="80 of the 100 weights"):
+        keep_highest({"a": SPARSE, "b": SPARSE.clone()}, {"a": 50, "b": 50})
+    left = {"a": SPARSE > 4, "b": SPARSE > 5}
+    assert size(keep_highest({"a": SPARSE, "b": SPARSE}, 8, left)["a"]) == 4  # two of one score are no news
+    with pytest.warns(TiedScoresWarning, match="are emptied: b;"):
+        keep_highest({"a": SPARSE, "b": torch.zeros(9)}, 10)
 
 
 def test_prunable_by_default():
@@ -150,6 +223,143 @@ def test_prunable_by_default():
         prunable_weights(model, exclude=["*"])
 
 
+class Net(nn.Module):
+    """The head comes first, and a layer that nothing uses last."""
+
+    def __init__(self, end=lambda net, hidden: net.head(hidden)):
+        super().__init__()
+        self.head, self.body, self.more, self.unused = (
+            nn.Linear(8, 3),
+            nn.Linear(4, 8),
+            nn.Linear(8, 8),
+            nn.Linear(9, 9),
+        )
+        self.words, self.raw, self.end = nn.Embedding(5, 8), nn.Parameter(torch.randn(5, 8)), end
+
+    def forward(self, x):
+        self.hidden = torch.relu(self.more(self.body(x)))
+        return self.end(self, self.hidden)
+
+
+class Batches(Net):
+    def forward(self, batch):
+        x, _ = batch
+        return super().forward(x)
+
+
+class OnBert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.bert = nn.Linear(768, 5), BertModel(BertConfig(num_hidden_layers=1))
+
+    def forward(self, ids, mask):
+        return self.out(self.bert(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0])
+
+
+VISION, SEGMENTATION = torchvision.models, torchvision.models.segmentation
+NO = {"weights": None, "weights_backbone": None}
+BERT = BertConfig(num_hidden_layers=1, num_labels=3)
+HEADS = {
+    "squeezenet": (VISION.squeezenet1_1, ["classifier.1.weight"]),
+    "in composer": (
+        lambda: ComposerClassifier(VISION.squeezenet1_1(), num_classes=1000),
+        ["module.classifier.1.weight"],
+    ),
+    "deeplab": (
+        lambda: SEGMENTATION.deeplabv3_resnet50(**NO, aux_loss=True),
+        ["classifier.4.weight", "aux_classifier.4.weight"],
+    ),
+    "googlenet": (
+        lambda: VISION.googlenet(init_weights=False).eval(),
+        ["aux1.fc2.weight", "aux2.fc2.weight", "fc.weight"],
+    ),
+    "vit": (VISION.vit_b_32, ["heads.head.weight"]),
+    "convnext": (VISION.convnext_tiny, ["classifier.2.weight"]),
+    "bert": (lambda: BertForSequenceClassification(BERT), ["classifier.weight"]),
+    "bert mlm": (lambda: BertForMaskedLM(BERT), []),  # whose decoder is an embedding
+    "gpt2": (lambda: GPT2ForSequenceClassification(GPT2Config(n_layer=1)), ["score.weight"]),
+    "on bert": (OnBert, ["out.weight"]),
+    "head first": (Net, ["head.weight"]),
+    "batches": (Batches, ["head.weight"]),
+    "embedding": (lambda: Net(lambda net, hidden: F.linear(hidden, net.words.weight)), []),
+    "two": (
+        lambda: Net(lambda net, hidden: {"a": net.head(hidden), "b": net.unused(hidden[..., :3])}),
+        ["head.weight", "unused.weight"],
+    ),
+    "norm after": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)), ["1.weight"]),
+}
+
+
+@pytest.mark.parametrize("make,heads", HEADS.values(), ids=HEADS)
+def test_without_the_layers_that_produce_the_outputs(make, heads):
+    with torch.device("meta"):
+        model = make()
+    before, attributes = [module.training for module in model.modules()], [*vars(model)]
+    state = torch.get_rng_state()
+    found = prunable_weights(model, classifier=False)
+    assert [name for name in prunable_weights(model) if name not in found] == heads
+    assert [module.training for module in model.modules()] == before and [*vars(model)] == attributes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+UNKNOWN = {
+    "residual": (lambda: Net(lambda net, hidden: hidden + net.more(hidden)), "come from more as well as from"),
+    "control flow": (lambda: Net(lambda net, x: net.head(x if x.sum() > 0 else -x)), "cannot be traced"),
+    "recurrent": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4)), "come from 1, which is no linear layer"),
+    "no head": (lambda: BertModel(BERT), "outside of its base model it has no layer"),
+    "other forward": (lambda: type("Mine", (BertForSequenceClassification,), {})(BERT), "Mine is no class of transf"),
+}
+
+
+@pytest.mark.parametrize("make,why", UNKNOWN.values(), ids=UNKNOWN)
+def test_where_the_outputs_come_from_is_never_guessed(make, why):
+    model = make()
+    with pytest.raises(ValueError, match=f"classifier=False: which layer .*{why}.*exclude=") as caught:
+        prunable_weights(model, classifier=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_classes_are_known_by_themselves():
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    own = type("Conv1D", (nn.Conv1d,), {})
+    model = nn.Sequential(Conv1D(), own(2, 2, 1), HuggingFaceConv1D(3, 2), nn.Flatten(), nn.Linear(6, 4), own(1, 1, 1))
+    model[5].forward = lambda x: x  # registered last
+    assert [*prunable_weights(model)] == ["0.conv.weight", "1.weight", "2.weight", "4.weight", "5.weight"]
+    assert [*prunable_weights(model[:5], classifier=False)] == ["0.conv.weight", "1.weight", "2.weight"]
+
+
+def test_include_reaches_any_parameter_that_it_names():
+    model = nn.ModuleDict({"lstm": nn.LSTM(3, 4), "head": nn.Linear(4, 2), "words": nn.Embedding(5, 3)})
+    model["experts"] = nn.ParameterDict({"up": torch.randn(2, 3, 4), "up_bias": torch.randn(2, 4)})
+    assert [*prunable_weights(model)] == ["head.weight"]
+    for include, names in {
+        ("*weight_hh*",): ["lstm.weight_hh_l0"],
+        ("lstm.*",): ["lstm.weight_ih_l0", "lstm.weight_hh_l0"],  # no biases
+        ("*weight*",): ["head.weight"],  # which fits one of the default ones
+        ("*",): ["head.weight"],
+        ("*experts*", "head*"): ["head.weight", "experts.up"],
+        ("words*",): ["words.weight"],
+    }.items():
+        assert [*prunable_weights(model, include)] == names
+    assert [*prunable_weights(model, ["lstm.*"], ["*_ih_*"])] == ["lstm.weight_hh_l0"]
+    with pytest.raises(ValueError, match="called '\\*bias\\*'"):
+        prunable_weights(model, ["*bias*"])
+    with pytest.raises(ValueError, match="LSTM has nothing to prune"):
+        prunable_weights(model["lstm"])
+    with torch.device("meta"):
+        assert len(prunable_weights(BertForSequenceClassification(BertConfig()), ["*bert.encoder.*"])) == 72
+    assert left_dense(model, prunable_weights(model))[:2] == ["lstm.weight_hh_l0", "lstm.weight_ih_l0"]
+    model = network()
+    assert left_dense(model, prunable_weights(model)) == []
+
+
 def test_shared_weights_count_once_and_those_of_embeddings_never():
     model = nn.ModuleDict(
         {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "words": nn.Embedding(9, 4), "out": nn.Linear(4, 9)}
@@ -157,7 +367,6 @@ def test_shared_weights_count_once_and_those_of_embeddings_never():
     model["b"].weight = model["a"].weight
     model["out"].weight = model["words"].weight
     assert [*prunable_weights(model)] == ["a.weight"]
-    assert [*prunable_weights(model, classifier=False)] == ["a.weight"]  # the last linear layer is the tied one
 
 
 def test_known_networks():
@@ -205,7 +414,7 @@ def test_a_digest_tells_masks_apart():
 
 def test_damaged_bits_are_refused():
     for damage in ("bit", "shape", "name", "length"):
-        state = packed({"a": torch.rand(13, 7) < 0.5, "b": torch.rand(24) < 0.5})
+        state = packed({"a": torch.rand(13, 7) < 0.5, "b": torch.ones(24, dtype=torch.bool)})
         match damage:
             case "bit":
                 state["bits"][random.Random(0).randrange(14)] ^= 1

@@ -404,8 +404,34 @@ def test_dict_and_table():
         assert sum(values[:3]) == values[3]
 
 
+def test_what_does_not_divide_by_the_samples_is_exact():
+    """160 nodes of 8 graphs: the head multiplies once for a graph."""
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 32, bias=False))
+    with torch.no_grad():
+        model[1].weight[:24] = 0
+
+    def forward(model):
+        nodes = model[0](torch.ones(160, 4))
+        return model[1](nodes.view(8, 20, 1).mean(1))
+
+    traced = trace_multiply_adds(model, forward)
+    assert {name: uses for (name, _), uses in traced.uses.items()} == {"0.weight": 160, "1.weight": 8}
+    for samples in (1, 7, 8, 160, None):
+        found = model_size(model, traced._replace(samples=samples))
+        assert found.theoretical_speedup == (160 * 4 + 8 * 32) / (160 * 4 + 8 * 8)
+        if samples:
+            assert found.multiply_adds == pytest.approx(896 / samples)
+            assert [t.effective_multiply_adds for t in found.tensors] == pytest.approx([640 / samples, 64 / samples])
+            assert isinstance(found.multiply_adds, int) == (896 % samples == 0)
+    assert math.isnan(found.multiply_adds) and found.as_dict()["multiply_adds"] is None
+    assert "nan" in found.table() and found.as_dict()["tensors"][0]["effective_multiply_adds"] is None
+    unknown = model_size(model, None)
+    assert math.isnan(unknown.theoretical_speedup) and math.isnan(unknown.other_multiply_adds)
+    assert unknown.compression_ratio == 36 / 12
+
+
 class Unruly(nn.Module):
-    """Draws, keeps count in its buffers, and has a frozen part."""
+    """Draws, keeps count in its buffers and attributes, and has a frozen part."""
 
     def __init__(self):
         super().__init__()
@@ -413,6 +439,8 @@ class Unruly(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("nothing", None)
         self.norm.eval()
+        self.seen, self.times, self.average, self.kept = [0], 0, torch.zeros(4), {"x": [1]}
+        self.linear.also_seen = self.seen
 
     def eval(self):
         raise AssertionError("some merge their weights here")
@@ -423,7 +451,10 @@ class Unruly(nn.Module):
         self.calls = self.calls + 1
         self.register_buffer("new", torch.rand(3))
         np.random.rand(), random.random()
-        return self.dropout(self.norm(self.linear(x)))
+        self.features, self.times = self.linear(x), self.times + 1
+        self.seen.append(self.features), self.kept["x"].append(2), self.average.add_(self.features.mean(0))
+        assert self.linear.also_seen is self.seen
+        return self.dropout(self.norm(self.features))
 
 
 def backends():
@@ -460,6 +491,8 @@ def test_nothing_changes(fails):
     for parameter, grad in zip(model.parameters(), grads, strict=True):
         assert parameter.grad is grad is None or torch.equal(parameter.grad, grad)
     assert [module.training for module in model.modules()] == modes
+    assert not hasattr(model, "features") and (model.times, model.seen, model.kept) == (0, [0], {"x": [1]})
+    assert not model.average.any() and model.linear.also_seen is model.seen
     assert backends() == settings and torch.is_grad_enabled()
 
 
