@@ -124,12 +124,22 @@ def takes_rows(
     tries = min(-(-classes // max(target.numel(), 1)), MOST_TRIES)
     labels = [((order + i * len(order)) % classes).view_as(target).to(target.dtype) for i in range(tries)]
     labels += [target] if (target != ignore_index).any() else []
+    if not _minds_shares(loss, outputs, labels[0]):
+        return None
     # An index that a loss does not know is an error on the CPU, and the end of the process on a GPU.
     ignored = labels[0].cpu().clone()
-    ignored.view(-1)[:1] = ignore_index
+    if torch.tensor(ignore_index).to(target.dtype) == ignore_index:  # which uint8 cannot hold
+        ignored.view(-1)[:1] = ignore_index
     if all(agree(made_up, each, False) for each in labels) and agree(made_up.cpu(), ignored, False):
         return "as they are"
     return "scaled" if all(agree(made_up, each, True) for each in labels) else None
+
+
+def _minds_shares(loss: Loss, outputs: Tensor, target: Tensor) -> bool:
+    """Whether rows of shares are to the loss other than rows of zeros and ones, of which it may make indices again."""
+    rows = dense_targets(outputs, target)
+    one, other = (rows.lerp(rows.roll(1, 1), share) for share in (0.1, 0.4))
+    return not _same(loss, (0.1 + 0.8 * rows, one), (0.1 + 0.8 * rows, other), tolerance=0.0)
 
 
 def nature_of_targets(loss: Loss, outputs: Tensor, target: Tensor) -> Literal["rows", "binary"] | None:
@@ -178,7 +188,7 @@ def _takes_floats(loss: Loss, outputs: Tensor, target: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _same(loss: Loss, *arguments: tuple[Tensor, Tensor]) -> bool:
+def _same(loss: Loss, *arguments: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> bool:
     values = []
     for each in arguments:
         torch.manual_seed(0)  # what draws, draws the same
@@ -186,7 +196,7 @@ def _same(loss: Loss, *arguments: tuple[Tensor, Tensor]) -> bool:
             values.append(loss(*each))
         except Exception:  # of many kinds, from many losses
             return False
-    return bool(torch.isclose(*values, rtol=1e-4))
+    return bool(torch.isclose(*values, rtol=tolerance))
 
 
 @torch.no_grad()

@@ -95,6 +95,9 @@ CLASS_LOSSES = {
     ),
     "ignored, by torch's": (partial(F.cross_entropy, ignore_index=255), (3, 2, 2), VOID, {"ignore_index": 255}),
     "indices alone": (lambda o, y: F.nll_loss(o.log_softmax(1), y), (3,), whole(3, N), {}),
+    "indices of rows": (lambda o, y: F.cross_entropy(o, y.argmax(1) if y.ndim > 1 else y), (3,), whole(3, N), {}),
+    "whole numbers of rows": (lambda o, y: F.cross_entropy(o, y.trunc()), (3,), whole(3, N), {}),
+    "bytes": (lambda o, y: F.cross_entropy(o, y if y.ndim > 1 else y.long()), (3,), whole(3, N).byte(), {}),
 }
 
 
@@ -102,24 +105,24 @@ CLASS_LOSSES = {
 @pytest.mark.filterwarnings("ignore:Some targets have less", "ignore:ignore_index not supported when using dense")
 def test_losses_of_classes_stay_what_they_are(name):
     loss, shape, target, options = CLASS_LOSSES[name]
-    ignore = {"ignore_index": options.get("ignore_index", -100)}
+    ignore, labels = {"ignore_index": options.get("ignore_index", -100)}, target.long()
     for size in (N, 5):
         smoothed = losses([LabelSmoothing(SMOOTHING, **ignore)], Net(loss, *shape), (numbers(N, 5), target), size)
-        plain = F.cross_entropy(smoothed[0][1], target[:size], label_smoothing=SMOOTHING, **options)
+        plain = F.cross_entropy(smoothed[0][1], labels[:size], label_smoothing=SMOOTHING, **options)
         close(smoothed[0][0], plain)
     for interpolate in (False, True):
         mixup = MixUp(0.5, interpolate, **ignore)
         [(value, outputs)] = losses([mixup], Net(loss, *shape), (numbers(N, 5), target))
-        close(value, mixed(*(F.cross_entropy(outputs, y, **options) for y in (target, target[PAIRS]))))
+        close(value, mixed(*(F.cross_entropy(outputs, y, **options) for y in (labels, labels[PAIRS]))))
     both = [LabelSmoothing(SMOOTHING, **ignore), MixUp(0.5, **ignore)]
     for order in (both, both[::-1]):
-        if name in ("ignored, by torch's", "indices alone"):
+        if name == "ignored, by torch's" or name.startswith(("indices", "whole")):
             with pytest.raises(ValueError, match="MixUp beside LabelSmoothing: the loss does not take rows"):
                 losses(order, Net(loss, *shape), (numbers(N, 5), target))
         else:
             [(value, outputs)] = losses(order, Net(loss, *shape), (numbers(N, 5), target))
             smooth = partial(F.cross_entropy, outputs, label_smoothing=SMOOTHING, **options)
-            close(value, mixed(*map(smooth, (target, target[PAIRS]))))
+            close(value, mixed(*map(smooth, (labels, labels[PAIRS]))))
 
 
 def test_labels_that_come_to_be_ignored_later():
