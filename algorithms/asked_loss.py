@@ -128,7 +128,7 @@ def takes_rows(
         return None
     # An index that a loss does not know is an error on the CPU, and the end of the process on a GPU.
     ignored = labels[0].cpu().clone()
-    if torch.tensor(ignore_index).to(target.dtype) == ignore_index:  # which uint8 cannot hold
+    if int(torch.tensor(ignore_index).to(target.dtype)) == ignore_index:  # which uint8 cannot hold
         ignored.view(-1)[:1] = ignore_index
     if all(agree(made_up, each, False) for each in labels) and agree(made_up.cpu(), ignored, False):
         return "as they are"
