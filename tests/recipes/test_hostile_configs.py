@@ -367,7 +367,7 @@ def test_configs_changed_at_random(file, tmp_path):
         except ConfigError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused > 5
+    assert refused
 
 
 def test_a_model_of_a_subclass_is_found_without_a_call():
