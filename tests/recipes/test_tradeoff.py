@@ -94,7 +94,7 @@ def test_a_study_and_what_it_leaves(config, tmp_path, capsys):
         }
         assert sorted(evaluated) == [3, 6, 9, 12][: max(evaluated) // 3]
         assert point.value == evaluated[point.batches] and point.samples == 64 * point.batches
-        near = [value for batch, value in evaluated.items() if abs(batch - point.batches) <= 3]
+        near = [value for batch, value in evaluated.items() if 0 <= point.batches - batch <= 3]
         assert point.best == max(near)
     cyclic, _, alone = Watch.weights[:3]
     assert any(not torch.equal(cyclic[name], alone[name]) for name in cyclic)
