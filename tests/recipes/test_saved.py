@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -343,3 +344,21 @@ def test_a_run_killed_after_its_last_batch_is_completed(config, tmp_path, monkey
     assert not (tmp_path / "run/results.json").exists()
     assert measured(train(config)) == measured(whole[0]) == measured(Result.load(tmp_path / "run"))
     assert (tmp_path / "run/curves.png").exists()
+
+
+class Fails(Callback):
+    def after_forward(self, state, logger):
+        torch.zeros(2) @ torch.zeros(3)
+
+
+def test_what_goes_wrong_in_the_first_batch_is_one_line_and_a_file(config, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        train(config | {"callbacks": {"test_saved:Fails": {}}})
+    file = tmp_path / "run/error.txt"
+    assert re.fullmatch(
+        f"config: training failed after batch 0; RuntimeError: .*size.*; where it did is told in {file}",
+        str(refused.value),
+    )
+    assert "in after_forward\n" in file.read_text()
+    train(config | {"max_duration": "1ep"})
+    assert not file.exists()
