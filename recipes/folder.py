@@ -69,7 +69,8 @@ def as_rank_zero_finds(find: Callable[[], Any]) -> Any:
             found[0] = find()
         except ConfigError as error:
             found[1] = error.file, error.key, error.message
-    dist.broadcast_object_list(found)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
     if found[1]:
         raise ConfigError(*found[1])
     return found[0]
