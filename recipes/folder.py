@@ -69,8 +69,7 @@ def as_rank_zero_finds(find: Callable[[], Any]) -> Any:
             found[0] = find()
         except ConfigError as error:
             found[1] = error.file, error.key, error.message
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
+    dist.broadcast_object_list(found)
     if found[1]:
         raise ConfigError(*found[1])
     return found[0]
@@ -93,7 +92,7 @@ _HELD = set[str]()  # of this process, to which its own locks are open
 
 
 def _lock(folder: Path, source: Source) -> Any:
-    with blame_disk(folder):
+    with blame_disk(folder, source):
         folder.mkdir(parents=True, exist_ok=True)
         name = str(folder.resolve() / ".lock")
         if name in _HELD:
@@ -113,7 +112,7 @@ def _lock(folder: Path, source: Source) -> Any:
             raise _held_by(lock.read().strip() or "another process", folder, source) from None
     except OSError as error:
         print(f"{folder}: cannot be locked ({error}); see that no other process uses it", file=sys.stderr, flush=True)
-    with blame_disk(folder):
+    with blame_disk(folder, source):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -130,7 +129,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def blame_disk(folder: Path) -> Iterator[None]:
+def blame_disk(folder: Path, source: Source) -> Iterator[None]:
     """Turns what comes of a full disk, or of a folder that cannot be written, into one line that says what to do."""
     try:
         yield
@@ -143,8 +142,8 @@ def blame_disk(folder: Path) -> Iterator[None]:
             raise ConfigError(str(name or folder), "", f"cannot be written, {full}; {hint}") from error
         inside = isinstance(name, str | Path) and (Path(name).is_relative_to(folder) or folder.is_relative_to(name))
         if isinstance(error, OSError) and inside:
-            hint = "make it a folder that can be written, or choose another `folder`"
-            raise ConfigError(str(name), "", f"cannot be written, {error.strerror or error}; {hint}") from error
+            hint = "make it a folder that can be written, or choose another"
+            raise source.error("folder", f"{name} cannot be written, {error.strerror or error}; {hint}") from error
         raise
 
 

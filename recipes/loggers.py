@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerando.recipes.config import Part, Recipe
@@ -48,15 +47,15 @@ def log_study(
     """
     study = replace(recipe, run_name=config["run_name"], folder=recipe.folder.parent)
     if study.loggers:
-        log_afterwards(study, as_rank_zero_finds(lambda: _lasting_id(study.folder)), config, tables, pixels)
+        log_afterwards(study, as_rank_zero_finds(lambda: _lasting_id(study)), config, tables, pixels)
 
 
-def _lasting_id(folder: Path) -> str:
-    if (name := run_id(folder)) is None:
+def _lasting_id(study: Recipe) -> str:
+    if (name := run_id(study.folder)) is None:
         from accelerando.recipes.report import write
 
-        with blame_disk(folder):
-            write(folder / "run_id", f"{(name := new_id())}\n".encode())
+        with blame_disk(study.folder, study.source):
+            write(study.folder / "run_id", f"{(name := new_id())}\n".encode())
     return name
 
 

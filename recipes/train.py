@@ -56,7 +56,7 @@ def train(
     """
     recipe = _checked(config)
     device = join_ranks(recipe)
-    with blame_disk(recipe.folder):
+    with blame_disk(recipe.folder, recipe.source):
         anew = not recipe.trainer.get("autoresume", True)
         if not anew and (result := finished(recipe)):
             return _report_again(recipe, result, quiet=watch is not None)
@@ -114,7 +114,7 @@ def _train(
     eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
     agree(recipe, takes(model), train_data, eval_data)
     own = checkpoint.path if checkpoint else None
-    blamed = recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, own), blame_disk(recipe.folder)
+    blamed = recipe.source.blame("", *REFUSALS), blame_checkpoint(recipe, own), blame_disk(recipe.folder, recipe.source)
     with blamed[0], blamed[1], blamed[2], nothing_executed():
         trainer = Trainer(
             model=model,
@@ -170,12 +170,12 @@ def _complete_the_end(trainer: Trainer, history: History) -> None:
 def _told_in_one_line(recipe: Recipe, trainer: Trainer) -> Iterator[None]:
     """What goes wrong in training, such as data that do not fit the model; where it did is told in a file."""
     try:
-        with blame_disk(recipe.folder):
+        with blame_disk(recipe.folder, recipe.source):
             yield
     except ConfigError:
         raise
     except Exception as error:
-        with blame_disk(recipe.folder):
+        with blame_disk(recipe.folder, recipe.source):
             rank = os.environ.get("RANK", "0")
             file = recipe.folder / ("error.txt" if rank == "0" else f"error-rank{rank}.txt")
             file.write_text(traceback.format_exc())

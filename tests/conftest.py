@@ -17,3 +17,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         contract = item.path.name == "test_contract.py"
         if not contract or "two_ranks" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{' ranks' if contract else ''}"))
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_is_left():
+    """Composer joins a group of one for FSDP and stays in it, which the tests after would find."""
+    from torch import distributed
+
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
