@@ -123,7 +123,7 @@ def takes_rows(
     order = torch.arange(target.numel(), device=target.device)
     tries = min(-(-classes // max(target.numel(), 1)), MOST_TRIES)
     labels = [((order + i * len(order)) % classes).view_as(target).to(target.dtype) for i in range(tries)]
-    labels += [target] if (target != ignore_index).any() else []
+    labels += [target] if (target.long() != ignore_index).any() else []
     if not _minds_shares(loss, outputs, labels[0]):
         return None
     # An index that a loss does not know is an error on the CPU, and the end of the process on a GPU.

@@ -140,7 +140,6 @@ class Labelled:
 
         Labels that are on the device already are read back, once; Composer's own batches come from the host.
         """
-        # Of bytes, torch takes 156 for -100.
         mask = (labels.long() != self.ignore_index).cpu().numpy()
         if shifted:
             mask = np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)

@@ -70,7 +70,8 @@ def mix_targets(
     """
     rows = dense_targets(logits, target, (1 - mixing) * scales[0], 0.0, ignore_index)
     check_labels(permuted, logits.shape[1], ignore_index)
-    index, ignored = permuted.long().unsqueeze(1), (permuted == ignore_index).unsqueeze(1)
+    index = permuted.long().unsqueeze(1)
+    ignored = index == ignore_index
     return rows.scatter_add_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, mixing * scales[1]))
 
 

@@ -45,7 +45,7 @@ class PlainLoss:
             return F.cross_entropy(rows, target.float())
         check_labels(target, rows.shape[1], self.ignore_index)
         summed = F.cross_entropy(rows, target.long(), ignore_index=self.ignore_index, reduction="sum")
-        return summed / (target != self.ignore_index).sum().clamp(min=1)
+        return summed / (target.long() != self.ignore_index).sum().clamp(min=1)
 
     def soft(self, logits: Tensor, target: Tensor) -> Tensor:
         """The same targets in numbers that can be mixed and smoothed: `self` is linear in them but for "squared error".
@@ -55,7 +55,7 @@ class PlainLoss:
         if self.kind != "cross entropy" or target.is_floating_point():
             return target.float()
         label = self._aligned(logits, target)[1]
-        share = label.numel() / (label != self.ignore_index).sum().clamp(min=1)
+        share = label.numel() / (label.long() != self.ignore_index).sum().clamp(min=1)
         rows = logits.movedim(self.classes, 1)
         dense = dense_targets(rows, target.reshape(rows.shape[:1] + rows.shape[2:]), share, 0.0, self.ignore_index)
         return dense.movedim(1, self.classes)
@@ -70,8 +70,9 @@ class PlainLoss:
         if target.ndim == 2:
             target = target.float()
             return smoothing * ((target * rows).sum(1) - target.sum(1) * uniform).mean()
-        valid = target != self.ignore_index
-        chosen = rows.gather(1, target.long().masked_fill(~valid, 0).unsqueeze(1)).squeeze(1)
+        label = target.long()
+        valid = label != self.ignore_index
+        chosen = rows.gather(1, label.masked_fill(~valid, 0).unsqueeze(1)).squeeze(1)
         return smoothing * ((chosen - uniform) * valid).sum() / valid.sum().clamp(min=1)
 
     def _rows(self, logits: Tensor, target: Tensor, dtype: torch.dtype | None = torch.float32) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def insist(condition: Tensor, sentence: str, found: Callable[[], str] = lambda: 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
     """Raise ValueError where an integer label is neither in `[0, classes)` nor `ignore_index`; see `insist`."""
-    label = target.long()
+    label = target.long()  # torch compares bytes with -100 as if it were 156
     fits = ((label >= 0) & (label < classes)) | (label == ignore_index)
     expected = f"Labels must lie in [0, {classes}) or be ignore_index={ignore_index}"
     insist(fits.all(), expected, lambda: f", got {', '.join(map(str, label[~fits].unique()[:5].tolist()))}")

@@ -202,7 +202,7 @@ class Saved(LoggerDestination):
 
     def _add_digest(self, state: State) -> None:
         batch = int(state.timestamp.batch)
-        for saver in [] if state.fsdp_sharded_state_dict_enabled else _savers(state):
+        for saver in _savers(state):
             file = Path(saver.saved_checkpoints[-1]) if saver.saved_checkpoints else None
             if file is None or saver.last_checkpoint_batch != batch or self._written == (str(file), batch):
                 continue

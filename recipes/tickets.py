@@ -125,6 +125,10 @@ class Study:
         """By level, those of what the first ladder has found; ConfigError if its masks are not in its folder."""
         digests = [level["digest"] for level in ladder.levels or []]
         for level in self.control_levels:
+            if level >= len(digests):
+                name = self.ladders[0].name
+                print(f"{name}, seed {seed}: stopped before level {level}, without which it has no controls", flush=True)
+                continue
             for control in self.controls:
                 recipe = self.control(control, level, seed, digests[level])
                 if control != "random" and not is_done(recipe):

@@ -218,12 +218,22 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
 def _load_arguments(recipe: Recipe, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Those of Composer's that make it go on from the checkpoint, if any: it would take its newest link for that."""
     given = recipe.trainer
+    _refuse_shards(recipe)
     if checkpoint or (given.get("load_path") and not given.get("load_weights_only")):
         _refuse_sam(recipe)
     if checkpoint is None:
         return {"autoresume": False}
     as_it_was = dict.fromkeys(("load_object_store", "load_ignore_keys", "load_exclude_algorithms"))
     return {"autoresume": False, "load_path": checkpoint.path, "load_weights_only": False, **as_it_was}
+
+
+def _refuse_shards(recipe: Recipe) -> None:
+    """A checkpoint is one file with a digest beside it. Composer's FSDP 2 makes shards unless told otherwise."""
+    fsdp = (recipe.trainer.get("parallelism_config") or {}).get("fsdp")
+    default = "sharded" if os.environ.get("FSDP_VERSION", "1") == "2" else "full"
+    if fsdp is not None and fsdp.get("state_dict_type", default) == "sharded":
+        hint = "a run cannot go on from sharded checkpoints; expected full"
+        raise recipe.source.error("parallelism_config.fsdp.state_dict_type", hint)
 
 
 def _refuse_sam(recipe: Recipe) -> None:

@@ -5,12 +5,14 @@ Mark?" (arXiv 2009.08576). They found that shuffling each layer's mask, or drawi
 a criterion has chosen how many weights each layer keeps, not which.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from composer.algorithms.warnings import NoEffectWarning
 from composer.core import State, TimeUnit
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
@@ -54,7 +56,8 @@ class PruneAtInit(Pruning):
         ticket: a file of masks (see `save_masks`) in place of criterion and density.
         iterations: in how many steps to prune, each scoring what the last one has left, with densities that fall
             exponentially; by default 100 for `synflow`, 1 for the others.
-        at: when: ep or ba; what is trained before is dense.
+        at: when: ep or ba; what is trained before is dense. A warning (NoEffectWarning) tells of a training that is
+            stopped before.
         scope: compare the scores of all layers (`global`), or of each (`layerwise`).
         shuffle: then shuffle each layer's mask. Each layer keeps its density.
         reinitialize: then draw each pruned layer's weights anew: from its own, in a random order, which for weights
@@ -151,6 +154,11 @@ class PruneAtInit(Pruning):
         if self.at.unit == TimeUnit.EPOCH:
             return now.epoch.value == self.at.value and now.batch_in_epoch.value == 0
         return now.batch.value == self.at.value
+
+    def finish(self, state: State, logger: Logger) -> None:
+        if not self.masks and dist.get_global_rank() == 0:
+            text = f"PruneAtInit: the training has ended after {state.timestamp.batch}, before at={self.at}; it was dense."
+            warnings.warn(NoEffectWarning(text), stacklevel=2)
 
     def before_update(self, state: State, logger: Logger) -> None:
         if self.masks or not self._is_now(state):

@@ -46,10 +46,15 @@ def _of_hugging_face(model: Any, weights: Mapping[str, Tensor]) -> set[int]:
     kind = type(model)
     if kind.__module__.partition(".")[0] != "transformers":
         raise ValueError(f"{kind.__name__} is no class of transformers, whose outputs would be known")
-    if (head := model.get_output_embeddings()) is not None:
-        return {id(parameter) for parameter in head.parameters()}
     base = set() if model.base_model is model else {id(parameter) for parameter in model.base_model.parameters()}
     outside = {name: weight for name, weight in weights.items() if base and id(weight) not in base}
+    if (head := model.get_output_embeddings()) is not None:
+        own = {id(parameter): parameter for parameter in head.parameters()}
+        width = max(own.values(), key=Tensor.dim).shape[-1]
+        # A layer that feeds the head has as many outputs as the head has inputs.
+        if others := [name for name, weight in outside.items() if id(weight) not in own and len(weight) != width]:
+            raise ValueError(f"Beside its head for words it has {some(others)}")
+        return {*own}
     labels = {n: weight for n, weight in outside.items() if len(weight) == model.config.num_labels}
     found = outside if len(outside) == 1 else labels
     if len(found) != 1:

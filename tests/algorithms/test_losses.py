@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 
 from accelerando.algorithms import Distillation, LabelSmoothing, MixUp, smooth_labels
-from accelerando.algorithms.mixup import draw_mixing
+from accelerando.algorithms.mixup import draw_mixing, mix_targets
+from accelerando.algorithms.own_loss import PlainLoss
 from tiny import fit
 
 N, SMOOTHING = 12, 0.1
@@ -388,3 +389,17 @@ def test_a_subclass_that_overrides_a_step_is_obeyed(kind, steps):
         other = type("Mine", (kind,), {step: lambda self, state, step=step: called.append(step)})
         losses([other()], Net(F.cross_entropy, 3), (numbers(N, 5), whole(3, N)))
     assert called == steps
+
+
+def test_labels_that_are_bytes_are_never_the_ignored_one():
+    """Torch takes 156, as a byte, for -100."""
+    logits, label = numbers(4, 200), torch.tensor([156, 3, 156, 199])
+    assert torch.equal(
+        mix_targets(logits, label.byte(), label.flip(0).byte(), 0.3), mix_targets(logits, label, label.flip(0), 0.3)
+    )
+    plain = PlainLoss("cross entropy")
+    torch.testing.assert_close(plain(logits, label.byte()), F.cross_entropy(logits, label))
+    assert torch.equal(plain.soft(logits, label.byte()), F.one_hot(label, 200).float())
+    torch.testing.assert_close(plain.smoothing(logits, label.byte(), 0.1), plain.smoothing(logits, label, 0.1))
+    (seen,) = losses([LabelSmoothing(0.1)], Net(F.cross_entropy, 200), (numbers(4, 5), label.byte()), size=4)
+    assert seen[0].isfinite()

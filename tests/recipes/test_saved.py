@@ -362,3 +362,10 @@ def test_what_goes_wrong_in_the_first_batch_is_one_line_and_a_file(config, tmp_p
     assert "in after_forward\n" in file.read_text()
     train(config | {"max_duration": "1ep"})
     assert not file.exists()
+
+
+@pytest.mark.parametrize(("fsdp", "version"), [({"state_dict_type": "sharded"}, "1"), ({}, "2")])
+def test_checkpoints_of_many_files_are_refused(config, fsdp, version, monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", version)
+    with pytest.raises(ConfigError, match=r"fsdp.state_dict_type: a run cannot go on from sharded checkpoints"):
+        train(config | {"parallelism_config": {"fsdp": fsdp}})

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from composer import Callback, DataSpec
+from composer.algorithms.warnings import NoEffectWarning
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch.nn import functional as F
@@ -205,6 +206,15 @@ def test_at_a_later_step_the_network_is_dense_before():
         dense = weights(fit(max_duration=f"{first}ba"))
         expected = keep_highest({name: dense[name].abs() for name in pruning.masks}, TOTAL // 2)
         assert same(pruning.masks, expected) and run.state.timestamp.batch == 8
+
+
+def test_pruning_that_never_comes_is_told():
+    pruning = PruneAtInit("magnitude", 0.2, at="3ba")
+    stop = Callback()
+    stop.batch_end = lambda state, logger: state.stop_training()  # type: ignore[method-assign]
+    with pytest.warns(NoEffectWarning, match="ended after 1ba, before at=3ba; it was dense"):
+        masks_of(pruning, max_duration="4ba", callbacks=[stop])
+    assert not pruning.masks
 
 
 def test_a_ticket_can_be_shuffled_or_given_new_weights(tmp_path):

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
     GPT2Config,
     GPT2ForSequenceClassification,
 )
@@ -277,6 +280,7 @@ HEADS = {
     "convnext": (VISION.convnext_tiny, ["classifier.2.weight"]),
     "bert": (lambda: BertForSequenceClassification(BERT), ["classifier.weight"]),
     "bert mlm": (lambda: BertForMaskedLM(BERT), []),  # whose decoder is an embedding
+    "electra mlm": (lambda: ElectraForMaskedLM(ElectraConfig(num_hidden_layers=1)), []),
     "gpt2": (lambda: GPT2ForSequenceClassification(GPT2Config(n_layer=1)), ["score.weight"]),
     "on bert": (OnBert, ["out.weight"]),
     "head first": (Net, ["head.weight"]),
@@ -307,6 +311,7 @@ UNKNOWN = {
     "control flow": (lambda: Net(lambda net, x: net.head(x if x.sum() > 0 else -x)), "cannot be traced"),
     "recurrent": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4)), "come from 1, which is no linear layer"),
     "no head": (lambda: BertModel(BERT), "outside of its base model it has no layer"),
+    "two heads": (lambda: BertForPreTraining(BERT), "Beside its head for words it has cls.seq_relationship.weight"),
     "other forward": (lambda: type("Mine", (BertForSequenceClassification,), {})(BERT), "Mine is no class of transf"),
 }
 
