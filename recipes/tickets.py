@@ -126,8 +126,8 @@ class Study:
         digests = [level["digest"] for level in ladder.levels or []]
         for level in self.control_levels:
             if level >= len(digests):
-                name = self.ladders[0].name
-                print(f"{name}, seed {seed}: stopped before level {level}, without which it has no controls", flush=True)
+                place = f"{self.ladders[0].name}, seed {seed}"
+                print(f"{place}: stopped before level {level}, without which it has no controls", flush=True)
                 continue
             for control in self.controls:
                 recipe = self.control(control, level, seed, digests[level])

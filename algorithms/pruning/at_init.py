@@ -157,7 +157,8 @@ class PruneAtInit(Pruning):
 
     def finish(self, state: State, logger: Logger) -> None:
         if not self.masks and dist.get_global_rank() == 0:
-            text = f"PruneAtInit: the training has ended after {state.timestamp.batch}, before at={self.at}; it was dense."
+            text = f"before at={self.at}; it was dense"
+            text = f"PruneAtInit: the training has ended after {state.timestamp.batch}, {text}."
             warnings.warn(NoEffectWarning(text), stacklevel=2)
 
     def before_update(self, state: State, logger: Logger) -> None:
