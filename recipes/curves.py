@@ -21,7 +21,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from accelerando.recipes.report import COLOURS, Record, aligned, label, save_figure, write
+from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.recipes.run.files import write
+from accelerando.recipes.run.history import Record
+from accelerando.recipes.run.results import aligned, label
 
 LOWER_IS_BETTER = ("crossentropy", "perplexity", "error", "loss")
 COMPARISON = "arm points signed absolute worst best_signed best_absolute best_worst means_absolute means_worst "

@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from accelerando.recipes.curves import lower_is_better
-from accelerando.recipes.report import COLOURS, aligned, label, percent, save_figure
+from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.recipes.run.results import aligned, label, percent
 
 DENSE = "dense"
 ROUNDING = 1e-6  # of metrics, which are of 32 bits

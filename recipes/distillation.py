@@ -30,17 +30,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe
+from accelerando.recipes.config.errors import Source
+from accelerando.recipes.config.recipe import Recipe
 from accelerando.recipes.distillation_plan import Student, Study, plan
-from accelerando.recipes.folder import finished, held
-from accelerando.recipes.loggers import log_study
-from accelerando.recipes.names import Source
-from accelerando.recipes.train import command_line, join_ranks, train
+from accelerando.recipes.run.command_line import command_line
+from accelerando.recipes.run.folder import finished, held
+from accelerando.recipes.run.loggers import log_study
+from accelerando.recipes.run.training import join_ranks, train
 from accelerando.recipes.variants import duration
 
 if TYPE_CHECKING:
-    from accelerando.recipes.progress import Progress
-    from accelerando.recipes.report import Result
+    from accelerando.recipes.run.progress import Progress
+    from accelerando.recipes.run.results import Result
     from accelerando.recipes.speedup import Point
 
 
@@ -56,7 +57,7 @@ def _do(study: Study) -> list[Point]:
     from composer.utils import dist
 
     from accelerando.recipes.curves import lower_is_better
-    from accelerando.recipes.progress import Progress
+    from accelerando.recipes.run.progress import Progress
     from accelerando.recipes.speedup import Point, rank
 
     durations = [duration(recipe).value for recipe in study.teachers.values()]
@@ -89,7 +90,7 @@ def _do(study: Study) -> list[Point]:
 
 def _done(recipe: Recipe, place: str, metric: str, progress: Progress) -> Result:
     """What the run has done, now or before."""
-    from accelerando.recipes.report import label
+    from accelerando.recipes.run.results import label
 
     length = duration(recipe).value
     if result := finished(recipe):
@@ -107,7 +108,7 @@ def _value(result: Result, metric: str) -> float:
 
 
 def _place(student: Student) -> str:
-    from accelerando.recipes.report import percent
+    from accelerando.recipes.run.results import percent
 
     which = f" ({student.teachers[0]})" if len(student.teachers) == 1 else ""
     window = f" for {percent(student.window)}" if student.teachers else ""
@@ -119,7 +120,7 @@ def _report(study: Study, recipe: Recipe, points: Sequence[Point]) -> None:
 
     from accelerando.recipes.curves import lower_is_better, write_csv
     from accelerando.recipes.distillation_report import draw, quality_table, speedup_table, teacher_table
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.run.files import write_yaml
     from accelerando.recipes.speedup import summarize
 
     folder, metric = study.folder, study.metric

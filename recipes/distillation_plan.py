@@ -11,9 +11,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe, build_algorithms, check, merge
-from accelerando.recipes.folder import identity, refuse_another_run
-from accelerando.recipes.names import REFUSALS, TIME_HINT, Source, check_arguments, show
+from accelerando.recipes.config.arguments import TIME_HINT, check_arguments
+from accelerando.recipes.config.errors import REFUSALS, Source, show
+from accelerando.recipes.config.loading import merge
+from accelerando.recipes.config.recipe import Recipe, check
+from accelerando.recipes.run.algorithms import build_algorithms
+from accelerando.recipes.run.folder import identity, refuse_another_run
 from accelerando.recipes.variants import (
     as_time,
     changed,

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from accelerando.recipes.curves import limits, lower_is_better, over_time, time_unit
-from accelerando.recipes.report import COLOURS, aligned, label, percent, save_figure
+from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.recipes.run.results import aligned, label, percent
 from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, rank, rows_by_arm
 
 STYLES = {"none": ("black", "X")}

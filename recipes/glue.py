@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.folder import finished, held
+from accelerando.recipes.config.errors import Source
 from accelerando.recipes.glue_tasks import GLUE, Run, Study, check_files, plan
-from accelerando.recipes.loggers import log_study
-from accelerando.recipes.metrics import CLASSES
-from accelerando.recipes.names import Source
-from accelerando.recipes.parallel import Job, gpus, run_jobs
-from accelerando.recipes.train import command_line, train
+from accelerando.recipes.models.metrics import CLASSES
+from accelerando.recipes.run.command_line import command_line
+from accelerando.recipes.run.folder import finished, held
+from accelerando.recipes.run.loggers import log_study
+from accelerando.recipes.run.parallel import Job, gpus, run_jobs
+from accelerando.recipes.run.training import train
 
 if TYPE_CHECKING:
-    from accelerando.recipes.report import Result
+    from accelerando.recipes.run.results import Result
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _do(study: Study) -> list[Score]:
 
 
 def _train_in_turn(study: Study, runs: Sequence[Run]) -> dict[str, Result]:
-    from accelerando.recipes.progress import EvaluationLines
+    from accelerando.recipes.run.progress import EvaluationLines
 
     results = {}
     for number, run in enumerate(runs, len(study.runs) - len(runs) + 1):
@@ -92,7 +93,7 @@ def _train_in_turn(study: Study, runs: Sequence[Run]) -> dict[str, Result]:
 
 
 def _train_in_parallel(study: Study, runs: Sequence[Run], slots: Sequence[Mapping[str, str]]) -> dict[str, Result]:
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.run.files import write_yaml
 
     jobs, by_name = [], {run.name: run for run in runs}
     for run in runs:
@@ -125,7 +126,7 @@ def _train_in_parallel(study: Study, runs: Sequence[Run], slots: Sequence[Mappin
 
 
 def _scores(run: Run, result: Result) -> list[Score]:
-    from accelerando.recipes.report import EVAL_PREFIX
+    from accelerando.recipes.run.history import EVAL_PREFIX
 
     scores = []
     for split in run.splits:
@@ -163,7 +164,7 @@ def averages(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def _table(scores: Sequence[Score]) -> str:
-    from accelerando.recipes.report import aligned
+    from accelerando.recipes.run.results import aligned
 
     rows = [("task", "score", "deviation", "seeds", "metrics")]
     for row in averages(scores):
@@ -179,7 +180,7 @@ def _table(scores: Sequence[Score]) -> str:
 
 def _report(study: Study, scores: Sequence[Score]) -> None:
     from accelerando.recipes.curves import write_csv
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.run.files import write_yaml
 
     with study.source.blame("folder", OSError):
         write_yaml(study.folder / "config.yaml", study.config)

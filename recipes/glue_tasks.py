@@ -10,11 +10,15 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe, build_algorithms, check, refuse_unknown, resolving
-from accelerando.recipes.folder import has_checkpoint, refuse_another_run
-from accelerando.recipes.metrics import MetricName, build_metrics
-from accelerando.recipes.names import REFUSALS, Source, check_value, nearest, show
-from accelerando.recipes.pretrained import find_checkpoint
+from accelerando.recipes.config.arguments import check_value
+from accelerando.recipes.config.errors import REFUSALS, Source, show
+from accelerando.recipes.config.loading import resolving
+from accelerando.recipes.config.lookup import nearest
+from accelerando.recipes.config.recipe import Recipe, check, refuse_unknown
+from accelerando.recipes.models.metrics import MetricName, build_metrics
+from accelerando.recipes.models.pretrained import find_checkpoint
+from accelerando.recipes.run.algorithms import build_algorithms
+from accelerando.recipes.run.folder import has_checkpoint, refuse_another_run
 from accelerando.recipes.variants import changed, own_keys, refuse_folder_of_a_run, without
 
 # Without WNLI, which the average leaves out.
@@ -176,7 +180,7 @@ def check_files(runs: Sequence[Run]) -> None:
 
 def _check_rows(recipe: Recipe, task: str) -> None:
     """Reads the labels of what is trained on and evaluated; brings what is on the hub here once, not for each run."""
-    from accelerando.recipes.text import HuggingFaceText
+    from accelerando.recipes.data.text import HuggingFaceText
 
     source, labels = recipe.source, recipe.config["model"]["bert"]["num_labels"]
     for part in ("train_data", "eval_data"):

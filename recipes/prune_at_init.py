@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe
-from accelerando.recipes.folder import held
-from accelerando.recipes.names import Source, nearest
+from accelerando.recipes.config.errors import Source
+from accelerando.recipes.config.lookup import nearest
+from accelerando.recipes.config.recipe import Recipe
 from accelerando.recipes.pruning_plan import (
     DEFAULTS,
     KEYS,
@@ -49,7 +49,9 @@ from accelerando.recipes.pruning_plan import (
     refuse_twice,
     report,
 )
-from accelerando.recipes.train import command_line, join_ranks
+from accelerando.recipes.run.command_line import command_line
+from accelerando.recipes.run.folder import held
+from accelerando.recipes.run.training import join_ranks
 from accelerando.recipes.variants import own_keys
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def prune_at_init(config: DictConfig | Mapping[str, Any], source: Source | None 
 
 
 def _do(study: Study) -> list[Point]:
-    from accelerando.recipes.report import percent
+    from accelerando.recipes.run.results import percent
 
     base, densities = study.base, len(study.densities)
     count, trainings = 1 + densities * len(study.arms), 1 + densities * sum(arm.trainings for arm in study.arms)
@@ -157,7 +159,7 @@ def plan(config: DictConfig, source: Source) -> Study:
 
 
 def _densities(given: Sequence[Any], source: Source) -> list[float]:
-    from accelerando.recipes.report import percent
+    from accelerando.recipes.run.results import percent
 
     numbers = [float(share) for share in given if type(share) is float and 0 < share < 1]
     fits = 0 < len(numbers) == len(given) == len({percent(share) for share in numbers})

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe, build_algorithms, check, merge
-from accelerando.recipes.folder import finished, refuse_another_run
-from accelerando.recipes.loggers import log_study
-from accelerando.recipes.names import REFUSALS, ArgumentError, ConfigError, Source, check_arguments, show
-from accelerando.recipes.teachers import as_in_training, untouched_generators
-from accelerando.recipes.train import train
+from accelerando.recipes.config.arguments import check_arguments
+from accelerando.recipes.config.errors import REFUSALS, ArgumentError, ConfigError, Source, show
+from accelerando.recipes.config.loading import merge
+from accelerando.recipes.config.recipe import Recipe, check
+from accelerando.recipes.run.algorithms import build_algorithms
+from accelerando.recipes.run.folder import finished, refuse_another_run
+from accelerando.recipes.run.loggers import log_study
+from accelerando.recipes.run.teachers import as_in_training, untouched_generators
+from accelerando.recipes.run.training import train
 from accelerando.recipes.variants import as_time, duration, has_times_in_dur, metric_of, refuse_folder_of_a_run, without
 
 if TYPE_CHECKING:
     from accelerando.recipes.density_curves import Point
-    from accelerando.recipes.report import Result
+    from accelerando.recipes.run.results import Result
 
 KEYS = {"seeds": list, "tolerance": float | None, "metric": str | None}
 DEFAULTS = {"seeds": [17], "tolerance": 0.002, "metric": None}
@@ -172,14 +175,14 @@ class Runs:
     """Trains one run of a study after the other, unless it is done, and tells how far the study is."""
 
     def __init__(self, base: Base, count: int, trainings: float):
-        from accelerando.recipes.progress import Progress
+        from accelerando.recipes.run.progress import Progress
 
         self.metric, self.count, self.numbers = base.metric, count, itertools.count(1)
         self.progress = Progress(trainings, base.metric)
 
     def do(self, recipe: Recipe, place: str, trainings: float = 1.0, levels: int = 0) -> Result:
         """What the run has done, now or before; it lasts so many `trainings`. Each of the `levels` is told of."""
-        from accelerando.recipes.report import label
+        from accelerando.recipes.run.results import label
 
         place = f"run {next(self.numbers)} of {self.count}: {place}"
         if result := is_done(recipe):
@@ -235,7 +238,7 @@ def report(base: Base, points: Sequence[Point], name: str) -> None:
 
     from accelerando.recipes.curves import lower_is_better, write_csv
     from accelerando.recipes.density_curves import draw, means, table
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.run.files import write_yaml
 
     folder, metric = base.folder, base.metric
     rows = means(points, lower_is_better(metric), base.tolerance)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe, build_algorithms, check
-from accelerando.recipes.names import TIME_HINT, Source, show
+from accelerando.recipes.config.arguments import TIME_HINT
+from accelerando.recipes.config.errors import Source, show
+from accelerando.recipes.config.recipe import Recipe, check
+from accelerando.recipes.run.algorithms import build_algorithms
 from accelerando.recipes.variants import (
     as_time,
     changed,

@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import Recipe
-from accelerando.recipes.folder import held
-from accelerando.recipes.names import REFUSALS, ConfigError, Source
+from accelerando.recipes.config.errors import REFUSALS, ConfigError, Source
+from accelerando.recipes.config.recipe import Recipe
 from accelerando.recipes.pruning_plan import (
     DEFAULTS,
     KEYS,
@@ -54,13 +53,15 @@ from accelerando.recipes.pruning_plan import (
     refuse_twice,
     report,
 )
-from accelerando.recipes.teachers import untouched_generators
-from accelerando.recipes.train import command_line, join_ranks
+from accelerando.recipes.run.command_line import command_line
+from accelerando.recipes.run.folder import held
+from accelerando.recipes.run.teachers import untouched_generators
+from accelerando.recipes.run.training import join_ranks
 from accelerando.recipes.variants import own_keys
 
 if TYPE_CHECKING:
     from accelerando.recipes.density_curves import Point
-    from accelerando.recipes.report import Result
+    from accelerando.recipes.run.results import Result
 
 OWN_KEYS = {"ladders": dict, "ticket": dict, "controls": list, "control_levels": list | None, **KEYS}
 OWN_DEFAULTS = {"ticket": {}, "controls": [], "control_levels": None, **DEFAULTS}

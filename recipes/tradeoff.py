@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.folder import finished, held
-from accelerando.recipes.loggers import log_study
-from accelerando.recipes.names import Source
+from accelerando.recipes.config.errors import Source
+from accelerando.recipes.run.command_line import command_line
+from accelerando.recipes.run.folder import finished, held
+from accelerando.recipes.run.loggers import log_study
+from accelerando.recipes.run.training import join_ranks, train
 from accelerando.recipes.study import Study, plan
-from accelerando.recipes.train import command_line, join_ranks, train
 
 if TYPE_CHECKING:
     from accelerando.recipes.curves import Point
@@ -45,7 +46,7 @@ def tradeoff(config: DictConfig | Mapping[str, Any], source: Source | None = Non
 
 def _do(study: Study) -> list[Point]:
     from accelerando.recipes.curves import points_of
-    from accelerando.recipes.progress import Progress
+    from accelerando.recipes.run.progress import Progress
 
     progress = Progress(sum(run.duration.value for run in study.runs))
     points: list[Point] = []
@@ -70,7 +71,7 @@ def _report(study: Study, points: list[Point]) -> None:
     from composer.utils import dist
 
     from accelerando.recipes.curves import budget_table, budgets, comparison_table, comparisons, draw, write_csv
-    from accelerando.recipes.report import write_yaml
+    from accelerando.recipes.run.files import write_yaml
 
     folder, baseline, metric = study.folder, study.runs[0].arm, study.metric
     pixels: list[Any] = [None]

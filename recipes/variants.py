@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.recipes.config import (
-    LEFT_TO_YOU,
-    Part,
-    Recipe,
-    check_numbers,
-    merge,
-    missing,
-    refuse_unknown,
-    resolving,
-)
-from accelerando.recipes.names import Source, check_inside, check_value, show
+from accelerando.recipes.config.arguments import check_inside, check_value
+from accelerando.recipes.config.errors import Source, show
+from accelerando.recipes.config.loading import LEFT_TO_YOU, check_numbers, merge, missing, resolving
+from accelerando.recipes.config.lookup import Part
+from accelerando.recipes.config.recipe import Recipe, refuse_unknown
 
 if TYPE_CHECKING:
     from composer.core import Time
@@ -124,7 +118,7 @@ def refuse_folder_of_a_run(folder: Path, source: Source) -> None:
 def metric_of(recipe: Recipe, wanted: str | None, errors: bool = False) -> str:
     """The metric `wanted`, by default the first accuracy; its model and optimizer are built, so that both can be."""
     from accelerando.recipes.curves import choose_metric
-    from accelerando.recipes.report import EVAL_PREFIX
+    from accelerando.recipes.run.history import EVAL_PREFIX
 
     model = recipe.model.build()
     recipe.optimizer.build(model.parameters())

@@ -16,7 +16,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         contract = item.path.name == "test_contract.py"
         if not contract or "two_ranks" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{' ranks' if contract else ''}"))
+            file = item.path.relative_to(item.config.rootpath)
+            item.add_marker(pytest.mark.xdist_group(f"{file}{' ranks' if contract else ''}"))
 
 
 @pytest.fixture(autouse=True)

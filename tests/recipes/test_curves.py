@@ -26,7 +26,7 @@ from accelerando.recipes.curves import (
     points_of,
     write_csv,
 )
-from accelerando.recipes.report import COLOURS
+from accelerando.recipes.run.figures import COLOURS
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 

@@ -24,7 +24,8 @@ from accelerando.recipes.density_curves import (
     styles,
     table,
 )
-from accelerando.recipes.report import COLOURS, percent
+from accelerando.recipes.run.figures import COLOURS
+from accelerando.recipes.run.results import percent
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 MEANING = "sparsest match: the lowest density down to which all match"

@@ -11,11 +11,10 @@ from composer import Callback
 from omegaconf import OmegaConf
 
 from accelerando.recipes import speedup
-from accelerando.recipes.config import ConfigError
+from accelerando.recipes.config.errors import ConfigError, Source
 from accelerando.recipes.distillation import distillation, main
 from accelerando.recipes.distillation_plan import plan
-from accelerando.recipes.names import Source
-from accelerando.recipes.report import Result
+from accelerando.recipes.run.results import Result
 from accelerando.recipes.speedup import rank
 
 YAML = """
@@ -36,9 +35,9 @@ train_data: {digits: {}}
 eval_data: {digits: {split: test}}
 optimizer: {decoupled_sgdw: {lr: 0.1, momentum: 0.9}}
 algorithms: {label_smoothing: {smoothing: 0.1}}
-callbacks: {"test_distillation_study:Watch": {}}
 device: cpu
 """
+YAML += f'callbacks: {{"{__name__}:Watch": {{}}}}\n'
 TEACHERS, STUDENT = 30 + 2, 2 + 4  # batches, of a student of both lengths
 ARMS = ["best", "poorest", "ensemble", "random"]
 

@@ -21,10 +21,10 @@ from sklearn import metrics as plain
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from accelerando.algorithms.checkpoints import read_weights
-from accelerando.recipes import parallel
-from accelerando.recipes.config import load
+from accelerando.recipes.config.loading import load
 from accelerando.recipes.glue import averages, glue, main
-from accelerando.recipes.parallel import Job, run_jobs
+from accelerando.recipes.run import parallel
+from accelerando.recipes.run.parallel import Job, run_jobs
 from accelerando.recipes.train import train
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "log", "not", "very", "happy", "sad"]
@@ -126,7 +126,7 @@ def settings(files, folder, *tasks, **changes):
     config.variables.data = str(files / "data")
     config.train_data.hugging_face_text.seq_len = 16
     config.scheduler.linear_with_warmup.t_warmup = "1ba"  # 6 % of six batches is none
-    config.callbacks = {"test_glue:Watch": {}}
+    config.callbacks = {f"{__name__}:Watch": {}}
     return OmegaConf.merge(config, changes)
 
 
@@ -324,7 +324,7 @@ def test_no_process_outlives_the_one_that_began_it(kill, files, tmp_path):
     (tmp_path / "endless.yaml").write_text(OmegaConf.to_yaml(endless))
     program = f"""
 from pathlib import Path
-from accelerando.recipes.parallel import Job, run_jobs
+from accelerando.recipes.run.parallel import Job, run_jobs
 run_jobs([Job("a", Path("{tmp_path}/endless.yaml"), Path("{tmp_path}/log"))], [{{}}], print, print)
 """
     parent = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

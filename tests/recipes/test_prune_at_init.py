@@ -11,12 +11,11 @@ import torch
 from composer import Callback
 from omegaconf import OmegaConf
 
-from accelerando.recipes import report
-from accelerando.recipes.config import ConfigError
-from accelerando.recipes.names import Source
+from accelerando.recipes.config.errors import ConfigError, Source
 from accelerando.recipes.prune_at_init import main, plan, prune_at_init
-from accelerando.recipes.pruned_run import pruning_of
-from accelerando.recipes.report import Result
+from accelerando.recipes.run import figures
+from accelerando.recipes.run.pruned_run import pruning_of
+from accelerando.recipes.run.results import Result
 from accelerando.recipes.train import train
 
 YAML = """
@@ -38,9 +37,9 @@ train_data: {digits: {}}
 eval_data: {digits: {split: test}}
 optimizer: {decoupled_sgdw: {lr: 0.1, momentum: 0.9}}
 scheduler: {cosine_annealing: {}}
-callbacks: {"test_prune_at_init:Watch": {}}
 device: cpu
 """
+YAML += f'callbacks: {{"{__name__}:Watch": {{}}}}\n'
 RUN, AFTER = 3, 3 + 2  # batches
 ARMS = ["snip", "snip, shuffle", "snip, invert", "small", "small, shuffle", "small, invert", "random"]
 LAST = "magnitude after training"
@@ -70,7 +69,7 @@ class Watch(Callback):
 def runs_without_figures():
     """Half the time of so short a run goes into its own figure."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda *_: np.zeros((4, 4, 3), np.uint8))
+        patch.setattr(figures, "draw", lambda *_: np.zeros((4, 4, 3), np.uint8))
         yield
 
 

@@ -12,11 +12,10 @@ from omegaconf import OmegaConf
 
 from accelerando.algorithms.pruning import load_masks, prunable_weights
 from accelerando.algorithms.pruning.masks import density
-from accelerando.recipes import report
-from accelerando.recipes.config import ConfigError
-from accelerando.recipes.models import resnet_cifar
-from accelerando.recipes.names import Source
-from accelerando.recipes.pruned_run import pruning_of
+from accelerando.recipes.config.errors import ConfigError, Source
+from accelerando.recipes.models.builders import resnet_cifar
+from accelerando.recipes.run import figures
+from accelerando.recipes.run.pruned_run import pruning_of
 from accelerando.recipes.tickets import main, plan, tickets
 from accelerando.recipes.train import train
 
@@ -38,9 +37,9 @@ train_data: {digits: {}}
 eval_data: {digits: {split: test}}
 optimizer: {decoupled_sgdw: {lr: 0.1, momentum: 0.9}}
 scheduler: {cosine_annealing: {}}
-callbacks: {"test_tickets:Watch": {}}
 device: cpu
 """
+YAML += f'callbacks: {{"{__name__}:Watch": {{}}}}\n'
 ITERATIVE, ONE_SHOT, CONTROL = 4 + 2 * 3, 4 + 3, 4  # batches
 OF_A_SEED = ITERATIVE + ONE_SHOT + 3 * CONTROL
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -70,7 +69,7 @@ class Watch(Callback):
 def runs_without_figures():
     """Half the time of so short a run goes into its own figure."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda *_: np.zeros((4, 4, 3), np.uint8))
+        patch.setattr(figures, "draw", lambda *_: np.zeros((4, 4, 3), np.uint8))
         yield
 
 
@@ -407,7 +406,7 @@ def pretrained():
 
 
 def test_weights_that_are_not_drawn_cannot_be_drawn_anew(config):
-    config.model = {"test_tickets:pretrained": {}}
+    config.model = {f"{__name__}:pretrained": {}}
     with pytest.raises(
         ConfigError, match=r"controls: reinitialize draws other weights, but those of .* are the same whatever the seed"
     ):

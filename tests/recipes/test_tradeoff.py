@@ -10,8 +10,8 @@ import torch
 from composer import Callback, ComposerModel
 from omegaconf import OmegaConf
 
-from accelerando.recipes.config import ConfigError
-from accelerando.recipes.report import Result
+from accelerando.recipes.config.errors import ConfigError
+from accelerando.recipes.run.results import Result
 from accelerando.recipes.tradeoff import main, tradeoff
 from accelerando.recipes.train import train
 
@@ -32,9 +32,9 @@ train_data: {digits: {}}
 eval_data: {digits: {split: test}}
 optimizer: {decoupled_sgdw: {lr: 0.1, momentum: 0.9}}
 scheduler: {multiplicative_cyclic: {t_warmup: 1ep, t_period: 1ep, growth: 2}}
-callbacks: {"test_tradeoff:Watch": {}}
 device: cpu
 """
+YAML += f'callbacks: {{"{__name__}:Watch": {{}}}}\n'
 
 
 class Watch(Callback):

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 import accelerando.yamls
 from accelerando.algorithms.pruning import level_densities, prunable_weights
-from accelerando.recipes.config import check, load
+from accelerando.recipes.config.loading import load
+from accelerando.recipes.config.recipe import check
 from accelerando.recipes.distillation import distillation
 from accelerando.recipes.prune_at_init import prune_at_init
 from accelerando.recipes.tickets import tickets

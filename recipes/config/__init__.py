@@ -1,0 +1,1 @@
+"""From a YAML file to a checked recipe, or to one error that names the key."""

@@ -1,0 +1,131 @@
+"""From a YAML file and dotted overrides to plain data, or to one `ConfigError` that names the key."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+
+from .errors import ConfigError, Source
+from .lookup import nearest
+from .plain_yaml import refuse_surprises
+from .sections import MANY, SECTIONS
+
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+LEFT_TO_YOU = "missing; the file leaves it to you, as KEY=VALUE on the command line"
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[DictConfig, Source]:
+    """Reads a YAML file, on disk or shipped in `accelerando.yamls`, and applies ``key=value`` overrides."""
+    file = str(path)
+    try:
+        text = _find(file).read_text(encoding="utf-8")
+        refuse_surprises(text, file)
+        config = OmegaConf.load(io.StringIO(text))
+    except UNREADABLE as error:
+        raise ConfigError(file, "", f"not readable as YAML; {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(file, "", "expected a mapping of keys to values")
+    keys = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise ConfigError("command line", override, "expected key=value, such as max_duration=10ep")
+        try:
+            refuse_surprises(value, "command line", key)
+            update = OmegaConf.from_dotlist([override])
+            for name in missing(OmegaConf.to_container(update)):
+                if not name.startswith("variables."):
+                    raise ConfigError("command line", name, "missing; expected a value, as ??? is for you to fill in")
+            config = merge(config, update)
+        except UNREADABLE as error:
+            raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
+        except TypeError as error:  # a list for a mapping
+            raise ConfigError("command line", key, f"{error}; expected what the file has there, a mapping") from error
+        keys.append(key)
+    return config, Source(file, frozenset(keys))
+
+
+def _find(file: str) -> Path:
+    shipped = Path(inspect.getfile(importlib.import_module("accelerando.yamls"))).parent
+    inside = file.removeprefix("yamls/")
+    for candidate in (Path(file), shipped / inside):
+        if candidate.is_file():
+            return candidate
+    names = [path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")]
+    raise ConfigError(file, "", f"no such file{nearest(inside, names)}")
+
+
+def merge(config: DictConfig, update: DictConfig) -> DictConfig:
+    """The update wins; where it names another model (optimizer, ...), that one replaces the old one."""
+    config, update = copy.deepcopy(config), copy.deepcopy(update)
+    for part in (config, update):
+        for key in SECTIONS:
+            if not OmegaConf.is_interpolation(part, key) and isinstance(name := part.get(key), str):
+                part[key] = {name: {}}
+    for key in SECTIONS.keys() - MANY:
+        old, new = (OmegaConf.select(part, key, throw_on_resolution_failure=False) for part in (config, update))
+        if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
+            del config[key]
+    merged = OmegaConf.merge(config, update)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str, Any]:
+    """Plain data, with interpolations replaced by what they stand for and without the `variables` made for them."""
+    with resolving(source):
+        node = OmegaConf.create(config)  # type: ignore[arg-type]
+        plain = OmegaConf.to_container(node, resolve=True)
+        absent = sorted(OmegaConf.missing_keys(node))
+    for key in absent:
+        if not key.startswith("variables."):
+            raise source.error(key, LEFT_TO_YOU)
+    assert isinstance(plain, dict)
+    check_numbers(source, plain)
+    return {str(key): value for key, value in plain.items() if key != "variables"}
+
+
+@contextmanager
+def resolving(source: Source) -> Iterator[None]:
+    """Turns what OmegaConf says, where an interpolation leads nowhere, into an error at its key."""
+    try:
+        yield
+    except InterpolationToMissingValueError as error:
+        raise source.error(str(error).partition("\n")[0].rpartition(" ")[2], LEFT_TO_YOU) from error
+    except MissingMandatoryValue as error:
+        raise source.error(error.full_key or "", LEFT_TO_YOU) from error
+    except OmegaConfBaseException as error:
+        raise source.error(error.full_key or "", str(error).partition("\n")[0]) from error
+    except RecursionError as error:
+        raise source.error("", "its interpolations, or mappings, are nested without an end") from error
+
+
+def missing(value: Any, key: str = "") -> Iterator[str]:
+    """The keys in plain data that are for the command line to fill in; merged, they leave what was there."""
+    if value == "???":
+        yield key
+    for name, inner in value.items() if isinstance(value, dict) else []:
+        yield from missing(inner, f"{key}.{name}" if key else str(name))
+
+
+def check_numbers(source: Source, value: Any, key: str = "") -> None:
+    """An error at the first number, anywhere in plain data, that is not finite or does not fit into 64 bits."""
+    if isinstance(value, dict | list | tuple):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            check_numbers(source, inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise source.error(key, f"{value} given; expected a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise source.error(key, f"{str(value)[:40]} given; expected a number of 64 bits")

@@ -1,0 +1,113 @@
+"""Things by name: a class or function from the snake_case of its name, or from its import path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Source
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class or function found by name, with its checked arguments."""
+
+    source: Source
+    key: str
+    target: Callable[..., Any]
+    arguments: dict[str, Any]
+    makes: str = ""  # import path of the class of what it makes, where a function may make anything
+
+    def build(self, *supplied: Any) -> Any:
+        with self.source.blame(self.key, Exception, SystemExit):
+            made = self.target(*supplied, **self.arguments)
+        if self.makes and not isinstance(made, kind := import_path(self.makes)):
+            raise self.source.error(self.key, f"makes a {type(made).__name__}; expected a {kind.__name__}")
+        return made
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """Modules in which a name is looked up, in this order, and which of the things found there count."""
+
+    modules: tuple[str, ...]
+    base: str = ""  # import path of the class they derive from; empty: what the module itself defines
+    suffix: str = ""  # may be left out of the name
+    methods: tuple[str, ...] = ()  # that a class at an import path must have
+    makes: str = ""  # import path of the class of what is made, of which a class at an import path must be one
+
+    def find(self, name: str) -> Any:
+        """The class or function called `name`, or at the import path ``package.module:Name``."""
+        if ":" in name:
+            thing = import_path(name)
+            if problem := self._problem(thing):
+                raise LookupError(problem)
+            return thing
+        known: list[str] = []
+        for module in self.modules:
+            things = self._things(module)
+            for candidate, thing in things.items():
+                if _plain(name).removesuffix(self.suffix.lower()) == _plain(candidate):
+                    return thing
+            known += things
+        raise LookupError(f"unknown name{nearest(name, known)}")
+
+    def _problem(self, thing: Any) -> str:
+        """Why it is not of this kind, if so. It is not called to find out: it may be anything."""
+        other, is_class = "not of the kind that belongs here; expected", inspect.isclass(thing)
+        if self.base:
+            base = import_path(self.base)
+            concrete = is_class and thing is not base and not inspect.isabstract(thing)
+            return "" if concrete and issubclass(thing, base) else f"{other} a subclass of {base.__name__}"
+        if self.methods:
+            fits = is_class and all(callable(getattr(thing, name, None)) for name in self.methods)
+            return "" if fits else f"is no data source; expected one with {'() and '.join(self.methods)}(), a class"
+        if self.makes and is_class and not issubclass(thing, made := import_path(self.makes)):
+            return f"{other} a subclass of {made.__name__}, or a function that makes one"
+        return "" if callable(thing) else f"{other} a class or function"
+
+    def _things(self, module: str) -> dict[str, Any]:
+        base = import_path(self.base) if self.base else None
+        return {
+            _snake(name.removesuffix(self.suffix)): thing
+            for name, thing in vars(importlib.import_module(module)).items()
+            if not name.startswith("_") and (inspect.isclass(thing) or inspect.isfunction(thing))
+            if (base in getattr(thing, "__mro__", ())[1:] if base else thing.__module__ == module)
+        }
+
+
+def import_path(path: str) -> Any:
+    """The thing at ``package.module:Name``."""
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise LookupError("not an import path; expected package.module:Name")
+    try:
+        imported = importlib.import_module(module)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever stands there is run
+        raise LookupError(f"the module {module} fails on import; {type(error).__name__}: {error}") from error
+    if not hasattr(imported, name):
+        raise LookupError(f"the module {module} has no {name}")
+    return getattr(imported, name)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known name that was probably meant, else all of them."""
+    spellings = {_plain(candidate): candidate for candidate in known}
+    if close := difflib.get_close_matches(_plain(name), spellings, n=1):
+        return f"; did you mean {spellings[close[0]]}?"
+    return f"; expected one of {', '.join(sorted(spellings.values()))}" if spellings else "; expected none"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[^_])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})", "_", name).lower()

@@ -1,0 +1,245 @@
+"""Image data by name: each source is a dataclass whose fields are a YAML's arguments.
+
+`check()` raises a one-line error before anything is built. `build()` returns a `DataSpec` whose batches are
+(images, labels), normalised to about zero mean and unit deviation; its `batch_size` is per rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision.datasets
+from composer.core import DataSpec
+from composer.utils import dist
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.transforms.functional import normalize, pil_to_tensor
+
+from .facts import Described, Facts
+from .loaders import (
+    AnyDevice,
+    TensorLoader,
+    check_folder,
+    check_least,
+    check_shards,
+    open_shards,
+    to_device,
+    worker_loader,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class _InMemory:
+    """All images of the split, normalised, on the device."""
+
+    mean: ClassVar[list[float]]
+    std: ClassVar[list[float]]
+    classes: ClassVar[Sequence[str]]
+    augment = False
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Images of float32 in [0, 1], (N, C, H, W), and labels."""
+        raise NotImplementedError
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        images, labels = self.load()
+        tensors = [to_device(normalize(images, self.mean, self.std), device), to_device(labels, device)]
+        facts = Facts("images", "classes", len(self.classes), tuple(self.classes), channels=images.shape[1])
+        if train and self.augment:
+            return Described(TensorLoader(tensors, batch_size, train, seed, _crop_and_flip, noise_shape=(3,)), facts)
+        return Described(TensorLoader(tensors, batch_size, train, seed), facts)
+
+
+@dataclass
+class Digits(_InMemory):
+    """1797 real handwritten digits, 8x8 pixels, that scikit-learn carries with it: 1437 to train on, 360 to test on."""
+
+    split: Literal["train", "test"] = "train"
+
+    mean, std, classes = [0.305], [0.376], "0123456789"
+
+    def check(self) -> None:
+        """Nothing to miss: the digits come with scikit-learn."""
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        pixels, labels = load_digits(return_X_y=True)
+        halves = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
+        pixels, labels = halves[self.split == "test" :: 2]
+        return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+
+
+@dataclass
+class Cifar10(_InMemory):
+    """CIFAR-10: 60 000 colour images of 32x32 pixels, as torchvision keeps them on disk; served from memory."""
+
+    path: str  # the folder that holds (or, with download, will hold) cifar-10-batches-py
+    split: Literal["train", "test"] = "train"
+    augment: bool = True  # in training: crop at random after padding by 4 pixels, and flip half of the images
+    download: bool = False
+
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+    def check(self) -> None:
+        if not self.download:
+            check_folder(Path(self.path) / "cifar-10-batches-py", "CIFAR-10 (or set download: true)")
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        with dist.run_local_rank_zero_first():
+            data = torchvision.datasets.CIFAR10(self.path, self.split == "train", download=self.download)
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2) / 255, torch.tensor(data.targets)
+
+
+@dataclass
+class FashionMnist(_InMemory):
+    """Fashion-MNIST: 70 000 grey images of 28x28 pixels, as torchvision keeps them on disk; served from memory."""
+
+    path: str  # the folder that holds (or, with download, will hold) FashionMNIST/raw
+    split: Literal["train", "test"] = "train"
+    augment: bool = False  # in training: crop at random after padding by 4 pixels, and flip half of the images
+    download: bool = False
+
+    mean, std, classes = [0.2860], [0.3530], torchvision.datasets.FashionMNIST.classes
+
+    def check(self) -> None:
+        if not self.download:
+            check_folder(Path(self.path) / "FashionMNIST" / "raw", "Fashion-MNIST (or set download: true)")
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        with dist.run_local_rank_zero_first():
+            data = torchvision.datasets.FashionMNIST(self.path, self.split == "train", download=self.download)
+        return data.data[:, None] / 255, data.targets
+
+
+@dataclass
+class ImageFolder:
+    """JPEG (or PNG, ...) files in one folder per class, as ImageNet's train and val are commonly laid out.
+
+    The labels are the places of the classes' names in their order. What is evaluated must have the folders of what is
+    trained on, or its labels would be those of other classes; a folder may be empty there.
+    """
+
+    path: str  # the folder that holds the classes' folders
+    crop_size: int = 224  # pixels per side of what the model sees
+    resize_size: int = 256  # in evaluation: the shorter side before the central crop
+    num_workers: int = 8  # processes per rank that decode
+
+    def check(self) -> None:
+        _check_sizes(self)
+        check_folder(Path(self.path), "a folder of images")
+        folders = sorted(entry.name for entry in Path(self.path).iterdir() if entry.is_dir())
+        if not folders:
+            raise FileNotFoundError(f"{self.path} holds no folder: expected one folder of images per class")
+        if SPLITS.issuperset(folders):
+            hint = f"expected one folder of images per class; is it {Path(self.path, folders[0])}?"
+            raise ValueError(f"{self.path} holds the folders {', '.join(folders)}: {hint}")
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        transform = _imagenet_transform(train, self.crop_size, self.resize_size)
+        dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image, allow_empty=not train)
+        loader = worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers)
+        return _decoded(loader, device, len(dataset.classes), tuple(dataset.classes))
+
+
+@dataclass
+class StreamingImages:
+    """ImageNet (or alike) in MosaicML Streaming's MDS format, with columns `x` (`jpeg` or `pil`) and `y` (`int`).
+
+    Shards tell neither the names nor the number of their classes; a label that is too large ends the run when it comes.
+    After a resume in the middle of an epoch the order goes on exactly; the random crops do not repeat. In evaluation on
+    several ranks, at most one sample per rank is seen twice where the ranks do not divide the number of samples.
+    """
+
+    local: str  # the folder that holds the shards, or that caches them
+    remote: str | None = None  # where they come from: s3://..., gs://..., a folder; None: they are all in `local`
+    split: str | None = None  # sub-folder of both
+    crop_size: int = 224  # pixels per side of what the model sees
+    resize_size: int = 256  # in evaluation: the shorter side before the central crop
+    num_workers: int = 8  # processes per rank that decode
+
+    def check(self) -> None:
+        _check_sizes(self)
+        check_shards(self.local, self.remote, self.split, {"x", "y"})
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        from streaming.vision import StreamingImageNet
+
+        transform = _imagenet_transform(train, self.crop_size, self.resize_size)
+        dataset = open_shards(
+            StreamingImageNet, self.local, self.remote, self.split, batch_size, train, seed, transform=transform
+        )
+        return _decoded(worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers), device)
+
+
+def _check_sizes(source: ImageFolder | StreamingImages) -> None:
+    check_least(1, crop_size=source.crop_size, resize_size=source.resize_size)
+    check_least(0, num_workers=source.num_workers)
+
+
+def _crop_and_flip(batch: tuple[Tensor, ...], noise: Tensor, padding: int = 4) -> tuple[Tensor, ...]:
+    """Crop each image at a random place after padding it with zeros, and flip it left to right half of the time.
+
+    Args:
+        batch: images (N, C, H, W), and labels.
+        noise: (N, 3), uniform in [0, 1).
+    """
+    images, labels = batch
+    height, width = images.shape[2:]
+    windows = F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = (noise[:, :2] * (2 * padding + 1)).long().unbind(1)
+    cropped = windows[torch.arange(len(images), device=images.device), :, top, left]
+    return torch.where(noise[:, 2, None, None, None] < 0.5, cropped.flip(3), cropped), labels
+
+
+def _load_image(path: str) -> Image.Image:
+    try:
+        return torchvision.datasets.folder.default_loader(path)
+    except OSError as error:
+        raise ValueError(f"cannot read the image {path}: {error}") from error
+
+
+def _imagenet_transform(train: bool, crop_size: int, resize_size: int) -> transforms.Compose:
+    """From PIL image to PIL image, and a `Compose`: so that Composer's ColOut and RandAugment can append themselves."""
+    # Grey and CMYK images exist in ImageNet.
+    steps: list[Any] = [transforms.Lambda(_to_rgb)]
+    if train:
+        steps += [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
+    else:
+        if resize_size < crop_size:  # torchvision would put a black frame around the image
+            raise ValueError(f"resize_size must be at least crop_size, which is {crop_size}, not {resize_size}")
+        steps += [transforms.Resize(resize_size), transforms.CenterCrop(crop_size)]
+    return transforms.Compose(steps)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _stack(samples: Sequence[tuple[Image.Image, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*samples, strict=True)
+    return torch.stack([pil_to_tensor(image) for image in images]), torch.tensor(labels)
+
+
+def _decoded(
+    loader: DataLoader, device: AnyDevice, classes: int | None = None, names: tuple[str, ...] | None = None
+) -> DataSpec:
+    """Images travel as bytes, a quarter of the size, and are normalised on the device."""
+    mean, std = (
+        to_device(torch.tensor(values).view(3, 1, 1) * 255, device) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+
+    def transform(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        return (images - mean) / std, labels
+
+    facts = Facts("images", "classes", classes, names, channels=3)
+    return Described(loader, facts, microbatch_transforms=transform)

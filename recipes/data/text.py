@@ -1,0 +1,317 @@
+"""Text data by name: each source is a dataclass whose fields are a YAML's arguments.
+
+`check()` raises a one-line error before anything is built. `build()` returns a `DataSpec` whose batches are what a
+Hugging Face model takes: `input_ids`, `attention_mask`, `labels`; its `batch_size` is per rank. For masked language
+modelling the labels are -100 where nothing is to be predicted; the masks change from epoch to epoch in training and
+never in evaluation, and come out the same after a kill and a resume.
+"""
+
+import hashlib
+import math
+import os
+import string
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from composer.core import DataSpec, Evaluator
+from torch import Tensor
+
+from ..config.errors import ArgumentError, show
+from .facts import IGNORED, Described, Facts
+from .loaders import (
+    AnyDevice,
+    TensorLoader,
+    check_hub_name,
+    check_least,
+    check_shards,
+    open_shards,
+    to_device,
+    worker_loader,
+)
+
+Batch = dict[str, Tensor]
+Tokenizer = Any  # of transformers, whose annotations do not fit its own use
+
+
+@dataclass
+class PythonDocs:
+    """The reference texts of Python's own `help()`: half a million characters, for masked language modelling.
+
+    They belong to the running Python, so figures differ a little from one version to the next. Every eighth topic is
+    held out. The WordPiece vocabulary is trained on the others, once, and kept in ~/.cache/accelerando.
+    """
+
+    split: Literal["train", "test"] = "train"
+    seq_len: int = 128  # tokens per sample, [CLS] and [SEP] included
+    mask_probability: float = 0.15
+    vocab_size: int = 4096
+
+    def check(self) -> None:
+        _check(self.seq_len, self.mask_probability)
+        if self.vocab_size < 256:
+            raise ValueError(f"vocab_size must be at least 256, not {self.vocab_size}")
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        tokenizer = _python_docs_tokenizer(self.vocab_size)
+        samples = to_device(_pack(_python_docs(self.split), tokenizer, self.seq_len), device)
+        mask = _MaskTokens(tokenizer, self.mask_probability, device)
+        loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
+        return Described(loader, _facts(tokenizer, self.seq_len))
+
+
+@dataclass
+class HuggingFaceText:
+    """A Hugging Face data set, held in memory: with `label_column` for classification, without for masked LM.
+
+    For masked LM the rows are joined and cut into samples of `seq_len` tokens; for classification each row is a sample.
+    """
+
+    name: str  # on the hub, or a local folder: one of save_to_disk, or one of csv, json or parquet files
+    tokenizer: str  # on the hub, or a local folder
+    config: str | None = None  # a part of the data set, such as mnli of glue; in a local folder one inside it
+    split: str | tuple[str, ...] = "train"  # several in evaluation: one result for each
+    text_columns: tuple[str, ...] = ("text",)  # two for pairs of sentences
+    label_column: str | None = None  # class indices; or numbers, for regression
+    seq_len: int = 128
+    mask_probability: float = 0.15  # without label_column
+    drop_last: bool = True  # in training: leave out what does not fill the last batch
+
+    def check(self) -> None:
+        _check(self.seq_len, self.mask_probability, self.name, self.tokenizer)
+        if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
+            raise ValueError(f"text_columns must be one, or two with label_column, not {self.text_columns}")
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec | list[Evaluator]:
+        if isinstance(self.split, str):
+            return self._build(self.split, batch_size, train, seed, device)
+        if train:
+            raise ValueError(f"split must be a single one for training, not {self.split}")
+        specs = [self._build(split, batch_size, train, seed, device) for split in self.split]
+        pairs = zip(self.split, specs, strict=True)
+        return [Evaluator(label=f"eval/{split}", dataloader=spec) for split, spec in pairs]
+
+    def _build(self, split: str, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        rows, tokenizer = self.rows(split), _tokenizer(self.tokenizer, masks=self.label_column is None)
+        columns = rows[:]
+        texts = [columns[name] for name in self.text_columns]
+        if self.label_column is None:
+            samples = to_device(_pack(texts[0], tokenizer, self.seq_len), device)
+            mask = _MaskTokens(tokenizer, self.mask_probability, device)
+            loader = TensorLoader([samples], batch_size, train, seed, mask, (self.seq_len, 2), self.drop_last)
+            return Described(loader, _facts(tokenizer, self.seq_len))
+        labels = labels_of(rows, self.label_column, split)
+        batch = _truncate(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
+        tensors = [to_device(tensor, device) for tensor in batch.values()]
+
+        def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
+            return dict(zip(batch, tensors, strict=True))
+
+        loader = TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=self.drop_last)
+        names = rows.features[self.label_column]
+        return Described(loader, _facts(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
+
+    def rows(self, split: str) -> Any:
+        """One split as a `datasets.Dataset` of the columns that are used."""
+        import datasets
+        from datasets.exceptions import DatasetsError
+
+        name, config = self.name, self.config
+        if config and Path(name, config).is_dir():  # laid out as on the hub, a folder for each part
+            name, config = str(Path(name, config)), None
+        if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+            data = datasets.load_from_disk(name)
+            if isinstance(data, datasets.DatasetDict):
+                if split not in data:
+                    raise ValueError(f"{name} has no split {split}: expected one of {sorted(data)}")
+                data = data[split]
+        else:
+            try:
+                if files := sorted(map(str, Path(name).glob(f"{split}-*-of-*.parquet"))):
+                    # By the file names alone, `datasets` would take validation_matched for validation.
+                    data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+                else:
+                    data = datasets.load_dataset(name, config, split=split)
+            except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
+                raise ValueError(f"{name} cannot be read: {error.__cause__ or repr(error)}") from error
+        wanted = [*self.text_columns, *([self.label_column] if self.label_column else [])]
+        if missing := set(wanted) - set(data.column_names):
+            raise ValueError(f"{name} has no column {missing.pop()}: expected one of {sorted(data.column_names)}")
+        return data.select_columns(wanted)
+
+
+@dataclass
+class StreamingText:
+    """C4 (or alike) in MosaicML Streaming's MDS format, with a column `text`; for masked language modelling.
+
+    Each document is one sample, cut or padded to `seq_len` tokens. In evaluation on several ranks, at most one sample
+    per rank is seen twice where the ranks do not divide the number of samples.
+    """
+
+    local: str  # the folder that holds the shards, or that caches them
+    tokenizer: str  # on the hub, or a local folder
+    remote: str | None = None  # where they come from: s3://..., gs://..., a folder; None: they are all in `local`
+    split: str | None = None  # sub-folder of both
+    seq_len: int = 128
+    mask_probability: float = 0.15
+    num_workers: int = 8  # processes per rank that tokenise
+
+    def check(self) -> None:
+        _check(self.seq_len, self.mask_probability, self.tokenizer)
+        check_least(0, num_workers=self.num_workers)
+        check_shards(self.local, self.remote, self.split, {"text"})
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        from streaming import StreamingDataset
+
+        dataset = open_shards(StreamingDataset, self.local, self.remote, self.split, batch_size, train, seed)
+        tokenizer = _tokenizer(self.tokenizer)
+        mask = _MaskTokens(tokenizer, self.mask_probability)
+        collate = _TokeniseAndMask(tokenizer, mask, self.seq_len, seed, dataset if train else None)
+        loader = worker_loader(dataset, collate, batch_size, train, seed, self.num_workers)
+        return Described(loader, _facts(tokenizer, self.seq_len))
+
+
+class _MaskTokens:
+    """BERT's masking (Devlin et al. 2018): of the chosen tokens 80 % are masked, 10 % replaced, 10 % left alone."""
+
+    def __init__(self, tokenizer: Tokenizer, probability: float, device: AnyDevice = "cpu"):
+        self.mask_id, self.pad_id = tokenizer.mask_token_id, tokenizer.pad_token_id
+        self.vocab_size, self.probability = len(tokenizer), probability
+        self.special_ids = to_device(torch.tensor(tokenizer.all_special_ids), device)
+
+    def __call__(self, samples: Sequence[Tensor], noise: Tensor) -> Batch:
+        """One number of the noise chooses the token and its fate, the other what replaces it.
+
+        Args:
+            samples: token ids (N, T), alone.
+            noise: (N, T, 2), uniform in [0, 1).
+        """
+        (input_ids,) = samples
+        fate, replacement = noise.unbind(-1)
+        chosen = (fate < self.probability) & ~torch.isin(input_ids, self.special_ids)
+        masked = chosen & (fate < 0.8 * self.probability)
+        replaced = chosen & ~masked & (fate < 0.9 * self.probability)
+        # The product may round up to the vocabulary's size.
+        random_ids = (replacement * self.vocab_size).long().clamp(max=self.vocab_size - 1)
+        return {
+            "input_ids": random_ids.where(replaced, input_ids.masked_fill(masked, self.mask_id)),
+            "attention_mask": (input_ids != self.pad_id).long(),
+            "labels": input_ids.masked_fill(~chosen, IGNORED),
+        }
+
+
+@dataclass
+class _TokeniseAndMask:
+    """Collates documents; the noise hangs on (seed, epoch, text), so on no worker, rank or batch."""
+
+    tokenizer: Tokenizer
+    mask: _MaskTokens
+    seq_len: int
+    seed: int
+    dataset: Any  # the StreamingDataset, which knows the epoch; None: the same masks always
+
+    def __call__(self, samples: Sequence[dict[str, str]]) -> Batch:
+        texts = [sample["text"] for sample in samples]
+        input_ids = _truncate([texts], self.tokenizer, self.seq_len)["input_ids"]
+        return self.mask([input_ids], torch.stack([self._noise(text) for text in texts]))
+
+    def _noise(self, text: str) -> Tensor:
+        key = f"{self.seed} {self.dataset.next_epoch} {text}" if self.dataset else text
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        return torch.rand(self.seq_len, 2, generator=generator)
+
+
+def _pack(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
+    """The texts one after the other, cut into samples of [CLS], `seq_len - 2` tokens and [SEP]."""
+    documents = tokenizer([text + tokenizer.sep_token for text in texts], add_special_tokens=False).input_ids
+    stream, size = torch.tensor(list(chain.from_iterable(documents)), dtype=torch.long), seq_len - 2
+    pieces = stream[: len(stream) // size * size].view(-1, size)
+    return F.pad(F.pad(pieces, (1, 0), value=tokenizer.cls_token_id), (0, 1), value=tokenizer.sep_token_id)
+
+
+def _truncate(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int) -> Batch:
+    """Each text, or pair of texts, cut or padded to `seq_len` tokens."""
+    return dict(tokenizer(*texts, truncation=True, padding="max_length", max_length=seq_len, return_tensors="pt"))
+
+
+def _tokenizer(name: str, masks: bool = True) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    for token in ("cls", "sep", "mask", "pad") if masks else ("pad",):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise ArgumentError("tokenizer", f"{name} has no {token} token; expected one of BERT's kind")
+    return tokenizer
+
+
+def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | list[float]:
+    """The column's whole numbers from 0, or finite fractional ones; ArgumentError at `label_column` for others."""
+    labels: list[Any] = rows[:][column]
+    for row, label in enumerate(labels):
+        if not (label >= 0 if type(label) is int else isinstance(label, float) and math.isfinite(label)):
+            hint = "; GLUE's test labels are not public" if label == -1 else ""
+            expected = "expected whole numbers from 0, for classes, or fractional ones, for regression"
+            raise ArgumentError("label_column", f"row {row} of {split} has {show(label)} as {column}; {expected}{hint}")
+    return labels
+
+
+def _facts(
+    tokenizer: Tokenizer, seq_len: int, labels: Sequence[float] | None = None, names: Sequence[str] | None = None
+) -> Facts:
+    """Of texts with labels of their own, or else with one at each masked token."""
+    text = Facts("texts", "tokens", words=len(tokenizer), positions=seq_len)
+    if labels is None:
+        return text
+    if isinstance(labels[0], float):
+        return replace(text, labels="numbers")
+    classes = len(names) if names else int(max(labels)) + 1
+    return replace(text, labels="classes", classes=classes, names=tuple(names) if names else None)
+
+
+def _python_docs(split: str) -> list[str]:
+    return [topics[name] for i, name in enumerate(sorted(topics)) if (i % 8 == 0) == (split == "test")]
+
+
+def _python_docs_tokenizer(vocab_size: int) -> Tokenizer:
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    texts = _python_docs("train")
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "accelerando"
+    file = cache / f"python_docs-{digest}-{vocab_size}.txt"
+    if not file.is_file():
+        tokenizer = BertWordPieceTokenizer()
+        # The trainer numbers characters in the order of a hash table, and breaks ties by number: unless they are given
+        # numbers beforehand, the vocabulary differs from process to process.
+        letters = sorted(set("".join(texts).lower()) - set(string.whitespace))
+        reserved = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+        tokenizer.train_from_iterator(texts, vocab_size, special_tokens=reserved, show_progress=False)
+        tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+        cache.mkdir(parents=True, exist_ok=True)
+        # Another rank may be writing the same: only a whole file ever bears the name.
+        with tempfile.NamedTemporaryFile("w", dir=cache, delete=False, encoding="utf-8") as part:
+            part.write("\n".join(tokens) + "\n")
+        os.replace(part.name, file)
+    return BertTokenizerFast(str(file))
+
+
+def _check(seq_len: int, mask_probability: float, *names: str) -> None:
+    """Raise for values out of range, missing libraries, and names that can only be local folders but are none."""
+    if seq_len < 3:
+        raise ValueError(f"seq_len must be at least 3, not {seq_len}")
+    if not 0 < mask_probability < 1:
+        raise ValueError(f"mask_probability must be between 0 and 1, not {mask_probability}")
+    if not all(find_spec(package) for package in ("datasets", "tokenizers", "transformers")):
+        raise ImportError("text needs datasets, tokenizers and transformers: pip install 'accelerando[nlp]'")
+    for name in names:
+        check_hub_name(name)

@@ -1,0 +1,1 @@
+"""Models by name, where their weights come from, and their metrics."""

@@ -1,0 +1,167 @@
+"""Whether the data fit the model, and what is evaluated what is trained on: compared before anything is trained.
+
+Whoever says nothing of itself, as what comes from elsewhere may, is not compared; but no label beyond a classifier's
+classes gets as far as its loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from composer.core import DataSpec, Evaluator
+from composer.loss import soft_cross_entropy
+from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
+from torch import Tensor, nn
+
+from accelerando.algorithms.checkpoints import some
+
+from ..data.facts import IGNORED, Described, Facts
+from ..models.builders import _binary_cross_entropy
+
+if TYPE_CHECKING:
+    from ..config.errors import ConfigError
+    from ..config.lookup import Part
+    from ..config.recipe import Recipe
+
+# Their labels are classes, from 0.
+LOSSES = (F.cross_entropy, soft_cross_entropy, _binary_cross_entropy)
+
+
+def agree(recipe: Recipe, takes: Facts, train_data: Any, eval_data: Any) -> None:
+    """ConfigError where a source does not fit the model, or the evaluation the training.
+
+    Labels that are not known beforehand are compared with the model's classes batch by batch, while on the host.
+    """
+    training = getattr(train_data, "facts", Facts())
+    if recipe.trainer.get("accumulate_train_batch_on_tokens"):
+        _refuse_without_tokens(recipe, train_data)
+    for part, data in ((recipe.train_data, train_data), (recipe.eval_data, eval_data)):
+        for spec in _specs(data):
+            assert part
+            holds = getattr(spec, "facts", Facts())
+            if problem := _difference(recipe, part, training, holds) or _problem(recipe, part, takes, holds):
+                raise problem
+            if takes.labels == "classes" and takes.classes and holds.classes is None:
+                spec.batch_transforms = _checked(spec.batch_transforms, takes.classes, recipe, part)
+
+
+def _specs(data: Any) -> Iterator[DataSpec]:
+    for each in data if isinstance(data, list | tuple) else [data]:
+        spec = each.dataloader if isinstance(each, Evaluator) else each
+        if isinstance(spec, DataSpec):
+            yield spec
+
+
+def _problem(recipe: Recipe, data: Part, takes: Facts, holds: Facts) -> ConfigError | None:
+    """Of a source with the model."""
+    model, error = recipe.model, recipe.source.error
+    for kind in ("inputs", "labels"):
+        taken, held = getattr(takes, kind), getattr(holds, kind)
+        if taken and held and taken != held:
+            what = {"inputs": "holds {}", "labels": "has labels that are {}"}[kind].format(held)
+            return error(data.key, f"{what}, but {model.key} takes {taken}{_hint(model, taken, held)}")
+    if takes.classes and holds.classes and holds.labels == "classes":
+        exact = holds.names or data is recipe.train_data
+        if holds.classes > takes.classes or (exact and holds.classes < takes.classes):
+            names = f"{holds.classes}: {some(holds.names, most=4)}" if holds.names else ""
+            found = f"{data.key} has {names or f'labels up to {holds.classes - 1}'}"
+            return error(_key(model, "num_classes", "num_labels"), f"is for {takes.classes} classes, but {found}")
+    if takes.channels and holds.channels and takes.channels != holds.channels:
+        found = f"those of {data.key} have {holds.channels}"
+        return error(_key(model, "in_channels"), f"is for images of {takes.channels} channel(s), but {found}")
+    if takes.words and holds.words and holds.words > takes.words:
+        return error(data.key, f"has a vocabulary of {holds.words} words, but {model.key} is for {takes.words}")
+    if takes.positions and holds.positions and holds.positions > takes.positions:
+        return error(f"{data.key}.seq_len", f"is {holds.positions}, but {model.key} has {takes.positions} positions")
+    return None
+
+
+def _difference(recipe: Recipe, data: Part, training: Facts, holds: Facts) -> ConfigError | None:
+    """Of a source from the one that is trained on: a label must mean the same in both."""
+    assert recipe.train_data
+    if not (training.names and holds.names) or training.names == holds.names:
+        return None
+    sets = {
+        "lacks": [name for name in training.names if name not in holds.names],
+        "has": [name for name in holds.names if name not in training.names],
+    }
+    found = " and ".join(f"{verb} {some(names, most=3)}" for verb, names in sets.items() if names)
+    hint = f"expected the classes of {recipe.train_data.key}, in the same order"
+    return recipe.source.error(data.key, f"{found or 'has its classes in another order'}; {hint}")
+
+
+def _hint(model: Part, taken: str, held: str) -> str:
+    if {taken, held} == {"classes", "numbers"}:
+        return ": whole numbers are classes, fractional ones are for regression, which is num_labels: 1"
+    return ""
+
+
+def _key(part: Part, *arguments: str) -> str:
+    """That of the argument, if there is one of that name."""
+    known = inspect.signature(part.target).parameters
+    return next((f"{part.key}.{name}" for name in arguments if name in known), part.key)
+
+
+def _refuse_without_tokens(recipe: Recipe, data: Any) -> None:
+    """Composer would take all tokens, or none, for those with a label."""
+    if isinstance(data, Described):
+        counts = data.facts.labels == "tokens"
+    else:
+        own = getattr(data, "_get_num_tokens_in_batch", None)
+        counts = own is not None and getattr(own, "__func__", own) is not DataSpec._default_get_num_tokens_in_batch
+    if not counts:
+        key = "accumulate_train_batch_on_tokens"
+        raise recipe.source.error(
+            key, f"true given, but {recipe.train_data.key} counts no labelled tokens; leave it out"
+        )
+
+
+def _checked(transform: Callable[[Any], Any], classes: int, recipe: Recipe, data: Part) -> Callable[[Any], Any]:
+    def check(batch: Any) -> Any:
+        batch = transform(batch)
+        labels = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
+        # What is on the device already would have to be waited for.
+        if isinstance(labels, Tensor) and labels.device.type == "cpu" and labels.ndim == 1 and _whole(labels):
+            wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= classes)]
+            if len(wrong):
+                found = f"has the label {int(wrong[0])}, but {recipe.model.key} is for {classes} classes"
+                raise recipe.source.error(data.key, f"{found}: expected whole numbers from 0 to {classes - 1}")
+        return batch
+
+    return check
+
+
+def _whole(labels: Tensor) -> bool:
+    return not (labels.dtype.is_floating_point or labels.dtype is torch.bool)
+
+
+def takes(model: ComposerModel) -> Facts:
+    """What can be told of a model's data: of BERT, and of a classifier by Composer's or torch's cross entropy."""
+    if isinstance(model, HuggingFaceModel):
+        from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+        network, config = model.model, model.model.config
+        if isinstance(config, BertConfig) and isinstance(network, BertForMaskedLM | BertForSequenceClassification):
+            text = Facts("texts", "tokens", words=config.vocab_size, positions=config.max_position_embeddings)
+            if isinstance(network, BertForMaskedLM):
+                return text
+            return replace(text, labels="classes" if config.num_labels > 1 else "numbers", classes=config.num_labels)
+    if isinstance(model, ComposerClassifier) and model._loss_fn in LOSSES:
+        channels = _channels(model.module)
+        return Facts("images" if channels else None, "classes", model.num_classes, channels=channels)
+    return Facts()
+
+
+def _channels(module: nn.Module) -> int | None:
+    """Of the images that its first convolution takes, where it is plain which one is the first."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[0]
+    if isinstance(module, torchvision.models.ResNet):
+        module = module.conv1
+    return module.in_channels if isinstance(module, nn.Conv2d) else None

@@ -1,0 +1,34 @@
+"""The command line that all recipes share: ``FILE.yaml key=value ...``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
+
+from ..config.errors import ConfigError, Source
+from ..config.loading import load
+
+
+def command_line(arguments: Sequence[str], usage: str | None, run: Callable[[DictConfig, Source], Any]) -> None:
+    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0 if arguments else 2)
+    try:
+        run(*load(arguments[0], arguments[1:]))
+    except ConfigError as error:
+        _exit(error)
+
+
+def _exit(error: ConfigError) -> NoReturn:
+    # All ranks find the same error. Rank 0 tells it, and the launcher, which takes the exit code of whoever ends first
+    # and repeats its output, ends the others. A rank that waits in vain has an error of its own to tell.
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(60)
+    print(error, file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,113 @@
+"""The `Result` of a run: its `results.json`, and its row in a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from tabulate import tabulate
+
+from .files import write
+from .history import COUNTS, EVAL_PREFIX, final_metrics
+
+OF_SIZE = ("density", "compression_ratio", "theoretical_speedup")
+OF_LEVEL = ("level", "density", "batch", "batches", "samples", "seconds", "compression_ratio", "speedup")
+
+
+@dataclass
+class Result:
+    """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation.
+
+    Of a run that prunes, `size` is the model's in the end, as `ModelSize` has it, with the `density` of what can be
+    pruned. Of a LotteryTicket's, `levels` are its results, each with what this level alone had cost, and its size.
+    """
+
+    run_name: str
+    folder: str
+    algorithms: list[str]
+    metrics: dict[str, Any]
+    batches: int
+    samples: int
+    seconds: float
+    samples_per_second: float
+    records: list[dict[str, Any]]
+    size: dict[str, Any] | None = None
+    levels: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Result:
+        """The result of the run in `folder`; ValueError where the file holds something else."""
+        text = Path(folder, "results.json").read_bytes()
+        TypeAdapter(cls).validate_json(text, strict=True)
+        result = cls(**json.loads(text))
+        result._check()
+        return result
+
+    def _check(self) -> None:
+        """What is told twice must agree, and what people and studies read must be there."""
+        if not self.records or any(record.get(key) is None for record in self.records for key in COUNTS):
+            raise ValueError(f"expected records, each with {', '.join(COUNTS)}")
+        for name, value in ((name, value) for record in self.records for name, value in record.items()):
+            if type(value) not in (int, float, type(None)):
+                raise ValueError(f"{name} is {value!r}; expected a number")
+        last = self.records[-1]
+        if (self.batches, self.samples, self.seconds) != tuple(last[key] for key in COUNTS):
+            raise ValueError("batches, samples and seconds are not those of the last record")
+        if self.metrics != final_metrics(self.records):
+            raise ValueError("metrics are not those of the last evaluation")
+        if not 0 < self.seconds < math.inf or self.samples_per_second != self.samples / self.seconds:
+            raise ValueError(f"{self.samples_per_second} samples per second are not those of {self.seconds} s")
+        tables = [(self.size, OF_SIZE)] if self.size is not None else []
+        for part, keys in [*tables, *((level, OF_LEVEL) for level in self.levels or [])]:
+            for key in keys:
+                if key not in part or type(part[key]) not in (int, float, type(None)):
+                    raise ValueError(f"{key} is {part.get(key, 'missing')!r}; expected a number")
+
+    def save(self) -> None:
+        """Writes `results.json`; a number that is not finite becomes null, as JSON has none."""
+        records, metrics = [_finite(record) for record in self.records], _finite(self.metrics)
+        levels = self.levels and [_finite(level) for level in self.levels]
+        finite = {"records": records, "metrics": metrics, "levels": levels}
+        text = json.dumps(asdict(self) | finite, allow_nan=False)
+        write(Path(self.folder, "results.json"), text.encode())
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+
+
+def label(name: str) -> str:
+    """A metric's name for people: ``metrics/eval/MulticlassAccuracy`` is ``accuracy``; and the data set, of several."""
+    place, _, short = name.rpartition("/")
+    short = short.removeprefix("Multiclass").removeprefix("Binary")
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in short)
+    return f"{words} {place.partition(EVAL_PREFIX)[2]}".strip()
+
+
+def percent(share: float) -> str:
+    """As text, to three digits."""
+    return f"{100 * share:.3g} %"
+
+
+def table(results: Iterable[Result]) -> str:
+    """One aligned row per run."""
+    results = list(results)
+    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
+    rows = [("run", *map(label, metrics), "seconds", "samples/s", "algorithms")]
+    for result in results:
+        values = ("" if (value := result.metrics.get(m)) is None else f"{value:.4f}" for m in metrics)
+        speed = (f"{result.seconds:.1f}", f"{result.samples_per_second:,.0f}")
+        rows.append((result.run_name, *values, *speed, ", ".join(result.algorithms) or "none"))
+    return aligned(rows, left=("run", "algorithms"))
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+    """The first row's names over columns of text: to the left those named in `left`, to the right the others."""
+    sides = ["left" if name in left else "right" for row in rows[:1] for name in row]
+    return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)

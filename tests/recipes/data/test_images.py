@@ -1,0 +1,401 @@
+"""Image data: every source read from files of its own format, whole and damaged."""
+
+import json
+import pickle
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from composer import Callback, Trainer
+from composer.algorithms import ColOut, ProgressiveResizing, RandAugment
+from composer.devices import DeviceCPU
+from composer.models import ComposerClassifier
+from PIL import Image
+from streaming import MDSWriter
+from torchvision.datasets import CIFAR10
+
+from accelerando.recipes.data.images import Cifar10, Digits, FashionMnist, ImageFolder, StreamingImages, _crop_and_flip
+from accelerando.recipes.models.builders import resnet
+from runs import served
+from tiny import launch
+
+
+def batches(spec):
+    return [spec.microbatch_transforms(spec.batch_transforms(batch)) for batch in spec.dataloader]
+
+
+def labels_of(spec):
+    return torch.cat([labels for _, labels in batches(spec)]).tolist()
+
+
+def picture(seed, size=(40, 32), mode="RGB"):
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size).convert(mode)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Eleven JPEGs in two classes: three of cats and eight of dogs, some of them grey or CMYK."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(11):
+        name = root / ("cat" if i < 3 else "dog") / f"{i}.jpeg"
+        name.parent.mkdir(exist_ok=True)
+        picture(i, mode={4: "L", 5: "CMYK"}.get(i, "RGB")).save(name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """70 JPEGs to train on and 11 to evaluate in MDS shards, with the columns of MosaicML's converter of ImageNet."""
+    root = tmp_path_factory.mktemp("shards")
+    for split, count in [("train", 70), ("val", 11)]:
+        columns = {"i": "int", "x": "jpeg", "y": "int"}
+        with MDSWriter(out=str(root / split), columns=columns, size_limit=20_000) as writer:
+            for i in range(count):
+                writer.write({"i": i, "x": picture(i), "y": int(i >= 3)})
+    return root
+
+
+def test_digits_are_split_once_and_for_all():
+    train, test = (Digits(split).build(360, False, 0, "cpu") for split in ("train", "test"))
+    assert (train.num_samples, test.num_samples) == (1437, 360)
+    images, labels = batches(test)[0]
+    assert images.shape == (360, 1, 8, 8) and images.dtype == torch.float32
+    assert labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    everything = torch.cat([images for images, _ in batches(train)])
+    torch.testing.assert_close(everything.mean(), torch.tensor(0.0), atol=5e-3, rtol=0)
+    torch.testing.assert_close(everything.std(), torch.tensor(1.0), atol=5e-3, rtol=0)
+    seen = {image.numpy().tobytes() for image in everything}
+    assert not seen & {image.numpy().tobytes() for image in images}
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), DeviceCPU()])
+def test_digits_can_be_learnt(device):
+    torch.manual_seed(0)
+    model = ComposerClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), num_classes=10)
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        train_dataloader=Digits("train").build(128, True, 1, device),
+        eval_dataloader=Digits("test").build(100, False, 1, device),
+        max_duration="3ep",
+        progress_bar=False,
+        device="cpu",
+        seed=1,
+    )
+    trainer.fit()
+    trainer.close()
+    assert trainer.state.timestamp.batch == 33 and trainer.state.timestamp.sample == 33 * 128
+    assert trainer.state.eval_metrics["eval"]["MulticlassAccuracy"].compute() > 0.9
+
+
+def write_cifar(root, monkeypatch):
+    """Six images to train on and two to test on; without the checksums of the real files."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 3 * 32 * 32), dtype=np.uint8)
+    (root / "cifar-10-batches-py").mkdir()
+    contents = {
+        "data_batch_1": {"data": images[:6], "labels": [0, 1, 2, 3, 4, 5]},
+        "test_batch": {"data": images[6:], "labels": [6, 7]},
+        "batches.meta": {"label_names": list("abcdefghij")},
+    }
+    for name, content in contents.items():
+        (root / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(content))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": None})
+    return images.reshape(8, 3, 32, 32)
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    pixels = write_cifar(tmp_path, monkeypatch)
+    source = Cifar10(str(tmp_path), "test")
+    source.check()
+    ((images, labels),) = batches(source.build(2, False, 0, "cpu"))
+    assert labels.tolist() == [6, 7]
+    expected = (pixels[6, 2, 5, 9] / 255 - 0.4465) / 0.2616
+    assert images[0, 2, 5, 9].item() == pytest.approx(expected, abs=1e-6)
+    augmented = Cifar10(str(tmp_path)).build(3, True, 0, "cpu")
+    assert [tuple(images.shape) for images, _ in batches(augmented)] == [(3, 3, 32, 32)] * 2
+    plain = Cifar10(str(tmp_path), augment=False).build(3, True, 0, "cpu")
+    assert labels_of(plain) == labels_of(augmented)
+    assert not torch.equal(batches(plain)[0][0], batches(augmented)[0][0])
+
+
+def test_fashion_mnist(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        header = np.array([0x803, 5, 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = np.array([0x801, 5], dtype=">i4").tobytes() + bytes([3, 1, 4, 1, 5])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    source = FashionMnist(str(tmp_path), "test")
+    source.check()
+    spec = source.build(2, False, 0, "cpu")
+    assert labels_of(spec) == [3, 1, 4, 1, 5]
+    images = torch.cat([images for images, _ in batches(spec)])
+    torch.testing.assert_close(images[:, 0], (torch.tensor(pixels) / 255 - 0.2860) / 0.3530)
+
+
+def test_crop_and_flip_against_a_plain_reference():
+    images, noise, labels = torch.randn(9, 2, 5, 6), torch.rand(9, 3), torch.arange(9)
+    results, same = _crop_and_flip((images, labels), noise, padding=2)
+    assert same is labels
+    for image, (top, left, flip), result in zip(images, noise, results, strict=True):
+        padded = torch.zeros(2, 9, 10)
+        padded[:, 2:7, 2:8] = image
+        y, x = int(top * 5), int(left * 5)
+        expected = padded[:, y : y + 5, x : x + 6]
+        assert torch.equal(result, expected.flip(-1) if flip < 0.5 else expected)
+
+
+def test_image_folder_in_evaluation(folder):
+    source = ImageFolder(str(folder), crop_size=16, resize_size=24, num_workers=0)
+    source.check()
+    spec = source.build(4, False, 0, "cpu")
+    assert labels_of(spec) == [0] * 3 + [1] * 8 and spec.num_samples == 11
+    image = batches(spec)[0][0][0]
+    # The shorter side, 32, becomes 24, and the longer 30; the centre is what remains.
+    pixels = Image.open(folder / "cat" / "0.jpeg").resize((30, 24), Image.Resampling.BILINEAR).crop((7, 4, 23, 20))
+    expected = torch.tensor(np.array(pixels)).permute(2, 0, 1) / 255
+    expected = (expected - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+        :, None, None
+    ]
+    torch.testing.assert_close(image, expected)
+
+
+def test_image_folder_repeats_its_crops_with_its_seed_and_not_with_its_epoch(folder):
+    def epochs():
+        spec = ImageFolder(str(folder), crop_size=8, num_workers=1).build(4, True, 3, "cpu")
+        return [torch.cat([images for images, _ in batches(spec)]) for _ in range(2)]
+
+    (first, second), (again, _) = epochs(), epochs()
+    assert first.shape == (8, 3, 8, 8) and torch.equal(first, again) and not torch.equal(first, second)
+
+
+class Record(Callback):
+    def __init__(self):
+        self.images, self.labels = [], []
+
+    def before_forward(self, state, logger):
+        self.images.append(state.batch[0])
+        self.labels.append(state.batch[1])
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_composers_own_augmentations_run_on_decoded_images(kind, folder, shards):
+    if kind == "folder":
+        source = ImageFolder(str(folder), crop_size=32, num_workers=0)
+    else:
+        source = StreamingImages(str(shards), split="train", crop_size=32, num_workers=0)
+    model = resnet(18, num_classes=2)
+    record = Record()
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_dataloader=source.build(4, True, 0, "cpu"),
+        max_duration="2ba",
+        device_train_microbatch_size=2,
+        algorithms=[RandAugment(), ColOut(p_row=0.25, p_col=0.25, batch=True), ProgressiveResizing(initial_scale=0.5)],
+        callbacks=[record],
+        progress_bar=False,
+        device="cpu",
+        seed=1,
+    )
+    trainer.fit()
+    trainer.close()
+    assert trainer.state.timestamp.batch == 2
+    assert all(images.dtype == torch.float32 and images.shape[-1] < 32 for images in record.images)
+    assert len(record.images) == 4
+
+
+def test_streaming_images_in_evaluation(shards):
+    source = StreamingImages(str(shards), split="val", crop_size=16, resize_size=16, num_workers=0)
+    source.check()
+    spec = source.build(4, False, 0, "cpu")
+    assert labels_of(spec) == [0] * 3 + [1] * 8
+    assert batches(spec)[0][0].shape == (4, 3, 16, 16)
+
+
+def test_streaming_images_from_a_remote_to_a_cache(shards, tmp_path):
+    source = StreamingImages(str(tmp_path / "cache"), remote=str(shards), split="val", crop_size=16, num_workers=0)
+    source.check()
+    assert labels_of(source.build(3, False, 0, "cpu")) == [0] * 3 + [1] * 8
+    assert (tmp_path / "cache" / "val" / "index.json").is_file()
+
+
+def test_streaming_images_go_on_in_the_middle_of_an_epoch(shards):
+    def labels(samples, batches):
+        spec = StreamingImages(str(shards), split="train", crop_size=8, num_workers=0).build(5, True, 2, "cpu")
+        if samples:
+            spec.dataloader.dataset.load_state_dict(states[0])
+        order = []
+        for _, (_, y) in zip(range(batches), spec.dataloader, strict=False):
+            order += y.tolist()
+        states.append(spec.dataloader.dataset.state_dict(samples + len(order), True))
+        return order
+
+    states = []
+    labels(0, 2)
+    assert labels(10, 3) == labels(0, 5)[10:]
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory):
+    """37 images, whose labels tell which one it is."""
+    root = tmp_path_factory.mktemp("numbered")
+    with MDSWriter(out=str(root), columns={"x": "jpeg", "y": "int"}, size_limit=5000) as writer:
+        for i in range(37):
+            writer.write({"x": picture(i, (8, 8)), "y": i})
+    return root
+
+
+def labels_of_a_run(shards, folder, resume=None):
+    """Of every batch of two epochs."""
+    model = ComposerClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 37)), num_classes=37)
+    data = StreamingImages(str(shards), crop_size=8, num_workers=0).build(5, True, 3, "cpu")
+    return [labels.tolist() for _, labels in served(model, data, folder, "2ep", resume=resume)]
+
+
+# Where nothing is left of the epoch that a run goes on with, Composer and its metrics say so.
+@pytest.mark.filterwarnings("ignore:No batches were trained:UserWarning", "ignore:The ``compute`` method:UserWarning")
+def test_shards_make_epochs_of_whole_batches_and_go_on_after_any_of_them(numbered, tmp_path):
+    batches = labels_of_a_run(numbered, tmp_path / "whole")
+    epochs = [list(chain(*batches[:7])), list(chain(*batches[7:]))]
+    assert len(batches) == 14 and all(len(set(epoch)) == len(epoch) == 35 for epoch in epochs)
+    assert epochs[0] != epochs[1] and len({*epochs[0], *epochs[1]}) > 35
+    for done in (2, 6, 7, 8, 13):
+        rest = labels_of_a_run(numbered, tmp_path / str(done), tmp_path / "whole" / f"{done}.pt")
+        assert rest == batches[done:]
+
+
+JOBS_AT_ONCE = """
+import os, sys
+from accelerando.recipes.data.images import StreamingImages
+
+source = StreamingImages(sys.argv[1], split="val", crop_size=8, num_workers=0)
+start, go = os.pipe()
+jobs = []
+for _ in range(4):
+    if not (job := os.fork()):
+        os.close(go)
+        os.read(start, 1)  # ends for all of them when the parent closes the other end
+        for _ in range(20):
+            source.build(4, False, 0, "cpu")
+        sys.exit()
+    jobs.append(job)
+os.close(go)
+sys.exit(any([os.waitpid(job, 0)[1] for job in jobs]))
+"""
+
+
+def test_jobs_on_one_machine_do_not_take_the_same_shared_memory(shards, tmp_path):
+    (tmp_path / "jobs.py").write_text(JOBS_AT_ONCE)
+    done = launch(1, tmp_path / "jobs.py", shards)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_missing_is_named(tmp_path, folder, shards):
+    expectations = [
+        (Cifar10(str(tmp_path)), FileNotFoundError, "cifar-10-batches-py is not a folder: .*download: true"),
+        (FashionMnist(str(tmp_path)), FileNotFoundError, "FashionMNIST/raw is not a folder: .*download: true"),
+        (ImageFolder(str(tmp_path / "no")), FileNotFoundError, "no is not a folder: expected a folder of images"),
+        (ImageFolder(str(folder / "cat")), FileNotFoundError, "cat holds no folder: .*one folder of images per class"),
+        (StreamingImages(str(tmp_path)), FileNotFoundError, "index.json is missing: expected a folder of MDS shards"),
+        (StreamingImages(str(tmp_path), remote=str(tmp_path / "far")), FileNotFoundError, "far/index.json is missing"),
+    ]
+    for source, error, message in expectations:
+        with pytest.raises(error, match=message):
+            source.check()
+    Digits().check()
+    Cifar10(str(tmp_path), download=True).check()
+    StreamingImages(str(tmp_path), remote="s3://bucket/imagenet").check()
+
+
+def test_shards_of_something_else_are_refused(tmp_path):
+    with MDSWriter(out=str(tmp_path), columns={"text": "str"}) as writer:
+        writer.write({"text": "no image"})
+    with pytest.raises(ValueError, match=r"has the columns \['text'\]: expected \['x', 'y'\]"):
+        StreamingImages(str(tmp_path)).check()
+    (tmp_path / "index.json").write_text((tmp_path / "index.json").read_text()[:40])
+    with pytest.raises(ValueError, match="is not the index of MDS shards"):
+        StreamingImages(str(tmp_path)).check()
+
+
+def test_damaged_files_are_named(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    picture(0).save(tmp_path / "cat" / "0.jpeg")
+    whole = (tmp_path / "cat" / "0.jpeg").read_bytes()
+    (tmp_path / "cat" / "0.jpeg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cannot read the image .*cat/0\.jpeg"):
+        batches(ImageFolder(str(tmp_path), num_workers=0).build(1, False, 0, "cpu"))
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(FileNotFoundError, match="Found no valid file for the classes dog"):
+        ImageFolder(str(tmp_path), num_workers=0).build(1, True, 0, "cpu")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(RuntimeError, match="Dataset not found or corrupted"):
+        Cifar10(str(tmp_path)).build(1, False, 0, "cpu")
+
+
+TWO_RANKS = """
+import json, sys
+import torch
+from accelerando.recipes.data.images import ImageFolder, StreamingImages
+from accelerando.recipes.data.loaders import OneSetOfBuffers, TensorLoader
+from composer import DataSpec, Evaluator, Trainer
+from composer.models import ComposerClassifier
+from composer.utils import dist
+
+class SaysCat(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rank", torch.tensor(dist.get_global_rank()))
+
+    def forward(self, images):
+        return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 2).float()
+
+folder, shards, numbered, out = sys.argv[1:]
+dist.initialize_dist("cpu")
+labels = torch.tensor([0] * 3 + [1] * 8)
+specs = {
+    "folder": ImageFolder(folder, crop_size=8, resize_size=8, num_workers=0).build(2, False, 0, "cpu"),
+    "shards": StreamingImages(shards, split="val", crop_size=8, resize_size=8, num_workers=0).build(2, False, 0, "cpu"),
+    "tensors": DataSpec(TensorLoader([torch.zeros(11, 1), labels], 2, False, 0)),
+}
+model = ComposerClassifier(SaysCat(), num_classes=2)
+trainer = Trainer(model=model, device="cpu", callbacks=OneSetOfBuffers(), progress_bar=False)
+trainer.eval([Evaluator(label=name, dataloader=spec) for name, spec in specs.items()])
+seen = {name: trainer.state.eval_metrics[name]["MulticlassAccuracy"].compute().item() for name in specs}
+# 37 images on two ranks are 9 batches of twice 2: a whole epoch, and one that goes on after 5 of them.
+source = StreamingImages(numbered, crop_size=8, num_workers=0)
+def served(state=None):
+    spec = source.build(2, True, 3, "cpu")
+    if state:
+        spec.dataloader.dataset.load_state_dict(state)
+    mine = [labels.tolist() for _, labels in spec.dataloader]
+    state = dist.all_gather_object(spec.dataloader.dataset.state_dict(4 * 5, True))[0]
+    return [sorted(left + right) for left, right in zip(*dist.all_gather_object(mine))], state
+seen["whole"], state = served()
+seen["rest"], _ = served(state)
+seen["buffers"] = dist.all_gather_object(model.module.rank.item())
+if dist.get_global_rank() == 0:
+    with open(out, "w") as file:
+        json.dump(seen, file)
+"""
+
+
+def test_two_ranks_evaluate_one_model_and_count_no_sample_twice(folder, shards, numbered, tmp_path):
+    (tmp_path / "evaluate.py").write_text(TWO_RANKS)
+    done = launch(2, tmp_path / "evaluate.py", folder, shards, numbered, tmp_path / "seen.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["buffers"] == [0, 0]
+    assert seen["folder"] == seen["tensors"] == pytest.approx(3 / 11)
+    # Streaming repeats a sample, the last but one, to give each rank as many.
+    assert seen["shards"] == pytest.approx(3 / 12)
+    assert len(seen["whole"]) == 9 and len(set(chain(*seen["whole"]))) == 36
+    assert seen["rest"] == seen["whole"][5:]
+    one = StreamingImages(str(numbered), crop_size=8, num_workers=0).build(4, True, 3, "cpu").dataloader
+    assert [sorted(labels.tolist()) for _, labels in one] == seen["whole"]

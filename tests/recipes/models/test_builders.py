@@ -1,0 +1,192 @@
+"""Models by name: their shapes, their losses, their initial state, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from composer.loss import binary_cross_entropy_with_logits
+from sklearn import metrics as plain
+from torch.nn import functional as F
+
+from accelerando.recipes.models.builders import bert, resnet, resnet_cifar
+from accelerando.recipes.models.metrics import build_metrics
+
+TINY_BERT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+}
+
+
+def text_batch(labels):
+    ids = torch.randint(5, 64, (4, 8), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels(ids)}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet(depth):
+    model = resnet(depth, num_classes=7)
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 6])
+    logits = model((images, labels))
+    assert logits.shape == (2, 7)
+    torch.testing.assert_close(model.loss(logits, (images, labels)), F.cross_entropy(logits, labels))
+    # Kaiming-normal over the fan-in, and uniform BatchNorm scales.
+    weight = model.module.layer4[0].conv2.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
+    assert model.module.bn1.weight.min() < 0.2 and model.module.bn1.weight.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["index", "dense"])
+def test_bce_is_composers_and_starts_at_equal_chances(kind):
+    model = resnet_cifar(8, num_classes=10, loss="bce")
+    torch.testing.assert_close(model.module[-1].bias, torch.full((10,), -math.log(10)))
+    logits = torch.randn(6, 10)
+    target = torch.arange(6) if kind == "index" else torch.softmax(torch.randn(6, 10), 1)
+    torch.testing.assert_close(model.loss(logits, (None, target)), binary_cross_entropy_with_logits(logits, target))
+
+
+def test_cross_entropy_takes_dense_targets():
+    logits, target = torch.randn(6, 10), torch.softmax(torch.randn(6, 10), 1)
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(resnet_cifar(8).loss(logits, (None, target)), expected)
+
+
+@pytest.mark.parametrize(("depth", "channels", "size"), [(8, 1, 8), (8, 1, 28), (20, 3, 32)])
+def test_resnet_cifar(depth, channels, size):
+    model = resnet_cifar(depth, in_channels=channels)
+    assert model((torch.randn(2, channels, size, size), None)).shape == (2, 10)
+    weights = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(weights) - 2 == depth  # its layers, and two projections
+    strided = [m for m in weights if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
+    assert len(strided) == 4 and all(m.in_channels >= 16 for m in strided)
+
+
+def test_resnet_cifar_has_the_papers_size():
+    # He et al. 2015, table 6: 0.27 M and 0.85 M.
+    for depth, millions in [(20, 0.27), (56, 0.86)]:
+        parameters = sum(p.numel() for p in resnet_cifar(depth).parameters())
+        assert parameters / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_resnet_cifar_refuses_other_depths():
+    with pytest.raises(ValueError, match="6n \\+ 2"):
+        resnet_cifar(depth=18)
+
+
+@pytest.mark.parametrize(("model", "size"), [(resnet, "num_classes"), (resnet_cifar, "width")])
+def test_sizes_below_one_are_refused(model, size):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, not 0"):
+        model(**{size: 0})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bert_for_masked_lm(attention):
+    model = bert(config=TINY_BERT, attention=attention)
+    assert model.config.hidden_size == 16 and model.config._attn_implementation == attention
+    batch = text_batch(lambda ids: ids.masked_fill(torch.rand(ids.shape) < 0.5, -100))
+    outputs = model(batch)
+    assert outputs["logits"].shape == (4, 8, 64) and outputs["loss"].requires_grad
+    assert set(model.get_metrics(is_train=False)) == {"LanguageCrossEntropy", "MaskedAccuracy"}
+    logits = model.eval().eval_forward(dict(batch))
+    for metric in model.get_metrics(is_train=False).values():
+        model.update_metric(batch, logits, metric)
+    metric = model.get_metrics(is_train=False)["LanguageCrossEntropy"]
+    torch.testing.assert_close(metric.compute(), model(batch)["loss"])
+
+
+@pytest.mark.parametrize(("num_labels", "metric"), [(3, "MulticlassAccuracy"), (1, "MeanSquaredError")])
+def test_bert_for_classification_and_regression(num_labels, metric):
+    model = bert("classification", TINY_BERT, num_labels=num_labels).eval()
+    batch = text_batch(lambda ids: torch.tensor([0, 1, 2, 1]) if num_labels > 1 else torch.randn(4))
+    assert model(batch)["logits"].shape == (4, num_labels)
+    metrics = model.get_metrics(is_train=False)
+    model.update_metric(batch, model.eval_forward(dict(batch)), metrics[metric])
+    if num_labels == 1:
+        torch.testing.assert_close(metrics[metric].compute(), model(batch)["loss"])
+
+
+def test_bert_starts_from_pretrained_weights(tmp_path):
+    source = bert(config=TINY_BERT)
+    source.model.save_pretrained(tmp_path)
+    again = bert(pretrained=str(tmp_path), config={"hidden_dropout_prob": 0.3})
+    assert again.config.hidden_dropout_prob == 0.3 and again.config.hidden_size == 16
+    expected = source.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
+    body = bert("classification", pretrained=str(tmp_path), num_labels=4).model
+    assert torch.equal(body.bert.embeddings.word_embeddings.weight, source.model.bert.embeddings.word_embeddings.weight)
+
+
+def test_bert_starts_from_a_checkpoint_file(tmp_path):
+    source = bert(config=TINY_BERT)
+    content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
+    torch.save(content, tmp_path / "ep1.pt")
+    again = bert(pretrained=str(tmp_path / "ep1.pt"))
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"it has another shape of bert.embeddings.word_embeddings.weight"):
+        bert(pretrained=str(tmp_path / "ep1.pt"), config={"vocab_size": 65})
+    with pytest.raises(ValueError, match=r"it has, unknown to the model, bert.encoder.layer.0"):
+        bert(pretrained=str(tmp_path / "ep1.pt"), config={"num_hidden_layers": 0})
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_bert_forgets_what_the_weights_were_for(kind, tmp_path):
+    source = bert("classification", TINY_BERT, num_labels=3)
+    source(text_batch(lambda ids: torch.tensor([0, 1, 2, 1])))
+    assert source.config.problem_type == "single_label_classification"
+    if kind == "folder":
+        source.model.save_pretrained(tmp_path / "bert")
+    else:
+        content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
+        torch.save(content, tmp_path / "bert")
+    model = bert("classification", pretrained=str(tmp_path / "bert"), num_labels=1).eval()
+    batch = text_batch(lambda ids: torch.randn(4))
+    outputs = model(batch)
+    assert outputs["logits"].shape == (4, 1)
+    torch.testing.assert_close(outputs["loss"], F.mse_loss(outputs["logits"][:, 0], batch["labels"]))
+
+
+def test_bert_refuses_an_encoder_with_holes(tmp_path):
+    source = bert(config=TINY_BERT).model
+    weights = source.state_dict()
+    del weights["bert.encoder.layer.0.output.dense.bias"]
+    source.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"does not fit the model: it lacks bert.encoder.layer.0.output.dense.bias"):
+        bert("classification", pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=r"another shape of bert.embeddings.word_embeddings.weight"):
+        bert("classification", pretrained=str(tmp_path), config={"vocab_size": 65})
+
+
+@pytest.mark.parametrize("predicted", ["any", "one class", "never right"])
+def test_metrics_of_two_classes(predicted):
+    target = torch.randint(2, (40,))
+    outputs = {
+        "any": torch.randn(40, 2),
+        "one class": torch.tensor([1.0, 0.0]).repeat(40, 1),
+        "never right": F.one_hot(1 - target, 2).float(),
+    }[predicted]
+    y, x = target.numpy(), outputs.argmax(1).numpy()
+    expected = [plain.accuracy_score(y, x), plain.f1_score(y, x), plain.matthews_corrcoef(y, x)]
+    for metric, value in zip(build_metrics(["accuracy", "f1", "matthews"], 2), expected, strict=True):
+        for part in range(0, 40, 16):
+            metric.update(outputs[part : part + 16], target[part : part + 16])
+        assert metric.compute().item() == pytest.approx(value, abs=1e-6)
+
+
+def test_matthews_of_three_classes():
+    outputs, target = torch.randn(60, 3), torch.randint(3, (60,))
+    (metric,) = build_metrics(["matthews"], 3)
+    metric.update(outputs, target)
+    assert metric.compute().item() == pytest.approx(plain.matthews_corrcoef(target, outputs.argmax(1)), abs=1e-6)
+
+
+def test_bert_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no is not a folder: expected what save_to_disk or save_pretrained"):
+        bert(pretrained=str(tmp_path / "no"))
+
+
+def test_bert_refuses_a_field_that_it_does_not_know():
+    with pytest.raises(ValueError, match=r"hiden_size.*hidden_size"):
+        bert(config={"hiden_size": 16})

@@ -1,0 +1,110 @@
+"""The runs that the recipes' tests share: a small one of `train` on digits, and what a Trainer is served."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer import Callback, ComposerModel, Trainer
+from torch import Tensor
+
+from accelerando.recipes.data.loaders import OneSetOfBuffers
+from accelerando.recipes.train import train
+
+
+def settings(folder):
+    return {
+        "run_name": "run",
+        "folder": str(folder),
+        "max_duration": "2ep",
+        "train_subset_num_batches": 4,
+        "eval_subset_num_batches": 1,
+        "save_interval": "3ba",
+        "global_batch_size": 32,
+        "model": {"resnet_cifar": {"depth": 8, "width": 4, "in_channels": 1}},
+        "train_data": {"digits": {}},
+        "eval_data": {"digits": {"split": "test"}},
+        "optimizer": {"decoupled_sgdw": {"lr": 0.1, "momentum": 0.9}},
+        "scheduler": {"cosine_annealing_with_warmup": {"t_warmup": "0.25dur"}},
+        "algorithms": {"mix_up": {}, "label_smoothing": {"smoothing": 0.1}},
+        "device": "cpu",
+    }
+
+
+class Watch(Callback):
+    """Sees whether the run trained and which weights it ended with; may kill it before batch `kill_at`."""
+
+    weights: dict[str, torch.Tensor]
+    trained: bool
+
+    def __init__(self, kill_at: int = -1):
+        self.kill_at = kill_at
+
+    def init(self, state, logger):
+        Watch.trained = False
+        assert any(isinstance(callback, OneSetOfBuffers) for callback in state.callbacks)
+
+    def before_train_batch(self, state, logger):
+        Watch.trained = True
+        if state.timestamp.batch == self.kill_at:
+            raise KeyboardInterrupt
+
+    def close(self, state, logger):
+        Watch.weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+# In the middle of the second epoch, two batches after a checkpoint.
+KILL = {"callbacks": {"runs:Watch": {"kill_at": 5}}}
+
+
+def trained(config, **changes):
+    Watch.trained = False
+    return train(config | {"callbacks": {"runs:Watch": {}}} | changes), Watch.weights
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def measured(result):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in result.records]
+
+
+def free_of_seconds(levels):
+    return [{name: value for name, value in level.items() if name != "seconds"} for level in levels]
+
+
+class Served(Callback):
+    """Keeps a copy of every batch."""
+
+    def __init__(self):
+        self.batches: list[list[Tensor]] = []
+
+    def after_dataloader(self, state, logger):
+        self.batches.append([tensor.clone() for tensor in state.batch])
+
+
+def served(
+    model: ComposerModel, data: Any, folder: Any, max_duration: str, duration: str | None = None, resume: Any = None
+) -> Sequence[Sequence[Tensor]]:
+    """Trains on the CPU; returns all batches. The checkpoint after batch n is {n}.pt in `folder`, which may be resumed.
+
+    It trains for `duration`, by default to the end.
+    """
+    watch = Served()
+    trainer = Trainer(
+        model=model,
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_dataloader=data,
+        max_duration=max_duration,
+        save_folder=str(folder),
+        save_interval="1ba",
+        save_filename="{batch}.pt",
+        load_path=resume and str(resume),
+        callbacks=[watch],
+        progress_bar=False,
+        device="cpu",
+        seed=5,
+    )
+    trainer.fit(duration=duration)
+    trainer.close()
+    return watch.batches
