@@ -5,8 +5,6 @@ Portes et al., Fast Benchmarking of Accuracy vs. Training Time with Cyclic Learn
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +20,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from accelerando.recipes.run.figures import COLOURS, save_figure
-from accelerando.recipes.run.files import write
 from accelerando.recipes.run.history import Record
 from accelerando.recipes.run.results import aligned, label
 
@@ -250,13 +247,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Numbers to four places, NaN as a blank."""
     cells = [["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     return aligned([*map(list, rows[:1]), *cells], left=("arm", "end"))
-
-
-def write_csv(rows: Iterable[Any], path: Path) -> None:
-    """Writes dataclasses or dicts with the same fields, a line each, under the fields' names."""
-    rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
-    csv.writer(text := io.StringIO(), lineterminator="\n").writerows([*rows[:1], *(row.values() for row in rows)])
-    write(path, text.getvalue().encode())
 
 
 def draw(points: Sequence[Point], metric: str, path: Path, title: str) -> np.ndarray:

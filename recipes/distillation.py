@@ -118,9 +118,9 @@ def _place(student: Student) -> str:
 def _report(study: Study, recipe: Recipe, points: Sequence[Point]) -> None:
     from composer.utils import dist
 
-    from accelerando.recipes.curves import lower_is_better, write_csv
+    from accelerando.recipes.curves import lower_is_better
     from accelerando.recipes.distillation_report import draw, quality_table, speedup_table, teacher_table
-    from accelerando.recipes.run.files import write_yaml
+    from accelerando.recipes.run.files import write_csv, write_yaml
     from accelerando.recipes.speedup import summarize
 
     folder, metric = study.folder, study.metric

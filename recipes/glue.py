@@ -179,8 +179,7 @@ def _table(scores: Sequence[Score]) -> str:
 
 
 def _report(study: Study, scores: Sequence[Score]) -> None:
-    from accelerando.recipes.curves import write_csv
-    from accelerando.recipes.run.files import write_yaml
+    from accelerando.recipes.run.files import write_csv, write_yaml
 
     with study.source.blame("folder", OSError):
         write_yaml(study.folder / "config.yaml", study.config)

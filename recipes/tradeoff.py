@@ -30,7 +30,7 @@ from accelerando.recipes.run.command_line import command_line
 from accelerando.recipes.run.folder import finished, held
 from accelerando.recipes.run.loggers import log_study
 from accelerando.recipes.run.training import join_ranks, train
-from accelerando.recipes.study import Study, plan
+from accelerando.recipes.tradeoff_plan import Study, plan
 
 if TYPE_CHECKING:
     from accelerando.recipes.curves import Point
@@ -70,8 +70,8 @@ def _do(study: Study) -> list[Point]:
 def _report(study: Study, points: list[Point]) -> None:
     from composer.utils import dist
 
-    from accelerando.recipes.curves import budget_table, budgets, comparison_table, comparisons, draw, write_csv
-    from accelerando.recipes.run.files import write_yaml
+    from accelerando.recipes.curves import budget_table, budgets, comparison_table, comparisons, draw
+    from accelerando.recipes.run.files import write_csv, write_yaml
 
     folder, baseline, metric = study.folder, study.runs[0].arm, study.metric
     pixels: list[Any] = [None]

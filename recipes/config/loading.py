@@ -17,27 +17,22 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from .errors import ConfigError, Source
+from .errors import ConfigError, Source, show
 from .lookup import nearest
 from .plain_yaml import refuse_surprises
-from .sections import MANY, SECTIONS
+from .sections import MANY, SECTIONS, STUDY_KEYS
 
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 LEFT_TO_YOU = "missing; the file leaves it to you, as KEY=VALUE on the command line"
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[DictConfig, Source]:
-    """Reads a YAML file, on disk or shipped in `accelerando.yamls`, and applies ``key=value`` overrides."""
-    file = str(path)
-    try:
-        text = _find(file).read_text(encoding="utf-8")
-        refuse_surprises(text, file)
-        config = OmegaConf.load(io.StringIO(text))
-    except UNREADABLE as error:
-        raise ConfigError(file, "", f"not readable as YAML; {error}") from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(file, "", "expected a mapping of keys to values")
-    keys = []
+    """Reads a YAML file, on disk or shipped in `accelerando.yamls`, and applies ``key=value`` overrides.
+
+    A file that has ``extends: OTHER.yaml``, beside it or shipped, is merged over that one.
+    """
+    file, keys = str(path), []
+    config = _read(file, _find(file), [])
     for override in overrides:
         key, equals, value = override.partition("=")
         if not (key and equals):
@@ -57,14 +52,40 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
     return config, Source(file, frozenset(keys))
 
 
-def _find(file: str) -> Path:
+def _read(file: str, place: Path, below: list[Path]) -> DictConfig:
+    """The file over all that it extends; `below` are those that extend it."""
+    try:
+        text = place.read_text(encoding="utf-8")
+        refuse_surprises(text, file)
+        config = OmegaConf.load(io.StringIO(text))
+    except UNREADABLE as error:
+        raise ConfigError(file, "", f"not readable as YAML; {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(file, "", "expected a mapping of keys to values")
+    other = config.pop("extends", None)
+    if other is None:
+        return config
+    if not isinstance(other, str):
+        raise ConfigError(file, "extends", f"{show(other)} given; expected the path of a YAML file")
+    beside = place.parent / other
+    base = beside if beside.is_file() else _find(other, file)
+    if base.resolve() in (above := [*below, place.resolve()]):
+        raise ConfigError(file, "extends", f"{other} extends this file")
+    try:
+        return merge(_read(str(other), base, above), config)
+    except TypeError as error:  # a list for a mapping
+        raise ConfigError(file, "", f"{error}; expected what {other} has there, a mapping") from error
+
+
+def _find(file: str, extended_by: str = "") -> Path:
     shipped = Path(inspect.getfile(importlib.import_module("accelerando.yamls"))).parent
     inside = file.removeprefix("yamls/")
     for candidate in (Path(file), shipped / inside):
         if candidate.is_file():
             return candidate
     names = [path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")]
-    raise ConfigError(file, "", f"no such file{nearest(inside, names)}")
+    problem = f"no such file{nearest(inside, names)}"
+    raise ConfigError(extended_by, "extends", f"{file}: {problem}") if extended_by else ConfigError(file, "", problem)
 
 
 def merge(config: DictConfig, update: DictConfig) -> DictConfig:
@@ -74,7 +95,7 @@ def merge(config: DictConfig, update: DictConfig) -> DictConfig:
         for key in SECTIONS:
             if not OmegaConf.is_interpolation(part, key) and isinstance(name := part.get(key), str):
                 part[key] = {name: {}}
-    for key in SECTIONS.keys() - MANY:
+    for key in (SECTIONS.keys() - MANY) | STUDY_KEYS:
         old, new = (OmegaConf.select(part, key, throw_on_resolution_failure=False) for part in (config, update))
         if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
             del config[key]

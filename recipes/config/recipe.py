@@ -18,7 +18,7 @@ from .arguments import check_arguments, check_inside, check_path, check_value
 from .errors import REFUSALS, ArgumentError, Source, show
 from .loading import resolve
 from .lookup import Part, nearest
-from .sections import REQUIRED_SECTIONS, SECTIONS, check_parts, entries_of
+from .sections import REQUIRED_SECTIONS, SECTIONS, STUDY_KEYS, check_parts, entries_of
 
 OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
 DURATIONS = ("ep", "ba", "sp")
@@ -67,6 +67,8 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     """Checks every key. Of what the config describes it builds only the data sources, which look for their data."""
     source = source or Source()
     config = resolve(config, source)
+    for key in config.keys() & STUDY_KEYS:
+        raise source.error(key, "belongs to a study; launch it with recipes/study.py")
     refuse_unknown(source, config)
     for key in REQUIRED:
         if config.get(key) is None:

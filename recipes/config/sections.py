@@ -29,6 +29,7 @@ SECTIONS = {
     "callbacks": Namespace(("composer.callbacks",), "composer.core:Callback"),
     "loggers": Namespace(("composer.loggers",), "composer.loggers:LoggerDestination", suffix="Logger"),
 }
+STUDY_KEYS = {"study", "executor"}  # which recipes/study.py reads
 MANY = ("algorithms", "callbacks", "loggers")
 REQUIRED_SECTIONS = ("model", "train_data", "optimizer")
 MADE_HERE = ("scheduler", "teachers")

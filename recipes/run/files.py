@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +30,10 @@ def write(path: Path, content: bytes) -> None:
 def write_yaml(path: Path, config: Mapping[str, Any]) -> None:
     """Writes a config whole or not at all."""
     write(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+
+
+def write_csv(rows: Iterable[Any], path: Path) -> None:
+    """Writes dataclasses or dicts with the same fields, a line each, under the fields' names."""
+    rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
+    csv.writer(text := io.StringIO(), lineterminator="\n").writerows([*rows[:1], *(row.values() for row in rows)])
+    write(path, text.getvalue().encode())

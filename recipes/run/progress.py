@@ -42,6 +42,10 @@ class Progress(LoggerDestination):
         self.done += length
         self.skipped += length
 
+    def add(self, length: float) -> None:
+        """A run of that length has ended, which another process trained."""
+        self.done += length
+
     def start(self, place: str, length: float, cycles: int = 1) -> None:
         """The next run: what to call it, and how many cycles or levels it has; of a single level nothing is told."""
         self._place, self._length, self._cycles, self._before = place, length, cycles, self.done

@@ -1,1 +1,1 @@
-"""Studies of many runs."""
+"""The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""

@@ -24,9 +24,9 @@ from accelerando.recipes.curves import (
     improvement_correlation,
     mean_curves,
     points_of,
-    write_csv,
 )
 from accelerando.recipes.run.figures import COLOURS
+from accelerando.recipes.run.files import write_csv
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 

@@ -1,0 +1,60 @@
+"""What a paper says, what was measured here, and whether that bears it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .statistics import Difference
+
+Verdict = Literal["holds", "fails", "cannot be told here"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of a paper, and the verdict on it.
+
+    Attributes:
+        claim: the sentence.
+        source: the paper and the place in it.
+        measured: the value here, with its interval and the number of seeds.
+        verdict: whether it holds.
+        why: by which test; of what cannot be told, what is missing, and which difference so many seeds could show.
+    """
+
+    claim: str
+    source: str
+    measured: str
+    verdict: Verdict
+    why: str = ""
+
+
+def judge(claim: str, source: str, found: Difference, *, precondition: str = "", at_least: float = 0.0) -> Claim:
+    """The verdict on a claim that something is greater by more than `at_least`: by the interval of the difference.
+
+    `precondition` says what is not given here, if so; then nothing can be told.
+    """
+    told: tuple[Verdict, str]
+    by = "by the paired t test's interval of 95 %"
+    if precondition:
+        told = "cannot be told here", precondition
+    elif found.pairs < 2:
+        told = "cannot be told here", "one seed has no interval; give two or more"
+    elif found.low > at_least:
+        told = "holds", by
+    elif found.high <= at_least:
+        told = "fails", by
+    else:
+        told = "cannot be told here", f"{found.pairs} seeds could show a difference of {found.detectable:.4f}"
+    return Claim(claim=claim, source=source, measured=str(found), verdict=told[0], why=told[1])
+
+
+def to_markdown(claims: Sequence[Claim]) -> str:
+    """A table, a line each."""
+    lines = ["| claim | source | measured here | verdict |", "|---|---|---|---|"]
+    for claim in claims:
+        verdict = f"**{claim.verdict}**" + (f": {claim.why}" if claim.why else "")
+        cells = (claim.claim, claim.source, claim.measured, verdict)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

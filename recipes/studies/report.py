@@ -1,0 +1,90 @@
+"""What a study leaves in its folder, prints and logs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .claims import Claim, to_markdown
+from .core import Base, Study, Train
+from .plan import Plan
+from .table import COSTS, Row, to_csv
+
+if TYPE_CHECKING:
+    from ..run.results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The rows of what is finished, the verdicts, and why trainings failed, by their names."""
+
+    rows: Sequence[Row]
+    claims: Sequence[Claim]
+    failures: Mapping[str, str]
+
+
+def report(plan: Plan, nodes: Sequence[Train], done: Mapping[str, Result], failures: Mapping[str, str]) -> Outcome:
+    """Writes table, summaries, figure and claims of the trainings that are `done`, prints them, and logs them."""
+    from composer.utils import dist
+
+    from ..run.loggers import log_study
+
+    study, base = plan.study, plan.base
+    rows = [row for node in nodes if node.name in done for row in study.rows(base, node, done[node.name])]
+    found: list[Any] = [None, {}, ()]  # what rank 0 makes of them
+    if rows and dist.get_global_rank() == 0:
+        with base.source.blame("folder", OSError):
+            found = _write(study, base, rows)
+    dist.broadcast_object_list(found)
+    if rows:
+        first = next(base.recipe_of(node) for node in nodes if node.name in done)
+        log_study(first, base.given, found[1], found[0])
+    if dist.get_global_rank() == 0:
+        for name, problem in failures.items():
+            print(f"{name}: failed: {problem}", file=sys.stderr, flush=True)
+    return Outcome(rows=rows, claims=found[2], failures=failures)
+
+
+def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
+    """The figure's pixels, all tables, and the claims."""
+    from ..run.figures import save_figure
+    from ..run.files import write, write_csv, write_yaml
+
+    folder, pixels = base.folder, None
+    text, summaries, claims = study.text(base, rows), study.summaries(base, rows), [*study.claims(base, rows)]
+    write_yaml(folder / "config.yaml", base.given)
+    write(folder / "table.csv", to_csv(rows).encode())
+    names = ["table.csv"]
+    for name, lines in summaries.items():
+        write_csv(lines, folder / f"{name}.csv")
+        names.append(f"{name}.csv")
+    if (figure := study.figure(base, rows)) is not None:
+        pixels = save_figure(figure, folder / "figure.png")
+        names.append("figure.png")
+    write(folder / "claims.md", to_markdown(claims).encode())
+    write(folder / "report.md", _page(study, base, text, claims, pixels is not None).encode())
+    if text:
+        print(f"\n{text}")
+    for claim in claims:
+        print(f"\n{claim.verdict}: {claim.claim}\n  {claim.measured}\n  {claim.why}")
+    print(f"\n{folder}: {', '.join(names)}, claims.md, report.md, config.yaml, a folder for each run", flush=True)
+    tables = {"table": _flat(rows), **summaries, "claims": [asdict(claim) for claim in claims]}
+    return [pixels, {name: list(lines) for name, lines in tables.items() if lines}, claims]
+
+
+def _page(study: Study, base: Base, text: str, claims: Sequence[Claim], has_figure: bool) -> str:
+    """The study as a page, for a repository's docs."""
+    parts = [f"# {base.folder.name}", study.about]
+    parts += ["![the study's figure](figure.png)"] if has_figure else []
+    parts += [f"```\n{text}\n```"] if text else []
+    parts += [f"## Claims\n\n{to_markdown(claims)}".rstrip()] if claims else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Lines that all have the same columns."""
+    lines = [{"node": row.node, **row.tags, **{name: row[name] for name in COSTS}, **row.metrics} for row in rows]
+    columns = dict.fromkeys(name for line in lines for name in line)
+    return [{name: line.get(name) for name in columns} for line in lines]

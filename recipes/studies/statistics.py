@@ -1,0 +1,85 @@
+"""What so many seeds can tell: differences of paired runs with intervals, tests, and what they could have shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+LEVEL = 0.05
+POWER = 0.8
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The mean difference of paired values, by Student's paired t test.
+
+    Attributes:
+        mean, low, high: the mean, and its interval of 95 %; of a single pair the interval is NaN.
+        p: two-sided, of no difference.
+        pairs: how many, such as seeds.
+        detectable: the difference that so many pairs, spread as these are, show at 5 % in four of five cases.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+    detectable: float
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it differs from 0 at 5 %."""
+        return self.p < LEVEL
+
+    def __str__(self) -> str:
+        if self.pairs < 2:
+            return f"{self.mean:+.4f} (one seed)"
+        interval = f"95 % {self.low:+.4f} to {self.high:+.4f}"
+        return f"{self.mean:+.4f} ({interval}; {self.pairs} seeds, paired t test, p {self.p:.2g})"
+
+
+def paired(a: Mapping[Any, float], b: Mapping[Any, float]) -> Difference:
+    """`a` minus `b`, of the keys that both have with finite values, such as seeds."""
+    keys = [key for key in a if key in b and math.isfinite(a[key]) and math.isfinite(b[key])]
+    return difference([a[key] - b[key] for key in keys])
+
+
+def difference(values: ArrayLike) -> Difference:
+    """The mean of differences (pairs,), against 0."""
+    d = np.asarray(values, dtype=float)
+    n = len(d)
+    if n < 2:
+        nan = math.nan
+        return Difference(mean=float(d.mean()) if n else nan, low=nan, high=nan, p=nan, pairs=n, detectable=nan)
+    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    reach = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    shown = (float(stats.t.ppf(1 - LEVEL / 2, n - 1)) + float(stats.t.ppf(POWER, n - 1))) * error
+    return Difference(mean=mean, low=mean - reach, high=mean + reach, p=p, pairs=n, detectable=shown)
+
+
+def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % of a statistic of samples (n, ...) that are drawn with replacement, all by the same indices.
+
+    Of few samples such an interval is too narrow rather than too wide.
+    """
+    arrays = [np.asarray(sample) for sample in samples]
+    draws = np.random.default_rng(0).integers(len(arrays[0]), size=(resamples, len(arrays[0])))
+    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
+    low, high = np.nanquantile(values, (LEVEL / 2, 1 - LEVEL / 2), method="inverted_cdf")
+    return float(low), float(high)
+
+
+def mean_and_deviation(values: ArrayLike) -> tuple[float, float]:
+    """The mean, and the sample deviation (by n - 1), which is NaN for a single value."""
+    array = np.asarray(values, dtype=float)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan

@@ -1,0 +1,71 @@
+"""What the tests of studies share: a base run that takes no time, the table that a study leaves, and kills."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from composer import Callback
+
+from accelerando.recipes.studies.driver import run
+from accelerando.recipes.studies.plan import plan
+from accelerando.recipes.studies.table import read_table
+from runs import settings
+
+
+def config(folder, study, **changes):
+    """A study whose base run is `runs.settings` without algorithms: two epochs of four batches."""
+    base = settings(folder) | {"run_name": "study", "algorithms": {}, "eval_interval": "1ep", **changes}
+    return {**base, "study": study}
+
+
+def table(folder):
+    return read_table(Path(folder) / "table.csv")
+
+
+def without_seconds(rows):
+    return [
+        (row.node, dict(row.tags), row.batches, row.samples, {k: repr(v) for k, v in row.metrics.items()})
+        for row in rows
+    ]
+
+
+def outcome(given):
+    return run(plan(given))
+
+
+def weights(folder):
+    """Those of the run's newest checkpoint."""
+    (file,) = sorted(Path(folder, "checkpoints").glob("ep*.pt"))[-1:]
+    return torch.load(file, weights_only=False)["state"]["model"]
+
+
+def command(*arguments, cwd=None, **environment):
+    """`python -m accelerando.recipes.study` with these arguments, in a process of its own."""
+    import os
+
+    words = [sys.executable, "-m", "accelerando.recipes.study", *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def lines(file):
+    with Path(file).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def results(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+class FailsOnce(Callback):
+    """Fails in the run of that name, unless it has done so before."""
+
+    def __init__(self, folder: str, node: str):
+        self.mark, self.node = Path(folder, "failed-once"), node
+
+    def before_train_batch(self, state, logger):
+        if state.run_name.endswith(self.node) and not self.mark.exists():
+            self.mark.touch()
+            raise RuntimeError("on purpose")
