@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from accelerando.recipes.curves import lower_is_better
 from accelerando.recipes.run.figures import COLOURS, save_figure
 from accelerando.recipes.run.results import aligned, label, percent
+from accelerando.recipes.studies.core import lower_is_better
 
 DENSE = "dense"
 ROUNDING = 1e-6  # of metrics, which are of 32 bits

@@ -236,9 +236,9 @@ def report(base: Base, points: Sequence[Point], name: str) -> None:
     """Writes `name`.csv and .png and density.csv, prints what matches the dense network, and logs all that."""
     from composer.utils import dist
 
-    from accelerando.recipes.curves import lower_is_better
     from accelerando.recipes.density_curves import draw, means, table
     from accelerando.recipes.run.files import write_csv, write_yaml
+    from accelerando.recipes.studies.core import lower_is_better
 
     folder, metric = base.folder, base.metric
     rows = means(points, lower_is_better(metric), base.tolerance)

@@ -9,7 +9,6 @@ import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from accelerando.recipes.curves import write_csv
 from accelerando.recipes.density_curves import (
     MARKS,
     UNKNOWN,
@@ -25,6 +24,7 @@ from accelerando.recipes.density_curves import (
     table,
 )
 from accelerando.recipes.run.figures import COLOURS
+from accelerando.recipes.run.files import write_csv
 from accelerando.recipes.run.results import percent
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
