@@ -14,7 +14,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-# Needs root, and Debian's packages slurm-wlm and munge.
+# Studies as processes and as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
 test-slurm: .venv/ready
 	$(BIN)/python -m pytest tests/slurm
 
