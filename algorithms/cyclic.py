@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from composer.core import State, Time, TimeUnit, ensure_time
@@ -126,6 +126,15 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
         while not self._ends or self._ends[-1] <= t:
             self._ends = [*islice(self.cycle_ends(), 2 * len(self._ends) + 8)]
         return bisect_right(self._ends, t)
+
+    def cycles_within(self, max_duration: Time, batches_per_epoch: int | Time | None = None) -> int | None:
+        """How many cycles a run of that length has; None where the data decide."""
+        if (per_unit := self._in_units_of(max_duration, int(batches_per_epoch or 0))) is None:
+            return None
+        ends = (end * per_unit * (self.stretch or 1) for end in self.cycle_ends())
+        # The update that completes the last cycle may be the one that ends the run.
+        updates = int(batches_per_epoch or 1) if max_duration.unit == TimeUnit.EPOCH else 1
+        return sum(1 for _ in takewhile(lambda end: math.ceil(end * updates) <= max_duration.value * updates, ends))
 
     def check_duration(self, max_duration: str | Time, batches_per_epoch: int | Time | None = None) -> None:
         """Raise ValueError unless a run of `max_duration` ends with a cycle; the message says which one would."""

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .for_recipes import ForRecipes, Supply
 from .host import composer_model, moment, reached, refuse_twins
 from .labelled_positions import Labelled, LabelledPositions
 from .targets import IGNORED, labels_key
@@ -74,7 +75,7 @@ def minimised(loss: Any) -> Tensor:
     return sum(part.mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
 
 
-class Distillation(Algorithm):
+class Distillation(ForRecipes, Algorithm):
     """Add a loss that draws the student's logits to its teachers'.
 
     Args:
@@ -108,6 +109,8 @@ class Distillation(Algorithm):
 
     Raises ValueError before the first step where a teacher has another number of classes than the student.
     """
+
+    supplied: ClassVar = {"teachers": Supply.NETWORKS}
 
     def __init__(
         self,

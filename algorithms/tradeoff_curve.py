@@ -10,7 +10,8 @@ at the end of a cycle stands for what a run of its own of that length would have
 
 import time
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from composer.core import Algorithm, Event, State, Time
@@ -18,10 +19,13 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from .cyclic import MultiplicativeCyclicScheduler
+from .for_recipes import ForRecipes, Milestone, Supply
 from .host import also_evaluate, evaluated, refuse_stoppers, refuse_twins
 
+_LOGGED = "tradeoff/"
 
-class TradeoffCurve(Algorithm):
+
+class TradeoffCurve(ForRecipes, Algorithm):
     """Evaluate at the end of every cycle, before the learning rate rises again, and keep what was reached at what cost.
 
     Every evaluator of the Trainer runs there, beside the times at which it runs anyway. Each point is logged as
@@ -37,6 +41,8 @@ class TradeoffCurve(Algorithm):
     """
 
     bound_to_the_length = True
+    supplied: ClassVar = {"scheduler": Supply.SCHEDULER}
+    kept_records = (_LOGGED,)
 
     def __init__(self, scheduler: MultiplicativeCyclicScheduler):
         if not isinstance(scheduler, MultiplicativeCyclicScheduler):
@@ -48,6 +54,7 @@ class TradeoffCurve(Algorithm):
         self._since = 0.0
         self._ended = 0
         self._length: Time | None = None  # of fit(), as planned
+        self._cycles_in_all: int | None = None
 
     def __repr__(self) -> str:
         return "TradeoffCurve(scheduler)"
@@ -79,6 +86,7 @@ class TradeoffCurve(Algorithm):
         if state.timestamp.batch.value == 0:
             self.scheduler.check_duration(state.max_duration, state.dataloader_len)
         self._length = state.max_duration
+        self._cycles_in_all = self.scheduler.cycles_within(state.max_duration, state.dataloader_len)
         self._ended = self._cycles(state)
         also_evaluate(state, self, self._is_due, self._is_measured)
 
@@ -113,7 +121,15 @@ class TradeoffCurve(Algorithm):
         }
         point |= evaluated(state)
         self.points.append(point)
-        logger.log_metrics({f"tradeoff/{name}": value for name, value in point.items()})
+        logger.log_metrics({f"{_LOGGED}{name}": value for name, value in point.items()})
+
+    def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
+        if f"{_LOGGED}cycle" not in logged:
+            return None
+        values = {name.removeprefix(_LOGGED): value for name, value in logged.items() if name.startswith(_LOGGED)}
+        place = f"cycle {values['cycle'] + 1}" + (f" of {self._cycles_in_all}" if self._cycles_in_all else "")
+        metrics = {name: value for name, value in values.items() if "/" in name}
+        return Milestone(place="" if self._cycles_in_all == 1 else place, values=metrics, seconds=values["seconds"])
 
     def _finish(self, state: State, logger: Logger) -> None:
         if self._length is not None and state.timestamp < self._length and dist.get_global_rank() == 0:

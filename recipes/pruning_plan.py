@@ -185,10 +185,10 @@ class Runs:
         from accelerando.recipes.run.results import label
 
         place = f"run {next(self.numbers)} of {self.count}: {place}"
-        if result := is_done(recipe):
+        if result := finished(recipe):
             self.progress.skip(trainings)
             return result
-        self.progress.start(place, trainings, levels + 1)
+        self.progress.start(place, trainings)
         result = train(recipe, watch=self.progress)
         if not levels:
             value = _number(result.metrics.get(self.metric))
@@ -196,21 +196,12 @@ class Runs:
         return result
 
 
-def is_done(recipe: Recipe) -> Result | None:
-    """What the run has done, if it is finished and tells all that a point needs."""
-    from accelerando.algorithms.pruning.sparsity import Pruning
-
-    prunes = any(isinstance(part.target, type) and issubclass(part.target, Pruning) for part in recipe.algorithms)
-    result = finished(recipe)
-    return result if result and (result.size or not prunes) else None
-
-
 def points_of(arm: str, seed: int, level: int, result: Result, metric: str) -> list[Point]:
     """Those of a LotteryTicket's levels, from the dense network's on; of any other run one, that of `level`."""
-    if result.levels is None:
-        return [_point(arm, seed, level, vars(result), result.metrics.get(metric), result.size)]
+    if (levels := result.found.get("levels")) is None:
+        return [_point(arm, seed, level, vars(result), result.metrics.get(metric), result.found.get("size"))]
     name = metric.partition("/")[2]
-    return [_point(arm, seed, own["level"], own, own.get(name), own if own["level"] else None) for own in result.levels]
+    return [_point(arm, seed, own["level"], own, own.get(name), own if own["level"] else None) for own in levels]
 
 
 def _point(

@@ -47,14 +47,13 @@ from accelerando.recipes.pruning_plan import (
     check_rewind,
     check_weights,
     chosen_by,
-    is_done,
     origins,
     points_of,
     refuse_twice,
     report,
 )
 from accelerando.recipes.run.command_line import command_line
-from accelerando.recipes.run.folder import held
+from accelerando.recipes.run.folder import finished, held
 from accelerando.recipes.run.teachers import untouched_generators
 from accelerando.recipes.run.training import join_ranks
 from accelerando.recipes.variants import own_keys
@@ -124,7 +123,7 @@ class Study:
 
     def trained_controls(self, seed: int, ladder: Result) -> Iterator[tuple[str, int, Recipe]]:
         """By level, those of what the first ladder has found; ConfigError if its masks are not in its folder."""
-        digests = [level["digest"] for level in ladder.levels or []]
+        digests = [level["digest"] for level in ladder.found["levels"]]
         for level in self.control_levels:
             if level >= len(digests):
                 place = f"{self.ladders[0].name}, seed {seed}"
@@ -132,7 +131,7 @@ class Study:
                 continue
             for control in self.controls:
                 recipe = self.control(control, level, seed, digests[level])
-                if control != "random" and not is_done(recipe):
+                if control != "random" and not finished(recipe):
                     _check_masks(Path(recipe.config["folder"]) / self._masks(level, seed), digests[level])
                 yield control, level, recipe
 

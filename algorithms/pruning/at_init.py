@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from composer.algorithms.warnings import NoEffectWarning
@@ -20,6 +20,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..for_recipes import Supply
 from ..host import composer_model, moment, reached, share_of_training
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
 from .enforcement import apply_masks
@@ -75,6 +76,8 @@ class PruneAtInit(Pruning):
     length. Its augmentations apply, which the authors of arXiv 2009.08576 leave out; like them, all but `synflow` look
     at the network in train mode. A batch of one sample that would be left over joins the one before.
     """
+
+    supplied: ClassVar = {"ticket": Supply.FILE, "transform": Supply.TRANSFORM}
 
     def __init__(
         self,

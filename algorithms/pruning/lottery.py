@@ -9,28 +9,32 @@ fine-tuning: Renda et al. (arXiv 2003.02389); the arithmetic schedule: Chen et a
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from composer.algorithms import EMA
 from composer.core import Event, State, Time, TimeUnit
 from composer.loggers import Logger
+from composer.optim import ConstantScheduler
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from ..checkpoints import write_safetensors
+from ..for_recipes import FinishedRun, Folder, Milestone
 from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment, refuse_stoppers
 from .criteria import magnitude
 from .enforcement import forget_momenta
 from .files import save_masks
+from .findings import OF_LEVEL, check_numbers, level_table, ratios, with_costs
 from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, size, unpacked
 from .rewound import RewoundScheduler, options_of, put_back, put_options_back, snapshot_of
 from .sparsity import Pruning, averages
 
 Rewind = Literal["weights", "learning_rate", "finetune"]
+_LOGGED = "lottery/"
 
 
 def level_densities(levels: int, fraction: float, schedule: Literal["geometric", "arithmetic"]) -> list[float]:
@@ -75,6 +79,10 @@ class LotteryTicket(Pruning):
             k, as `rewind.safetensors`.
         include, exclude, classifier: which weights; see `prunable_weights`.
     """
+
+    supplied: ClassVar = {"save_folder": Folder(name="tickets")}
+    may_grow = ("levels",)
+    kept_records = (_LOGGED,)
 
     def __init__(
         self,
@@ -122,8 +130,12 @@ class LotteryTicket(Pruning):
         self._steps: list[int] | None = None  # of the schedulers, before the last update
         self._schedulers: list[RewoundScheduler] = getattr(self, "_schedulers", [])
 
-    def wrap(self, scheduler: Callable[..., float]) -> RewoundScheduler:
-        """The Composer scheduler, which is asked for the same learning rates from k to T in each level."""
+    def wrap(self, scheduler: Callable[..., float] | None) -> RewoundScheduler:
+        """The Composer scheduler, which is asked for the same learning rates from k to T in each level.
+
+        Without one the learning rate is constant.
+        """
+        scheduler = ConstantScheduler() if scheduler is None else scheduler
         if not callable(scheduler):
             kind = type(scheduler).__name__
             raise TypeError(
@@ -300,6 +312,32 @@ class LotteryTicket(Pruning):
             about = {"level": str(self.level), "density": repr(density(self.masks))}
             save_masks(Path(self.save_folder, f"level-{self.level}.safetensors"), self.masks, **about)
 
+    def found(self, run: FinishedRun) -> dict[str, Any]:
+        """Also `levels`: the `results`, each with what this level alone had cost, and the ratios of its masks."""
+        size = super().found(run)
+        sizes, levels = self.size(run.state), with_costs(self.results, run.records)
+        return {**size, "levels": [level | ratios(sizes, self.masks_of(level["level"])) for level in levels]}
+
+    @classmethod
+    def check_found(cls, found: Mapping[str, Any]) -> None:
+        super().check_found(found)
+        if not isinstance(levels := found.get("levels"), list):
+            raise ValueError(f"levels is {levels!r}; expected a list")
+        for level in levels:
+            check_numbers(level, OF_LEVEL)
+
+    @classmethod
+    def tables(cls, found: Mapping[str, Any]) -> list[str]:
+        return [*super().tables(found), *([level_table(found["levels"])] if found["levels"] else [])]
+
+    def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
+        if f"{_LOGGED}batch" not in logged:
+            return None
+        level, left = (logged[f"{_LOGGED}{name}"] for name in ("level", "density"))
+        values = {name.removeprefix(_LOGGED): value for name, value in logged.items() if name.startswith(_LOGGED)}
+        metrics = {name: value for name, value in values.items() if "/" in name}
+        return Milestone(place=f"level {level} of {self.levels}, {100 * left:.3g} %", values=metrics)
+
     def finish(self, state: State, logger: Logger) -> None:
         if (now := state.timestamp.batch.value) < self._total and dist.get_global_rank() == 0:
             text = f"the run was stopped in level {self.level} of {self.levels}, after {now}ba of {self._total}ba"
@@ -314,4 +352,4 @@ class LotteryTicket(Pruning):
         metrics = evaluated(state)
         about: dict[str, Any] = {"level": self.level, "density": kept, "batch": now}
         self.results.append({**about, "digest": digest(self.masks), **metrics})
-        logger.log_metrics({f"lottery/{name}": value for name, value in (about | metrics).items()})
+        logger.log_metrics({f"{_LOGGED}{name}": value for name, value in (about | metrics).items()})

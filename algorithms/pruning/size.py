@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -69,6 +70,23 @@ class ModelSize:
         """All fields for JSON, which has neither infinity nor NaN: such a figure is None."""
         tensors = [size._asdict() | {"shape": list(size.shape), "density": size.density} for size in self.tensors]
         return _finite(asdict(self)) | {"tensors": [_finite(tensor) for tensor in tensors]}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ModelSize":
+        """The size that `as_dict` told of. ValueError where it is not all there."""
+        try:
+            unknown = math.nan if fields["multiply_adds"] is None else math.inf
+            none = {
+                "compression_ratio": math.inf,
+                "theoretical_speedup": unknown,
+                "theoretical_speedup_of_all": unknown,
+            }
+            tensors = [{name: _known(tensor[name]) for name in TensorSize._fields} for tensor in fields["tensors"]]
+            sizes = tuple(TensorSize(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in tensors)
+            names = (field.name for field in dataclass_fields(cls) if field.name != "tensors")
+            return cls(**{name: _known(fields[name], none.get(name, math.nan)) for name in names}, tensors=sizes)
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"expected the size of a model, as it was written; {error!r}") from error
 
     def table(self) -> str:
         """Aligned text: a row for each tensor that multiplies, one for all others, the total, the ratios."""
@@ -150,6 +168,10 @@ def _per_sample(count: float, samples: int | None) -> float:
     if not samples:
         return math.nan
     return count / samples if count % samples else int(count // samples)
+
+
+def _known(value: Any, otherwise: float = math.nan) -> Any:
+    return otherwise if value is None else value
 
 
 def _text(count: float) -> str:

@@ -15,8 +15,10 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from ..checkpoints import some
+from ..for_recipes import FinishedRun, ForRecipes
 from ..host import RequiredOnLoad, composer_model, refuse_twins
 from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
+from .findings import OF_SIZE, check_numbers
 from .masks import (
     Masks,
     MostlyDenseWarning,
@@ -59,7 +61,7 @@ def plain_forward(model: nn.Module, batch: Any) -> Any:
     return type(model).forward(model, batch)
 
 
-class Pruning(Algorithm):
+class Pruning(ForRecipes, Algorithm):
     """Keeps masks, and what they prune at zero, whoever writes there: weights, gradients, optimizers' state, averages.
 
     It is zero after every batch, in every evaluation and prediction, and in every checkpoint, which cannot be resumed
@@ -226,6 +228,24 @@ class Pruning(Algorithm):
     def size(self, state: State) -> ModelSize:
         """The size of the run's model, tensor by tensor and in all."""
         return model_size(composer_model(state), self._multiply_adds, self.masks)
+
+    def found(self, run: FinishedRun) -> dict[str, Any]:
+        """`size`: that of the model, with the `density` of what can be pruned.
+
+        Where nothing has been trained since the start, there has been no batch yet to count multiply-adds with.
+        """
+        if not self.traced:
+            self.trace(run.state, run.batch())
+        return {"size": self.size(run.state).as_dict() | {"density": self.share_left() if self.masks else 1.0}}
+
+    @classmethod
+    def check_found(cls, found: Mapping[str, Any]) -> None:
+        check_numbers(found.get("size"), OF_SIZE)
+        ModelSize.from_dict(found["size"])
+
+    @classmethod
+    def tables(cls, found: Mapping[str, Any]) -> list[str]:
+        return [ModelSize.from_dict(found["size"]).table()]
 
     def _begin(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)

@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -66,9 +66,16 @@ def _documents(target: Any, name: str) -> bool:
     return False
 
 
-def check_arguments(target: Any, arguments: Mapping[str, Any], supplied: int = 0) -> dict[str, Any]:
-    """The arguments as `target` wants them, or an ArgumentError. The caller supplies the first few parameters."""
-    named = {parameter.name: parameter for parameter in parameters(target)[supplied:]}
+def check_arguments(
+    target: Any, arguments: Mapping[str, Any], supplied: int = 0, made: Collection[str] = ()
+) -> dict[str, Any]:
+    """The arguments as `target` wants them, or an ArgumentError.
+
+    The caller supplies the first few parameters, and those whose names are `made`.
+    """
+    named = {parameter.name: parameter for parameter in parameters(target)[supplied:] if parameter.name not in made}
+    for name in arguments.keys() & set(made):
+        raise ArgumentError(name, "the recipe makes it; leave it out")
     for name in map(str, arguments):
         if name not in named and not _documents(target, name):
             hidden = inspect.Parameter.VAR_KEYWORD in _kinds(target)

@@ -8,13 +8,16 @@ leaves the entry out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .arguments import check_arguments, parameters
 from .errors import Source, show
 from .lookup import Namespace, Part
 from .references import check_references
+
+if TYPE_CHECKING:
+    from accelerando.algorithms.for_recipes import Folder, Supply
 
 DATA = ("accelerando.recipes.data.images", "accelerando.recipes.data.text")
 SECTIONS = {
@@ -32,7 +35,6 @@ SECTIONS = {
 STUDY_KEYS = {"study", "executor"}  # which recipes/study.py reads
 MANY = ("algorithms", "callbacks", "loggers")
 REQUIRED_SECTIONS = ("model", "train_data", "optimizer")
-MADE_HERE = ("scheduler", "teachers")
 
 
 def entries_of(source: Source, key: str, value: Any) -> dict[str, dict[str, Any]]:
@@ -55,6 +57,8 @@ def entries_of(source: Source, key: str, value: Any) -> dict[str, dict[str, Any]
 
 def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]) -> list[Part]:
     """Each entry as the thing of that name, with its arguments against the signature."""
+    from accelerando.algorithms.for_recipes import Supply
+
     parts: list[Part] = []
     for name, arguments in entries.items():
         key = f"{section}.{name}"
@@ -63,14 +67,16 @@ def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]
         if any(part.target is target for part in parts):
             raise source.error(key, f"{target.__name__} is given twice; expected once")
         with source.blame(key, TypeError, ValueError):  # of a thing that has no signature
-            made = made_here(target, arguments) if section == "algorithms" else None
-        references = {}
-        if made == "teachers":
-            references = {made: check_references(source, f"{key}.{made}", arguments.get(made), check_section)}
+            supplied = supplied_to(target) if section == "algorithms" else {}
+        references = {
+            name: check_references(source, f"{key}.{name}", arguments.get(name), check_section)
+            for name, supply in supplied.items()
+            if supply is Supply.NETWORKS
+        }
         with source.blame(key, TypeError, ValueError):
-            supplied = 1 if section == "optimizer" or made else 0
+            made = [name for name, supply in supplied.items() if supply in (Supply.SCHEDULER, Supply.TRANSFORM)]
             given = {name: value for name, value in arguments.items() if name not in references}
-            checked = check_arguments(target, given, supplied)
+            checked = check_arguments(target, given, 1 if section == "optimizer" else 0, [*made, *references])
         parts.append(Part(source, key, target, checked | references, SECTIONS[section].makes))
     return parts
 
@@ -80,12 +86,9 @@ def check_section(source: Source, section: str, value: Any) -> list[Part]:
     return check_parts(source, section, entries_of(source, section, value))
 
 
-def made_here(target: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
-    """What the recipe makes for an algorithm, by the name of its first parameter: one of `MADE_HERE`, if any.
+def supplied_to(target: Callable[..., Any]) -> dict[str, Supply | Folder]:
+    """What a recipe makes for an algorithm, by those parameters for which its class declares it."""
+    from accelerando.algorithms.for_recipes import declared_by
 
-    A `scheduler` that is text, or that the YAML gives, is an argument like others.
-    """
-    first = next(iter(parameters(target)), None)
-    if first is None or first.name not in MADE_HERE or first.annotation in (str, "str"):
-        return None
-    return None if first.name == "scheduler" and "scheduler" in arguments else first.name
+    names = {parameter.name for parameter in parameters(target)}
+    return {name: supply for name, supply in declared_by(target).supplied.items() if name in names}

@@ -1,36 +1,64 @@
-"""The algorithms of a recipe, built with what the recipe makes for them."""
+"""The algorithms of a recipe, built with what they declare that a recipe makes for them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config.arguments import parameters
+from composer.core import DataSpec
+
+from accelerando.algorithms.for_recipes import Folder, ForRecipes, Supply
+
+from ..config.lookup import Part
 from ..config.recipe import Recipe
-from ..config.sections import made_here
+from ..config.sections import supplied_to
 from .teachers import build_teachers
 
 
-def build_algorithms(recipe: Recipe, scheduler: Any) -> list[Any]:
-    """Those of the recipe, given its scheduler or the teachers that they name, where that is their first parameter.
+def build_algorithms(recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Those of the recipe, given its scheduler and the `transform` of batches to what the model sees."""
+    return [_build(part, recipe, scheduler, transform) for part in recipe.algorithms]
 
-    What they save is saved in the run's folder, unless they say where; a `ticket` may lie in `folder`.
-    """
 
-    algorithms = []
-    for part in recipe.algorithms:
-        made: dict[str, Any] = {}
-        match made_here(part.target, part.arguments):
-            case "scheduler":
-                made = {"scheduler": scheduler}
-            case "teachers":
-                made = {"teachers": build_teachers(recipe, part.arguments["teachers"])}  # type: ignore[arg-type]
-        names = [parameter.name for parameter in parameters(part.target)]
-        if "save_folder" in names and not part.arguments.get("save_folder"):
-            made["save_folder"] = str(recipe.folder / "tickets")
-        file = part.arguments.get("ticket")
-        if isinstance(file, str) and (inside := Path(recipe.config["folder"], file)).is_file():
-            made["ticket"] = str(inside)
-        algorithms.append(replace(part, arguments=part.arguments | made).build())
-    return algorithms
+def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any] | None) -> Any:
+    made: dict[str, Any] = {}
+    for name, supply in supplied_to(part.target).items():
+        given = part.arguments.get(name)
+        match supply:
+            case Supply.SCHEDULER:
+                made[name] = scheduler
+            case Supply.TRANSFORM:
+                made[name] = transform
+            case Supply.NETWORKS:
+                made[name] = build_teachers(recipe, part.arguments[name])
+            case Supply.FILE if isinstance(given, str) and (inside := Path(recipe.config["folder"], given)).is_file():
+                made[name] = str(inside)
+            case Folder() if not given:
+                made[name] = str(recipe.folder / supply.name)
+    return replace(part, arguments=part.arguments | made).build()
+
+
+def folders_of(recipe: Recipe) -> list[str]:
+    """The names of those folders inside the run's that its algorithms have written."""
+    supplies = [supply for part in recipe.algorithms for supply in supplied_to(part.target).values()]
+    names = [supply.name for supply in supplies if isinstance(supply, Folder)]
+    return [name for name in names if (recipe.folder / name).is_dir()]
+
+
+def for_recipes(algorithms: Sequence[Any]) -> list[ForRecipes]:
+    """Those that have something to say to a recipe."""
+    return [algorithm for algorithm in algorithms if isinstance(algorithm, ForRecipes)]
+
+
+class SeenByModel:
+    """What batches go through on their way to the model; it may be handed out before there are `data`."""
+
+    data: DataSpec | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch, which is on the device, as the model sees it."""
+        if self.data is None:
+            raise RuntimeError("what batches go through is not known before training begins")
+        return self.data.microbatch_transforms(self.data.batch_transforms(batch))

@@ -24,7 +24,7 @@ from accelerando.algorithms.checkpoints import read_content, some, weights_in
 from ..config.errors import ConfigError
 from ..config.recipe import Recipe
 from .files import write
-from .folder import checkpoint_files, differences, digest_file
+from .folder import checkpoint_files, differences, digest_file, may_grow
 
 NEEDED = ("model", "optimizers", "callbacks", "timestamp", "rank_zero_seed", "run_name")
 
@@ -115,7 +115,7 @@ def _refuse_foreign(content: Mapping[str, Any], recipe: Recipe) -> None:
     # Those of older versions do not hold it.
     was = json.loads(saved) if saved else {"run_name": state["run_name"], "seed": state["rank_zero_seed"]}
     now = json.loads(_plain(recipe.config))
-    for key, there, here in differences(was, now if saved else {key: now[key] for key in was}):
+    for key, there, here in differences(was, now if saved else {key: now[key] for key in was}, may_grow(recipe)):
         raise ValueError(f"of another run, with {key} {there}, not {here}")
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +32,6 @@ MAY_CHANGE = re.compile(
     r"max_duration|folder|callbacks|loggers|eval_interval|eval_subset_num_batches|eval_batch_size|progress_bar"
     r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
 )
-
-# A LotteryTicket that is given more levels goes on after its last one.
-LEVELS = re.compile(r"algorithms\.(.*:)?lottery_?ticket\.levels", re.IGNORECASE)
 
 ANOTHER = "choose another run_name, or delete the folder"
 
@@ -165,6 +162,8 @@ def finished(recipe: Recipe) -> Result | None:
 
 
 def _load_finished(recipe: Recipe) -> Result | None:
+    from accelerando.algorithms.for_recipes import declared_by
+
     from .results import Result
 
     file = recipe.folder / "results.json"
@@ -173,11 +172,14 @@ def _load_finished(recipe: Recipe) -> Result | None:
         if (
             was is None
             or not file.exists()
-            or differences(was, recipe.config)
-            or _length(was) != _length(recipe.config)
+            or differences(was, recipe.config, growing := may_grow(recipe))
+            or _length(was, growing) != _length(recipe.config, growing)
         ):
             return None
-        return replace(Result.load(recipe.folder), folder=str(recipe.folder))  # it may have been copied
+        result = Result.load(recipe.folder)
+        for part in recipe.algorithms:
+            declared_by(part.target).check_found(result.found)
+        return replace(result, folder=str(recipe.folder))  # it may have been copied
     except (OSError, ValueError, TypeError) as error:
         line = " ".join(str(error).split())
         print(f"{file}: not as it was written ({line[:200]}); it is written anew", file=sys.stderr, flush=True)
@@ -189,7 +191,7 @@ def _load_finished(recipe: Recipe) -> Result | None:
 def refuse_another_run(recipe: Recipe, as_long: bool = False) -> None:
     """The checkpoints in the folder must come from this config; with `as_long` from a run of its length, too."""
     was = _saved_config(recipe) or {}
-    changes = differences(was, recipe.config) if was else []
+    changes = differences(was, recipe.config, may_grow(recipe)) if was else []
     if as_long and was and was.get("max_duration") != recipe.config["max_duration"]:
         changes.append(("max_duration", was.get("max_duration", "absent"), recipe.config["max_duration"]))
     for key, there, here in changes:
@@ -213,14 +215,21 @@ def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:
         raise recipe.source.error("max_duration", f"{given} given, but the run in {recipe.folder} is longer; {ANOTHER}")
 
 
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The keys that make it another run, and what they were and are."""
+def may_grow(recipe: Recipe) -> frozenset[str]:
+    """The keys whose numbers a run that goes on may have raised, as its algorithms declare."""
+    from accelerando.algorithms.for_recipes import declared_by
+
+    return frozenset(f"{p.key}.{name}" for p in recipe.algorithms for name in declared_by(p.target).may_grow)
+
+
+def differences(was: dict[str, Any], now: dict[str, Any], growing: Collection[str] = ()) -> list[tuple[str, Any, Any]]:
+    """The keys that make it another run, and what they were and are; those that are `growing` may have grown."""
     old, new = _flatten(was), _flatten(now)
     return [
         (key, old.get(key, "absent"), new.get(key, "absent"))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key.partition(".")[0])
-        if not (LEVELS.fullmatch(key) and _is_more(old.get(key), new.get(key)))
+        if not (key in growing and _is_more(old.get(key), new.get(key)))
     ]
 
 
@@ -228,9 +237,9 @@ def _is_more(was: Any, now: Any) -> bool:
     return isinstance(was, int) and isinstance(now, int) and now > was
 
 
-def _length(config: dict[str, Any]) -> dict[str, Any]:
+def _length(config: dict[str, Any], growing: Collection[str]) -> dict[str, Any]:
     """What says how long a run is."""
-    return {key: v for key, v in _flatten(config).items() if key == "max_duration" or LEVELS.fullmatch(key)}
+    return {key: v for key, v in _flatten(config).items() if key == "max_duration" or key in growing}
 
 
 def _saved_config(recipe: Recipe) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from composer.core import State
@@ -13,9 +13,7 @@ Record = dict[str, float]  # in a file, what is not finite is null
 TRAIN_LOSS = "loss/train/total"
 TRAIN_PREFIX = "metrics/train/"
 EVAL_PREFIX = "metrics/eval/"
-LEVEL_PREFIX = "lottery/"
 COUNTS = ("batch", "samples", "seconds")
-OF_POINTS = (EVAL_PREFIX, "tradeoff/", LEVEL_PREFIX)
 MOST_RECORDS = 10_000
 
 
@@ -27,10 +25,12 @@ class History(LoggerDestination):
     of its update, so neither evaluation nor checkpoints nor the replay of batches on resume.
 
     Of a long run only every second, fourth, ... record stays, `MOST_RECORDS` at most; besides these, all that hold an
-    evaluation, and the last two: the newest loss stands in the last but one, with the weights that had it.
+    evaluation, or a number whose name begins with one of `kept`, and the last two: the newest loss stands in the last
+    but one, with the weights that had it.
     """
 
-    def __init__(self):
+    def __init__(self, kept: Iterable[str] = ()):
+        self._kept = (EVAL_PREFIX, *kept)
         self.records: list[Record] = []
         self.seconds = 0.0
         self._since = 0.0
@@ -69,7 +69,7 @@ class History(LoggerDestination):
         self.records[start:-2] = [
             record
             for record in self.records[start:-2]
-            if record["batch"] % stride == 0 or any(name.startswith(OF_POINTS) for name in record)
+            if record["batch"] % stride == 0 or any(name.startswith(self._kept) for name in record)
         ]
 
     def state_dict(self) -> dict[str, Any]:

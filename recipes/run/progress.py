@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from typing import Any
@@ -12,26 +11,29 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
+from accelerando.algorithms.for_recipes import ForRecipes
 from accelerando.algorithms.host import elapsed
 
-from .history import LEVEL_PREFIX, TRAIN_LOSS, History, final_metrics
-from .results import label, percent
+from .algorithms import for_recipes
+from .history import TRAIN_LOSS, History, final_metrics
+from .results import label
 
 
 class Progress(LoggerDestination):
-    """A bar on a terminal; a line for the end of each cycle or level, and for what is told.
+    """A bar on a terminal; a line for each milestone of which an algorithm tells, and for what is told here.
 
     For `train(..., watch=progress)`.
 
     Args:
         total: the length of all runs together, in whatever unit that of each is given.
-        metric: of those that a level ends with, which one to tell.
+        metric: of those that a milestone has, which one to tell; by default all.
     """
 
     def __init__(self, total: float, metric: str = ""):
         self.total, self.done, self.skipped = total, 0.0, 0.0
         self._metric = metric.partition("/")[2]
-        self._place, self._length, self._cycles, self._before = "", 0.0, 1, 0.0
+        self._place, self._length, self._before = "", 0.0, 0.0
+        self._algorithms: list[ForRecipes] = []
         self._since = time.monotonic()
         shown = dist.get_global_rank() == 0 and sys.stderr.isatty()
         form = "{percentage:3.0f} % |{bar}| {elapsed}{postfix}"
@@ -46,9 +48,9 @@ class Progress(LoggerDestination):
         """A run of that length has ended, which another process trained."""
         self.done += length
 
-    def start(self, place: str, length: float, cycles: int = 1) -> None:
-        """The next run: what to call it, and how many cycles or levels it has; of a single level nothing is told."""
-        self._place, self._length, self._cycles, self._before = place, length, cycles, self.done
+    def start(self, place: str, length: float) -> None:
+        """The next run, and what to call it."""
+        self._place, self._length, self._before = place, length, self.done
 
     def finish(self) -> None:
         """No run is left."""
@@ -62,6 +64,7 @@ class Progress(LoggerDestination):
         return f"{tqdm.format_interval(spent * (self.total - self.done) / trained)} left" if trained else ""
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        self._algorithms = for_recipes(state.algorithms)
         self._count(state)
         self.skipped += self.done - self._before
 
@@ -71,18 +74,14 @@ class Progress(LoggerDestination):
     def close(self, state: State, logger: Logger) -> None:
         if self.done == self._before:  # trained before, but not reported
             self.skipped += self._length
-        self.done = self._before + self._length
+        self.done, self._algorithms = self._before + self._length, []
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if f"{LEVEL_PREFIX}batch" in metrics and self._cycles > 1:
-            level, value = metrics[f"{LEVEL_PREFIX}level"], metrics.get(f"{LEVEL_PREFIX}{self._metric}", math.nan)
-            place = f"{self._place}, level {level} of {self._cycles - 1}, {percent(metrics[f'{LEVEL_PREFIX}density'])}"
-            self.tell(f"{place}: {label(self._metric)} {value:.4f}")
-        if "tradeoff/cycle" not in metrics or self._cycles == 1:
-            return
-        place = f"{self._place}, cycle {metrics['tradeoff/cycle'] + 1} of {self._cycles}"
-        values = (f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith("tradeoff/eval/"))
-        self.tell(f"{place}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training")
+        for reached in filter(None, (algorithm.milestone(metrics) for algorithm in self._algorithms)):
+            names = [self._metric] if self._metric in reached.values else reached.values
+            values = ", ".join(f"{label(f'metrics/{name}')} {reached.values[name]:.4f}" for name in names)
+            after = "" if reached.seconds is None else f" after {reached.seconds:.1f} s of training"
+            self.tell(f"{', '.join(filter(None, (self._place, reached.place)))}: {values}{after}")
 
     def tell(self, text: str) -> None:
         """One line, and how far the study is."""

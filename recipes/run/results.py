@@ -13,19 +13,17 @@ from typing import Any
 from pydantic import TypeAdapter
 from tabulate import tabulate
 
+from accelerando.algorithms.for_recipes import label
+
 from .files import write
-from .history import COUNTS, EVAL_PREFIX, final_metrics
-
-OF_SIZE = ("density", "compression_ratio", "theoretical_speedup")
-OF_LEVEL = ("level", "density", "batch", "batches", "samples", "seconds", "compression_ratio", "speedup")
+from .history import COUNTS, final_metrics
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Result:
     """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation.
 
-    Of a run that prunes, `size` is the model's in the end, as `ModelSize` has it, with the `density` of what can be
-    pruned. Of a LotteryTicket's, `levels` are its results, each with what this level alone had cost, and its size.
+    In `found` is what its algorithms leave there (`ForRecipes.found`), such as the `size` of a pruned model.
     """
 
     run_name: str
@@ -37,8 +35,7 @@ class Result:
     seconds: float
     samples_per_second: float
     records: list[dict[str, Any]]
-    size: dict[str, Any] | None = None
-    levels: list[dict[str, Any]] | None = None
+    found: dict[str, Any]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
@@ -63,31 +60,18 @@ class Result:
             raise ValueError("metrics are not those of the last evaluation")
         if not 0 < self.seconds < math.inf or self.samples_per_second != self.samples / self.seconds:
             raise ValueError(f"{self.samples_per_second} samples per second are not those of {self.seconds} s")
-        tables = [(self.size, OF_SIZE)] if self.size is not None else []
-        for part, keys in [*tables, *((level, OF_LEVEL) for level in self.levels or [])]:
-            for key in keys:
-                if key not in part or type(part[key]) not in (int, float, type(None)):
-                    raise ValueError(f"{key} is {part.get(key, 'missing')!r}; expected a number")
 
     def save(self) -> None:
         """Writes `results.json`; a number that is not finite becomes null, as JSON has none."""
-        records, metrics = [_finite(record) for record in self.records], _finite(self.metrics)
-        levels = self.levels and [_finite(level) for level in self.levels]
-        finite = {"records": records, "metrics": metrics, "levels": levels}
-        text = json.dumps(asdict(self) | finite, allow_nan=False)
-        write(Path(self.folder, "results.json"), text.encode())
+        write(Path(self.folder, "results.json"), json.dumps(_finite(asdict(self)), allow_nan=False).encode())
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-
-
-def label(name: str) -> str:
-    """A metric's name for people: ``metrics/eval/MulticlassAccuracy`` is ``accuracy``; and the data set, of several."""
-    place, _, short = name.rpartition("/")
-    short = short.removeprefix("Multiclass").removeprefix("Binary")
-    words = "".join(f" {c.lower()}" if c.isupper() else c for c in short)
-    return f"{words} {place.partition(EVAL_PREFIX)[2]}".strip()
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def percent(share: float) -> str:

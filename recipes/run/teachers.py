@@ -1,4 +1,4 @@
-"""Teachers for an algorithm whose first parameter is `teachers`: from references to modules with their weights."""
+"""Trained networks for an algorithm that asks for them, such as teachers: from references to modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..config.loading import UNREADABLE
 from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..config.references import EXPECTED, Reference
-from ..config.sections import check_section, made_here
+from ..config.sections import check_section, supplied_to
 from ..models.pretrained import find_checkpoint
 
 if TYPE_CHECKING:
@@ -97,12 +97,15 @@ def as_in_training(model: Part, algorithms: Sequence[Part]) -> nn.Module:
     from composer.loggers import Logger
     from composer.utils import get_device
 
+    from accelerando.algorithms.for_recipes import Supply
+
     module = model.build()
     with model.source.blame(model.key, *REFUSALS):
         optimizer = torch.optim.SGD(module.parameters(), 0.1)  # which some need, to register new parameters
         state = State(module, 0, "teacher", get_device("cpu"), optimizers=optimizer)
-    # What is given teachers or a scheduler leaves the model as it is.
-    parts = [part for part in algorithms if not made_here(part.target, part.arguments)]
+    # What is given networks or a scheduler leaves the model as it is.
+    made = {Supply.NETWORKS, Supply.SCHEDULER}
+    parts = [part for part in algorithms if made.isdisjoint(supplied_to(part.target).values())]
     state.algorithms = [part.build() for part in parts]
     for part, algorithm in zip(parts, state.algorithms, strict=True):
         with part.source.blame(part.key, *REFUSALS):

@@ -117,7 +117,7 @@ def _in_turn(runs: Runs, progress: Progress) -> None:
 
     while ready := runs.ready():
         place = runs.place(node := ready[0])
-        progress.start(place, node.cost, node.parts)
+        progress.start(place, node.cost)
         problem = None
         try:
             train(runs.recipe_of(node), watch=progress)

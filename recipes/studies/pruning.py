@@ -60,11 +60,11 @@ class PruningStudy(Study):
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """Of a LotteryTicket one for each level, level 0 being the dense network; of any other run one."""
-        if result.levels is None:
-            size = result.size or {"density": 1.0, **dict.fromkeys(SIZES, 1.0)}
+        if (levels := result.found.get("levels")) is None:
+            size = result.found.get("size") or {"density": 1.0, **dict.fromkeys(SIZES, 1.0)}
             yield with_size(row_of(node, result), size)
             return
-        for level in result.levels:
+        for level in levels:
             tags = {**node.tags, "level": level["level"]}
             cost = {"batches": int(level["batches"]), "samples": int(level["samples"]), "seconds": level["seconds"]}
             metrics = {f"metrics/{name}": number(v) for name, v in level.items() if name.startswith("eval/")}

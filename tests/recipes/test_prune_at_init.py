@@ -11,10 +11,10 @@ import torch
 from composer import Callback
 from omegaconf import OmegaConf
 
+from accelerando.algorithms.pruning.sparsity import Pruning
 from accelerando.recipes.config.errors import ConfigError, Source
 from accelerando.recipes.prune_at_init import main, plan, prune_at_init
 from accelerando.recipes.run import figures
-from accelerando.recipes.run.pruned_run import pruning_of
 from accelerando.recipes.run.results import Result
 from accelerando.recipes.train import train
 
@@ -62,7 +62,7 @@ class Watch(Callback):
 
     def fit_end(self, state, logger):
         name = state.run_name.rpartition("/")[2]
-        Watch.masks[name] = dict(pruning_of(state).masks) if pruning_of(state) else {}
+        Watch.masks[name] = next((dict(a.masks) for a in state.algorithms if isinstance(a, Pruning)), {})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,7 +136,7 @@ def test_each_arm_is_the_run_that_it_says(whole, config):
     assert accuracy("shuffle", prune_at_init=snip | {"shuffle": True}) == value["snip, shuffle", 2]
     ticket = {"levels": 1, "fraction": 0.9, "schedule": "arithmetic", "rewind": "learning_rate", "rewind_to": "1ba"}
     assert accuracy("ticket", lottery_ticket=ticket) == value[LAST, 2]
-    dense = Result.load(folder / "after_training-0.5-seed1").levels[0]
+    dense = Result.load(folder / "after_training-0.5-seed1").found["levels"][0]
     assert dense["eval/MulticlassAccuracy"] == value["dense", 0]
 
     kept = {name: masks[f"snip{name}-0.5-seed1"] for name in ("", "-shuffle", "-invert")}

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from accelerando.algorithms.pruning import load_masks, prunable_weights
 from accelerando.algorithms.pruning.masks import density
+from accelerando.algorithms.pruning.sparsity import Pruning
 from accelerando.recipes.config.errors import ConfigError, Source
 from accelerando.recipes.models.builders import resnet_cifar
 from accelerando.recipes.run import figures
-from accelerando.recipes.run.pruned_run import pruning_of
 from accelerando.recipes.tickets import main, plan, tickets
 from accelerando.recipes.train import train
 
@@ -62,7 +62,7 @@ class Watch(Callback):
             raise KeyboardInterrupt
 
     def fit_end(self, state, logger):
-        Watch.masks[state.run_name] = dict(pruning_of(state).masks) if pruning_of(state) else {}
+        Watch.masks[state.run_name] = next((dict(a.masks) for a in state.algorithms if isinstance(a, Pruning)), {})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,7 +139,7 @@ def test_points_are_those_of_separate_runs(whole, config, tmp_path):
 
     assert accuracy("dense") == value["dense", 0]
     ladder = train(plain | {"algorithms": {"lottery_ticket": {"levels": 2, "fraction": 0.2, "rewind_to": "1ba"}}})
-    assert [level["eval/MulticlassAccuracy"] for level in ladder.levels] == [
+    assert [level["eval/MulticlassAccuracy"] for level in ladder.found["levels"]] == [
         value["dense", 0],
         value["iterative", 1],
         value["iterative", 2],

@@ -10,6 +10,7 @@ from accelerando.recipes.run import history as module
 from accelerando.recipes.run.history import History
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
+KEPT = ["mine/"]
 
 
 def test_history_counts_training_and_nothing_else(monkeypatch):
@@ -51,7 +52,7 @@ def run(history, first, last):
         if batch % 7 == 0:
             history.log_metrics({ACCURACY: batch / 1000})
         if batch % 45 == 0:
-            history.log_metrics({"tradeoff/step": 1})
+            history.log_metrics({"mine/step": 1})
     return history
 
 
@@ -63,7 +64,7 @@ def stopped_clock(monkeypatch):
 
 @pytest.mark.parametrize(("batches", "stride"), [(15, 1), (16, 2), (31, 2), (32, 4), (100, 8), (255, 16), (256, 32)])
 def test_a_long_history_is_thinned_evenly(stopped_clock, batches, stride):
-    records = run(History(), 1, batches).records
+    records = run(History(KEPT), 1, batches).records
     always = {b for b in range(7, batches + 1, 7)} | {b for b in range(45, batches + 1, 45)} | {batches - 1, batches}
     assert [r["batch"] for r in records] == sorted(always | set(range(0, batches + 1, stride)))
     assert len(range(0, batches + 1, stride)) <= 16
@@ -73,20 +74,20 @@ def test_a_long_history_is_thinned_evenly(stopped_clock, batches, stride):
 
 @pytest.mark.parametrize("killed", [1, 15, 16, 17, 31, 32, 33, 70, 128])
 def test_a_thinned_history_goes_on_after_a_resume(stopped_clock, killed):
-    whole, saved = run(History(), 1, 200), run(History(), 1, killed).state_dict()
-    resumed = History()
+    whole, saved = run(History(KEPT), 1, 200), run(History(KEPT), 1, killed).state_dict()
+    resumed = History(KEPT)
     resumed.load_state_dict(json.loads(json.dumps(saved)))
     assert resumed.records == saved["records"]
     assert run(resumed, killed + 1, 200).records == whole.records
 
 
 def test_an_older_checkpoint_is_thinned_as_it_is_loaded(stopped_clock, monkeypatch):
-    thinned = run(History(), 1, 100).records
+    thinned = run(History(KEPT), 1, 100).records
     monkeypatch.setattr(module, "MOST_RECORDS", 1000)
-    everything = run(History(), 1, 100).state_dict()
+    everything = run(History(KEPT), 1, 100).state_dict()
     assert len(everything["records"]) == 101
     monkeypatch.setattr(module, "MOST_RECORDS", 16)
-    resumed = History()
+    resumed = History(KEPT)
     resumed.load_state_dict(everything)
     assert resumed.records == thinned
     resumed.load_state_dict({"records": [], "seconds": 0.0})

@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from accelerando.algorithms import LotteryTicket, PruneAtInit
 from accelerando.recipes.config.errors import ConfigError
-from accelerando.recipes.run.pruned_run import show_transforms
-from accelerando.recipes.run.results import OF_LEVEL, Result
+from accelerando.recipes.run.algorithms import SeenByModel
+from accelerando.recipes.run.results import Result
 from accelerando.recipes.train import train
 from runs import KILL, Watch, free_of_seconds, measured, same, settings, trained
 
@@ -112,18 +111,18 @@ def test_a_lottery_ticket_goes_on_after_a_kill_and_with_more_levels(config, tmp_
 
     config |= {"save_interval": "1ep", "eval_interval": "1dur"}
     whole, weights = trained(config | ticket(2), run_name="whole")
-    assert [(level["batch"], level["batches"], level["samples"]) for level in whole.levels] == [
+    assert [(level["batch"], level["batches"], level["samples"]) for level in whole.found["levels"]] == [
         (8, 8, 256),
         (12, 4, 128),
         (16, 4, 128),
     ]
-    density, size = whole.levels[2]["density"], whole.size
+    density, size = whole.found["levels"][2]["density"], whole.found["size"]
     assert density == size["density"] == pytest.approx(0.64, abs=1e-3)
-    ratios = [(level["compression_ratio"], level["speedup"]) for level in whole.levels]
+    ratios = [(level["compression_ratio"], level["speedup"]) for level in whole.found["levels"]]
     assert ratios[0] == (1, 1) and ratios[2] == pytest.approx((size["compression_ratio"], size["theoretical_speedup"]))
     assert 1 < ratios[1][0] < ratios[2][0] and 1 < ratios[1][1] < ratios[2][1]
-    assert sum(level["seconds"] for level in whole.levels) == pytest.approx(whole.seconds)
-    assert whole.levels[2]["eval/MulticlassAccuracy"] == whole.metrics["metrics/eval/MulticlassAccuracy"]
+    assert sum(level["seconds"] for level in whole.found["levels"]) == pytest.approx(whole.seconds)
+    assert whole.found["levels"][2]["eval/MulticlassAccuracy"] == whole.metrics["metrics/eval/MulticlassAccuracy"]
     assert sorted(file.name for file in (tmp_path / "whole" / "tickets").iterdir()) == [
         "level-1.safetensors",
         "level-2.safetensors",
@@ -135,45 +134,45 @@ def test_a_lottery_ticket_goes_on_after_a_kill_and_with_more_levels(config, tmp_
     with pytest.raises(KeyboardInterrupt):
         train(config | ticket(2) | {"callbacks": {"runs:Watch": {"kill_at": 11}}})
     resumed, resumed_weights = trained(config | ticket(2))
-    assert same(weights, resumed_weights) and free_of_seconds(resumed.levels) == free_of_seconds(whole.levels)
+    assert same(weights, resumed_weights) and free_of_seconds(resumed.found["levels"]) == free_of_seconds(
+        whole.found["levels"]
+    )
     again, _ = trained(config | ticket(2))
     assert not Watch.trained
-    assert (again.levels, again.size) == (resumed.levels, resumed.size)
+    assert (again.found["levels"], again.found["size"]) == (resumed.found["levels"], resumed.found["size"])
     loaded = Result.load(tmp_path / "run")
-    assert (loaded.levels, loaded.size) == (resumed.levels, resumed.size)
+    assert (loaded.found["levels"], loaded.found["size"]) == (resumed.found["levels"], resumed.found["size"])
 
     anew, weights = trained(config | ticket(3), run_name="anew")
     prolonged, prolonged_weights = trained(config | ticket(3))
     assert Watch.trained and same(weights, prolonged_weights)
-    assert free_of_seconds(prolonged.levels) == free_of_seconds(anew.levels)
+    assert free_of_seconds(prolonged.found["levels"]) == free_of_seconds(anew.found["levels"])
     with pytest.raises(ConfigError, match=r"algorithms\.lottery_ticket\.levels: 2 given, but the run in .* has 3"):
         trained(config | ticket(2))
     with pytest.raises(ConfigError, match="LotteryTicket: the checkpoint's run had T"):
         trained(config | ticket(3), max_duration="3ep")
 
 
-def test_what_prunes_gets_what_the_model_sees():
+def test_batches_are_seen_as_the_model_sees_them():
     spec = DataSpec(
         DataLoader(TensorDataset(torch.arange(6.0), torch.arange(6)), 2),
         batch_transforms=lambda batch: (batch[0] + 1, batch[1]),
         microbatch_transforms=lambda batch: (batch[0] / 2, batch[1]),
     )
-    pruning, ticket = PruneAtInit("snip", 0.5), LotteryTicket(levels=1)
-    show_transforms([ticket, pruning], spec)
-    assert torch.equal(pruning.transform(next(iter(spec.dataloader)))[0], torch.tensor([0.5, 1.0]))
+    seen = SeenByModel()
+    batch = next(iter(spec.dataloader))
+    with pytest.raises(RuntimeError, match="not known before training begins"):
+        seen(batch)
+    seen.data = spec
+    assert torch.equal(seen(batch)[0], torch.tensor([0.5, 1.0]))
 
 
-def test_older_and_diverged_results_can_be_read(config, tmp_path):
+def test_diverged_results_can_be_read(config, tmp_path):
     result, _ = trained(config, max_duration="4ba")
-    level = dict.fromkeys(OF_LEVEL, 1)
-    result.levels = [level | {"digest": "a", "eval/CrossEntropy": float("nan")}]
+    result.found["levels"] = [{"digest": "a", "eval/CrossEntropy": float("nan")}]
     result.save()
-    assert Result.load(tmp_path / "run").levels == [level | {"digest": "a", "eval/CrossEntropy": None}]
-    file = tmp_path / "run" / "results.json"
-    old = {name: value for name, value in json.loads(file.read_text()).items() if name not in ("size", "levels")}
-    file.write_text(json.dumps(old))
     read = Result.load(tmp_path / "run")
-    assert read.size is read.levels is None and read.metrics == result.metrics
+    assert read.found["levels"] == [{"digest": "a", "eval/CrossEntropy": None}] and read.metrics == result.metrics
 
 
 def test_fine_tuning_needs_no_schedule(config):
@@ -187,7 +186,7 @@ def test_fine_tuning_needs_no_schedule(config):
 def test_a_ticket_may_lie_in_the_folder_of_all_runs(config, tmp_path):
     trained(config, algorithms={"lottery_ticket": {"levels": 1}}, run_name="finder")
     pruned, _ = trained(config, algorithms={"prune_at_init": {"ticket": "finder/tickets/level-1.safetensors"}})
-    assert pruned.levels is None and pruned.size["density"] == pytest.approx(0.8, abs=1e-3)
+    assert "levels" not in pruned.found and pruned.found["size"]["density"] == pytest.approx(0.8, abs=1e-3)
     with pytest.raises(ConfigError, match=r"algorithms\.prune_at_init: .* ticket must be a file of masks"):
         trained(config, algorithms={"prune_at_init": {"ticket": "finder/tickets/level-9.safetensors"}}, run_name="no")
 

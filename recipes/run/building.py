@@ -1,0 +1,147 @@
+"""From a checked recipe to a Composer Trainer, which goes on from a checkpoint if there is one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from composer import ComposerModel, Trainer
+from composer.algorithms import SAM
+from composer.core import ensure_data_spec
+from composer.devices import Device
+from composer.loggers import LoggerDestination
+from composer.utils import reproducibility
+
+from accelerando.algorithms.for_recipes import declared_by
+
+from ..config.errors import REFUSALS
+from ..config.recipe import Recipe
+from ..data.loaders import OneSetOfBuffers
+from .agreement import agree, takes
+from .algorithms import SeenByModel, build_algorithms, for_recipes
+from .checkpoints import Checkpoint, Saved, nothing_executed
+from .folder import blame_checkpoint, blame_disk
+from .history import History
+from .loggers import build_loggers
+from .progress import Lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A Trainer that is ready to train, what it records, and what its batches go through to the model."""
+
+    recipe: Recipe
+    trainer: Trainer
+    history: History
+    seen: SeenByModel
+
+    def batch(self) -> Any:
+        """One batch of the training data, on the device and as the model sees it."""
+        assert self.seen.data
+        return self.seen(self.trainer.state.device.batch_to_device(next(iter(self.seen.data.dataloader))))
+
+
+def build(
+    recipe: Recipe, *, device: Device, checkpoint: Checkpoint | None, name: str, watch: LoggerDestination | None
+) -> Run:
+    """The run of that id, which `watch` shows in place of what is shown otherwise."""
+    # Composer says so of every smaller last batch.
+    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+    arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
+    history, seen = History(_kept_records(recipe)), SeenByModel()
+    shown = _shown_by(history, watch, arguments)
+    loggers = [history, *shown, *build_loggers(recipe, name), Saved(recipe, checkpoint)]
+    scheduler = recipe.scheduler.build() if recipe.scheduler else None
+    algorithms = build_algorithms(recipe, scheduler, seen)
+    for algorithm in for_recipes(algorithms):
+        scheduler = algorithm.wrap(scheduler)
+    callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
+
+    seed = recipe.config["seed"]
+    reproducibility.seed_all(seed)
+    model = _build_model(recipe)
+    optimizer = recipe.optimizer.build(model.parameters())
+    train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
+    eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
+    agree(recipe, takes(model), train_data, eval_data)
+    seen.data = ensure_data_spec(train_data)
+    with (
+        recipe.source.blame("", *REFUSALS),
+        blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
+        blame_disk(recipe.folder, recipe.source),
+        nothing_executed(),
+    ):
+        trainer = Trainer(
+            model=model,
+            train_dataloader=train_data,
+            eval_dataloader=eval_data,
+            optimizers=optimizer,
+            schedulers=scheduler,
+            algorithms=algorithms,
+            callbacks=callbacks,
+            loggers=loggers,
+            **arguments,
+        )
+    return Run(recipe=recipe, trainer=trainer, history=history, seen=seen)
+
+
+def _kept_records(recipe: Recipe) -> list[str]:
+    return [name for part in recipe.algorithms for name in declared_by(part.target).kept_records]
+
+
+def _shown_by(history: History, watch: LoggerDestination | None, arguments: Mapping[str, Any]) -> list[Any]:
+    if watch:
+        return [watch]
+    return [] if arguments["progress_bar"] or arguments.get("log_to_console") else [Lines(history)]
+
+
+def _build_model(recipe: Recipe) -> ComposerModel:
+    model = recipe.model.build()
+    if not isinstance(model, ComposerModel):
+        raise recipe.source.error(recipe.model.key, f"makes a {type(model).__name__}; expected a ComposerModel")
+    return model
+
+
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "run_name": recipe.run_name,
+        "seed": recipe.config["seed"],
+        "save_folder": str(recipe.folder / "checkpoints"),
+        "save_num_checkpoints_to_keep": 1,
+        # A kill may leave a half-written checkpoint newer than the one that the run goes on from.
+        "save_overwrite": True,
+        "progress_bar": sys.stderr.isatty(),
+        "load_progress_bar": sys.stderr.isatty(),
+    }
+
+
+def _load_arguments(recipe: Recipe, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Those of Composer's that make it go on from the checkpoint, if any: it would take its newest link for that."""
+    given = recipe.trainer
+    _refuse_shards(recipe)
+    if checkpoint or (given.get("load_path") and not given.get("load_weights_only")):
+        _refuse_sam(recipe)
+    if checkpoint is None:
+        return {"autoresume": False}
+    as_it_was = dict.fromkeys(("load_object_store", "load_ignore_keys", "load_exclude_algorithms"))
+    return {"autoresume": False, "load_path": checkpoint.path, "load_weights_only": False, **as_it_was}
+
+
+def _refuse_shards(recipe: Recipe) -> None:
+    """A checkpoint is one file with a digest beside it. Composer's FSDP 2 makes shards unless told otherwise."""
+    fsdp = (recipe.trainer.get("parallelism_config") or {}).get("fsdp")
+    default = "sharded" if os.environ.get("FSDP_VERSION", "1") == "2" else "full"
+    if fsdp is not None and fsdp.get("state_dict_type", default) == "sharded":
+        hint = "a run cannot go on from sharded checkpoints; expected full"
+        raise recipe.source.error("parallelism_config.fsdp.state_dict_type", hint)
+
+
+def _refuse_sam(recipe: Recipe) -> None:
+    for part in recipe.algorithms:
+        if isinstance(part.target, type) and issubclass(part.target, SAM):
+            hint = "its optimizer's state is in no checkpoint; start anew with autoresume=false"
+            raise recipe.source.error(part.key, f"cannot resume from a checkpoint, {hint}")

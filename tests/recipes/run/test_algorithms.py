@@ -1,0 +1,143 @@
+"""Algorithms in recipes: nothing is guessed by a parameter's name, and what one declares it gets."""
+
+import json
+
+import pytest
+from composer import Algorithm
+
+from accelerando.algorithms.for_recipes import Folder, ForRecipes, Milestone, Supply
+from accelerando.recipes.config.errors import ConfigError
+from accelerando.recipes.config.recipe import check
+from accelerando.recipes.run.algorithms import build_algorithms
+from accelerando.recipes.run.progress import Progress
+from accelerando.recipes.train import train
+from runs import Watch, settings, trained
+
+
+class Stranger(Algorithm):
+    """One that has never heard of recipes."""
+
+    def __init__(self, scheduler: str, teachers: int = 1, ticket: int = 0, save_folder: str | None = None):
+        self.given = scheduler, teachers, ticket, save_folder
+
+    def wrap(self):
+        raise AssertionError("means something else")
+
+    found = tables = milestone = check_found = wrap
+
+    def match(self, event, state):
+        return False
+
+    def apply(self, event, state, logger):
+        pass
+
+
+class Rounds(ForRecipes, Stranger):
+    """One that counts rounds of two batches."""
+
+    supplied = {"plan": Supply.SCHEDULER, "experts": Supply.NETWORKS, "notes": Folder(name="notes"), "map": Supply.FILE}
+    may_grow = ("rounds",)
+    kept_records = ("rounds/",)
+
+    def __init__(self, rounds: int, map: str = "", notes: str = "", plan=None, experts=()):
+        self.rounds, self.map, self.notes, self.plan, self.experts = rounds, map, notes, plan, experts
+
+    def wrap(self, scheduler):
+        return lambda state, ssr=1.0: 0.5 * self.plan(state, ssr)
+
+    def match(self, event, state):
+        return event == "batch_end"
+
+    def apply(self, event, state, logger):
+        if state.timestamp.batch.value % 2 == 0:
+            logger.log_metrics({"rounds/number": state.timestamp.batch.value // 2})
+
+    def found(self, run):
+        return {"rounds": [record["rounds/number"] for record in run.records if "rounds/number" in record]}
+
+    @classmethod
+    def check_found(cls, found):
+        if not isinstance(found.get("rounds"), list):
+            raise ValueError("rounds is no list")
+
+    @classmethod
+    def tables(cls, found):
+        return [f"rounds of two batches: {len(found['rounds'])}"]
+
+    def milestone(self, logged):
+        number = logged.get("rounds/number")
+        return number and Milestone(place=f"round {number}", values={"eval/MulticlassAccuracy": 0.5}, seconds=1.0)
+
+
+class OnlyRounds(Rounds):
+    """A subclass without what its base is given."""
+
+    def __init__(self, rounds: int):
+        super().__init__(rounds, plan=lambda state, ssr: 1.0)
+
+
+@pytest.mark.parametrize("name", ["teachers", "ticket", "save_folder"])
+def test_names_mean_nothing(tmp_path, name):
+    (tmp_path / "3").touch()
+    values = {"scheduler": "linear", "teachers": 4, "ticket": 3, "save_folder": "of another meaning"}
+    given = {key: values[key] for key in ("scheduler", name)}
+    recipe = check(settings(tmp_path) | {"algorithms": {f"{__name__}:Stranger": given}})
+    (stranger,) = build_algorithms(recipe, object())
+    expected = {"scheduler": "linear", "teachers": 1, "ticket": 0, "save_folder": None} | given
+    assert stranger.given == tuple(expected.values())
+
+
+def test_a_run_with_a_stranger(tmp_path):
+    given = {"scheduler": "linear", "save_folder": "of another meaning"}
+    result, _ = trained(settings(tmp_path), algorithms={f"{__name__}:Stranger": given}, max_duration="2ba")
+    assert result.found == {} and not (tmp_path / "run/tickets").exists()
+    with pytest.raises(ConfigError, match="Stranger.scheduler: missing; it has no default"):
+        train(settings(tmp_path) | {"algorithms": {f"{__name__}:Stranger": {}}})
+
+
+def test_what_is_declared_is_given_kept_printed_and_may_grow(tmp_path, capsys):
+    expert = trained(settings(tmp_path), run_name="expert", max_duration="2ba")[0].run_name
+    (tmp_path / "map.txt").touch()
+
+    def rounds(number):
+        return {"algorithms": {f"{__name__}:Rounds": {"rounds": number, "experts": expert, "map": "map.txt"}}}
+
+    config = settings(tmp_path) | {"max_duration": "4ba", "callbacks": {"lr_monitor": {}}}
+    recipe = check(config | rounds(1))
+    (built,) = build_algorithms(recipe, "the scheduler")
+    assert built.plan == "the scheduler" and built.map == str(tmp_path / "map.txt") and len(built.experts) == 1
+    assert built.notes == str(tmp_path / "run" / "notes")
+
+    (tmp_path / "run/notes").mkdir(parents=True)
+    result, _ = trained(config | rounds(1))
+    assert result.found == {"rounds": [1, 2]}
+    rates = [value for record in result.records for name, value in record.items() if name.startswith("lr-")]
+    assert max(rates) == pytest.approx(0.05)
+    out = capsys.readouterr().out
+    assert "rounds of two batches: 2" in out and "checkpoints, notes" in out
+    trained(config | rounds(1))
+    assert not Watch.trained and "rounds of two batches: 2" in capsys.readouterr().out
+
+    file = tmp_path / "run" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"found": {"rounds": 7}}))
+    assert trained(config | rounds(1))[0].found == {"rounds": [1, 2]}
+    assert "rounds is no list" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="Rounds.rounds: 0 given, but the run in .* has 1"):
+        train(config | rounds(0))
+    trained(config | rounds(2), max_duration="6ba")
+    assert Watch.trained
+
+    with pytest.raises(ConfigError, match="Rounds.plan: the recipe makes it; leave it out"):
+        check(config | {"algorithms": {f"{__name__}:Rounds": {"rounds": 1, "experts": expert, "plan": "x"}}})
+    check(config | {"algorithms": {f"{__name__}:OnlyRounds": {"rounds": 1}}}).algorithms[0].build()
+
+
+def test_milestones_are_told(tmp_path, capsys):
+    config = settings(tmp_path) | {"max_duration": "4ba", "algorithms": {f"{__name__}:OnlyRounds": {"rounds": 1}}}
+    progress = Progress(total=1.0)
+    progress.start("run 1 of 1", 1.0)
+    train(config, watch=progress)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"run 1 of 1, round {number}: accuracy 0.5000 after 1.0 s of training" for number in (1, 2)
+    ]
