@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 # What somebody else's constructor raises over arguments, files and checkpoints that it cannot work with.
@@ -34,6 +34,7 @@ class Source:
     """Where a config came from, so that an error can point there."""
 
     file: str = "config"
+    _: KW_ONLY
     overridden: frozenset[str] = frozenset()
     part: str = ""  # where in the file the top-level keys `moved` really stand
     moved: frozenset[str] = frozenset()

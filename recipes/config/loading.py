@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
         except TypeError as error:  # a list for a mapping
             raise ConfigError("command line", key, f"{error}; expected what the file has there, a mapping") from error
         keys.append(key)
-    return config, Source(file, frozenset(keys))
+    return config, Source(file, overridden=frozenset(keys))
 
 
 def _read(file: str, place: Path, below: list[Path]) -> DictConfig:

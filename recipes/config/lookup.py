@@ -13,7 +13,7 @@ from typing import Any
 from .errors import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A class or function found by name, with its checked arguments."""
 
@@ -31,7 +31,7 @@ class Part:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Namespace:
     """Modules in which a name is looked up, in this order, and which of the things found there count."""
 

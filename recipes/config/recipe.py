@@ -39,7 +39,7 @@ RENAMED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML.
 

@@ -22,7 +22,7 @@ CheckSection = Callable[[Source, str, Any], list[Part]]
 EXPECTED = "expected a run's folder, a Hugging Face folder, or {checkpoint: FILE, model: {NAME: {...}}}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """One teacher as a YAML names it; `name` is the text, or the checkpoint's file."""
 
@@ -47,7 +47,7 @@ def check_references(source: Source, key: str, given: Any, check_section: CheckS
 
 def _check(source: Source, key: str, given: Any, check_section: CheckSection) -> Reference:
     if isinstance(given, str) and given:
-        return Reference(key, given)
+        return Reference(key=key, name=given)
     if not isinstance(given, dict):
         raise source.error(key, f"{show(given)} given; {EXPECTED}")
     for name in given:
@@ -57,4 +57,5 @@ def _check(source: Source, key: str, given: Any, check_section: CheckSection) ->
         raise source.error(key, f"{show(given)} given; {EXPECTED}")
     inside = source.inside(key, given)
     model = check_section(inside, "model", given["model"])[0] if given.get("model") is not None else None
-    return Reference(key, file, True, model, tuple(check_section(inside, "algorithms", given.get("algorithms"))))
+    algorithms = tuple(check_section(inside, "algorithms", given.get("algorithms")))
+    return Reference(key=key, name=file, is_file=True, model=model, algorithms=algorithms)

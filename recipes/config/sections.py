@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 
 DATA = ("accelerando.recipes.data.images", "accelerando.recipes.data.text")
 SECTIONS = {
-    "model": Namespace(("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
-    "train_data": Namespace(DATA, methods=("check", "build")),
-    "eval_data": Namespace(DATA, methods=("check", "build")),
-    "optimizer": Namespace(("composer.optim", "torch.optim"), "torch.optim:Optimizer"),
+    "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
+    "train_data": Namespace(modules=DATA, methods=("check", "build")),
+    "eval_data": Namespace(modules=DATA, methods=("check", "build")),
+    "optimizer": Namespace(modules=("composer.optim", "torch.optim"), base="torch.optim:Optimizer"),
     "scheduler": Namespace(
-        ("accelerando.algorithms", "composer.optim"), "composer.optim:ComposerScheduler", suffix="Scheduler"
+        modules=("accelerando.algorithms", "composer.optim"),
+        base="composer.optim:ComposerScheduler",
+        suffix="Scheduler",
     ),
-    "algorithms": Namespace(("accelerando.algorithms", "composer.algorithms"), "composer.core:Algorithm"),
-    "callbacks": Namespace(("composer.callbacks",), "composer.core:Callback"),
-    "loggers": Namespace(("composer.loggers",), "composer.loggers:LoggerDestination", suffix="Logger"),
+    "algorithms": Namespace(modules=("accelerando.algorithms", "composer.algorithms"), base="composer.core:Algorithm"),
+    "callbacks": Namespace(modules=("composer.callbacks",), base="composer.core:Callback"),
+    "loggers": Namespace(modules=("composer.loggers",), base="composer.loggers:LoggerDestination", suffix="Logger"),
 }
 STUDY_KEYS = {"study", "executor"}  # which recipes/study.py reads
 MANY = ("algorithms", "callbacks", "loggers")
@@ -77,7 +79,8 @@ def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]
             made = [name for name, supply in supplied.items() if supply in (Supply.SCHEDULER, Supply.TRANSFORM)]
             given = {name: value for name, value in arguments.items() if name not in references}
             checked = check_arguments(target, given, 1 if section == "optimizer" else 0, [*made, *references])
-        parts.append(Part(source, key, target, checked | references, SECTIONS[section].makes))
+        given, makes = checked | references, SECTIONS[section].makes
+        parts.append(Part(source=source, key=key, target=target, arguments=given, makes=makes))
     return parts
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from .folder import checkpoint_files, differences, digest_file, may_grow
 NEEDED = ("model", "optimizers", "callbacks", "timestamp", "rank_zero_seed", "run_name")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A whole one of this run: its weights' `names`, `older` ones of this run, and what a kill has left `half`."""
 
@@ -60,13 +60,17 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
         print(*told, sep="\n", end="\n" if told else "", file=sys.stderr, flush=True)
         older = [older for older in files[:number:-1] if _is_ours(older, recipe)] if _rotates(recipe) else []
         half = [newer for newer in problems if not _was_whole(newer)]
-        return Checkpoint(str(file.resolve()), names, *(tuple(str(f.resolve()) for f in fs) for fs in (older, half)))
+        return Checkpoint(path=str(file.resolve()), names=names, older=_paths(older), half=_paths(half))
     for file, problem in problems.items():
         if _was_whole(file):
             hint = f"delete it to go on from another one, or {recipe.folder} to start anew"
             raise ConfigError(str(file), "", f"cannot be gone on from: {problem}; {hint}")
         print(f"{file}: {problem}, a kill has left it so; starting anew", file=sys.stderr, flush=True)
     return None
+
+
+def _paths(files: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(str(file.resolve()) for file in files)
 
 
 def _age(file: Path) -> tuple[int, bool]:

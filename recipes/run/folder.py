@@ -66,10 +66,10 @@ def as_rank_zero_finds(find: Callable[[], Any]) -> Any:
         try:
             found[0] = find()
         except ConfigError as error:
-            found[1] = error.file, error.key, error.message
+            found[1] = {"file": error.file, "key": error.key, "message": error.message}
     dist.broadcast_object_list(found)
     if found[1]:
-        raise ConfigError(*found[1])
+        raise ConfigError(**found[1])
     return found[0]
 
 

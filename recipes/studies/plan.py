@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ..run.results import Result
     from .executors import Executor
 
-STUDIES = Namespace(("accelerando.recipes.studies",), "accelerando.recipes.studies.core:Study")
-EXECUTORS = Namespace(("accelerando.recipes.studies.executors",), "accelerando.recipes.studies.executors:Executor")
+STUDIES = Namespace(modules=("accelerando.recipes.studies",), base="accelerando.recipes.studies.core:Study")
+EXECUTORS = Namespace(
+    modules=("accelerando.recipes.studies.executors",), base="accelerando.recipes.studies.executors:Executor"
+)
 OWN_KEYS = ("study", "executor")
 
 

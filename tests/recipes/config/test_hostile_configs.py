@@ -386,6 +386,6 @@ def test_configs_changed_at_random(file, tmp_path):
 
 def test_a_model_of_a_subclass_is_found_without_a_call():
     with pytest.raises(LookupError, match=r"expected a subclass of ComposerModel, or a function that makes one"):
-        Namespace((), makes="composer:ComposerModel").find(f"{__name__}:Source")
-    assert Namespace((), makes="composer:ComposerModel").find("composer.models:HuggingFaceModel")
+        Namespace(modules=(), makes="composer:ComposerModel").find(f"{__name__}:Source")
+    assert Namespace(modules=(), makes="composer:ComposerModel").find("composer.models:HuggingFaceModel")
     assert issubclass(import_path("composer.models:ComposerClassifier"), ComposerModel) and Path(__file__).exists()

@@ -239,6 +239,6 @@ def test_a_mapping_is_as_good_as_a_file(yaml):
 
 
 def test_a_name_is_found_however_it_is_spelt():
-    callbacks = Namespace(("composer.callbacks",), "composer.core:Callback")
+    callbacks = Namespace(modules=("composer.callbacks",), base="composer.core:Callback")
     spellings = ("lr_monitor", "lrmonitor", "LRMonitor", "composer.callbacks:LRMonitor")
     assert len({callbacks.find(spelling) for spelling in spellings}) == 1

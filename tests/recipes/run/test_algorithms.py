@@ -1,6 +1,7 @@
 """Algorithms in recipes: nothing is guessed by a parameter's name, and what one declares it gets."""
 
 import json
+from typing import ClassVar
 
 import pytest
 from composer import Algorithm
@@ -35,7 +36,12 @@ class Stranger(Algorithm):
 class Rounds(ForRecipes, Stranger):
     """One that counts rounds of two batches."""
 
-    supplied = {"plan": Supply.SCHEDULER, "experts": Supply.NETWORKS, "notes": Folder(name="notes"), "map": Supply.FILE}
+    supplied: ClassVar = {
+        "plan": Supply.SCHEDULER,
+        "experts": Supply.NETWORKS,
+        "notes": Folder(name="notes"),
+        "map": Supply.FILE,
+    }
     may_grow = ("rounds",)
     kept_records = ("rounds/",)
 
@@ -91,7 +97,7 @@ def test_a_run_with_a_stranger(tmp_path):
     given = {"scheduler": "linear", "save_folder": "of another meaning"}
     result, _ = trained(settings(tmp_path), algorithms={f"{__name__}:Stranger": given}, max_duration="2ba")
     assert result.found == {} and not (tmp_path / "run/tickets").exists()
-    with pytest.raises(ConfigError, match="Stranger.scheduler: missing; it has no default"):
+    with pytest.raises(ConfigError, match=r"Stranger\.scheduler: missing; it has no default"):
         train(settings(tmp_path) | {"algorithms": {f"{__name__}:Stranger": {}}})
 
 
@@ -122,12 +128,12 @@ def test_what_is_declared_is_given_kept_printed_and_may_grow(tmp_path, capsys):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"found": {"rounds": 7}}))
     assert trained(config | rounds(1))[0].found == {"rounds": [1, 2]}
     assert "rounds is no list" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="Rounds.rounds: 0 given, but the run in .* has 1"):
+    with pytest.raises(ConfigError, match=r"Rounds\.rounds: 0 given, but the run in .* has 1"):
         train(config | rounds(0))
     trained(config | rounds(2), max_duration="6ba")
     assert Watch.trained
 
-    with pytest.raises(ConfigError, match="Rounds.plan: the recipe makes it; leave it out"):
+    with pytest.raises(ConfigError, match=r"Rounds\.plan: the recipe makes it; leave it out"):
         check(config | {"algorithms": {f"{__name__}:Rounds": {"rounds": 1, "experts": expert, "plan": "x"}}})
     check(config | {"algorithms": {f"{__name__}:OnlyRounds": {"rounds": 1}}}).algorithms[0].build()
 

@@ -19,7 +19,9 @@ def result(folder, name="plain", loss=1.0):
     records[20][ACCURACY] = 0.5 / loss
     records += [{"batch": 40, "samples": 320, "seconds": 4.0, ACCURACY: 0.75}]
     algorithms = ["BlurPool", "MixUp"] if name == "all" else []
-    return Result(name, str(folder), algorithms, {ACCURACY: 0.75}, 40, 320, 4.0, 80.0, records)
+    cost = {"batches": 40, "samples": 320, "seconds": 4.0, "samples_per_second": 80.0}
+    about = {"run_name": name, "folder": str(folder), "algorithms": algorithms, "metrics": {ACCURACY: 0.75}}
+    return Result(**about, **cost, records=records, found={})
 
 
 def test_a_result_survives_its_file_even_after_divergence(tmp_path):
