@@ -18,6 +18,7 @@ from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .generators import untouched_generators
 from .host import composer_model
 from .targets import check_labels, computes_own_loss, dense_targets, labels_key
 
@@ -75,7 +76,7 @@ class AskedLoss:
         if what not in self._answers:
             # Made-up targets are no reason to warn, and nobody's random numbers may move.
             devices = [outputs.device] if outputs.is_cuda else []
-            with warnings.catch_warnings(), torch.random.fork_rng(devices):
+            with warnings.catch_warnings(), untouched_generators(devices):
                 warnings.simplefilter("ignore")
                 self._answers[what] = ask()
         return self._answers[what]

@@ -1,7 +1,6 @@
 """Weights out of Composer checkpoints, state dicts and safetensors that need not be trusted: nothing in them is run."""
 
 import datetime
-import os
 import pickle
 import warnings
 import zipfile
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
+
+from .whole_files import written_whole
 
 # Composer's checkpoints hold the states of random generators, and what version and machine they come from.
 try:
@@ -171,11 +172,8 @@ def write_safetensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], 
     """Writes a file whole or not at all."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    with written_whole(Path(path)) as file:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

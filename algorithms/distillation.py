@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Algorithm, Event, Precision, State, Time
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .for_recipes import ForRecipes, Supply
+from .generators import numpy_generator
 from .host import composer_model, moment, reached, refuse_twins
 from .labelled_positions import Labelled, LabelledPositions
 from .targets import IGNORED, labels_key
@@ -47,8 +47,7 @@ def distillation_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 def draw_teachers(seed: int, step: int, count: int, per_step: int) -> list[int]:
     """Which `per_step` of `count` teachers are asked at this step: uniform, without replacement, in rising order."""
-    generator = np.random.default_rng((seed, step, STREAM))
-    return sorted(generator.choice(count, per_step, replace=False).tolist())
+    return sorted(numpy_generator(seed, step, STREAM).choice(count, per_step, replace=False).tolist())
 
 
 def add_distillation(loss: Any, distilled: Tensor, base_weight: float, distillation_weight: float) -> Any:

@@ -1,6 +1,7 @@
 """What the algorithms have in common as guests of the Composer Trainer."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,6 +146,23 @@ def elapsed(state: State, unit: TimeUnit) -> float:
     if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
         over += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
     return over
+
+
+class TrainingClock:
+    """Seconds of training: from asking for a batch to the end of its update, summed over all of them.
+
+    So neither evaluation nor checkpoints count, nor the replay of batches on resume. It is started at
+    BEFORE_DATALOADER and stopped at BATCH_END.
+    """
+
+    def __init__(self):
+        self.seconds, self._since = 0.0, 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
 
 
 def evaluated(state: State) -> dict[str, float]:

@@ -20,6 +20,7 @@ from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
 from .asked_loss import AskedLoss
+from .generators import numpy_generator
 from .host import composer_model, refuse_twins
 from .label_smoothing import REMEDY as LABELS_REMEDY
 from .label_smoothing import LabelSmoothing
@@ -167,8 +168,8 @@ class MixUp(Algorithm):
         if not input.is_floating_point() and input.dtype != torch.uint8:
             raise TypeError(f"MixUp mixes images or features, but input_key gives {input.dtype}, such as token ids.")
         step = state.timestamp.batch.value
-        self.mixing = draw_mixing(self.alpha, np.random.default_rng((self._seed, step)))
-        pairs = np.random.default_rng((self._seed, step, dist.get_global_rank())).permutation(len(input))
+        self.mixing = draw_mixing(self.alpha, numpy_generator(self._seed, step))
+        pairs = numpy_generator(self._seed, step, dist.get_global_rank()).permutation(len(input))
         mixed, self._permuted_target, _ = mixup_batch(input, target, self.mixing, indices=torch.from_numpy(pairs))
         state.batch_set_item(self.input_key, mixed)
 

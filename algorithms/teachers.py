@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .checkpoints import load_weights
+from .generators import untouched_generators
 from .labelled_positions import HeadPositions, has_masked_lm_head
 from .targets import labels_key
 
@@ -41,7 +42,7 @@ def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> 
     import transformers
 
     try:
-        with torch.random.fork_rng(devices=[]):
+        with untouched_generators([]):
             config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
             name = (config.architectures or ["no architecture"])[0]
             kind: Any = getattr(transformers, name, None)

@@ -8,7 +8,6 @@ at the end of a cycle stands for what a run of its own of that length would have
     Trainer(..., max_duration="512ep", schedulers=scheduler, algorithms=[curve])
 """
 
-import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from composer.utils import dist
 
 from .cyclic import MultiplicativeCyclicScheduler
 from .for_recipes import ForRecipes, Milestone, Supply
-from .host import also_evaluate, evaluated, refuse_stoppers, refuse_twins
+from .host import TrainingClock, also_evaluate, evaluated, refuse_stoppers, refuse_twins
 
 _LOGGED = "tradeoff/"
 
@@ -32,8 +31,7 @@ class TradeoffCurve(ForRecipes, Algorithm):
     `tradeoff/...`, and stands in `points` (and in the checkpoint) as a dict of numbers:
 
     - `cycle`, counted from 0, and the updates and samples that training took: `batch`, `samples`;
-    - `seconds`: from asking for a batch to the end of its update, summed over all of them, hence without evaluation,
-      checkpoints and the replay of batches on resume; that of the slowest rank;
+    - `seconds` of training, as `TrainingClock` counts them; those of the slowest rank;
     - every metric, such as `eval/MulticlassAccuracy`.
 
     Args:
@@ -50,8 +48,7 @@ class TradeoffCurve(ForRecipes, Algorithm):
             raise TypeError(f"TradeoffCurve: scheduler must be a MultiplicativeCyclicScheduler, got {name}.")
         self.scheduler = scheduler
         self.points: list[dict[str, float]] = []
-        self.seconds = 0.0
-        self._since = 0.0
+        self._clock = TrainingClock()
         self._ended = 0
         self._length: Time | None = None  # of fit(), as planned
         self._cycles_in_all: int | None = None
@@ -60,10 +57,10 @@ class TradeoffCurve(ForRecipes, Algorithm):
         return "TradeoffCurve(scheduler)"
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "points": self.points, "seconds": self.seconds}
+        return {**super().state_dict(), "points": self.points, "seconds": self._clock.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.points, self.seconds = state.get("points", []), state.get("seconds", 0.0)
+        self.points, self._clock.seconds = state.get("points", []), state.get("seconds", 0.0)
 
     def match(self, event: Event, state: State) -> bool:
         return event in _STEPS
@@ -74,7 +71,7 @@ class TradeoffCurve(ForRecipes, Algorithm):
     def _begin(self, state: State, logger: Logger) -> None:
         refuse_twins(self, state)
         refuse_stoppers(self, state)
-        self.points, self.seconds = [], 0.0
+        self.points, self._clock = [], TrainingClock()
         # Another Trainer may have had it before; this one asks it for the first learning rate after this event.
         self.scheduler.stretch = None
 
@@ -102,16 +99,16 @@ class TradeoffCurve(ForRecipes, Algorithm):
         return bool(self.points) and self.points[-1]["batch"] == state.timestamp.batch.value
 
     def _start_clock(self, state: State, logger: Logger) -> None:
-        self._since = time.perf_counter()
+        self._clock.start()
 
     def _stop_clock(self, state: State, logger: Logger) -> None:
-        self.seconds += time.perf_counter() - self._since
+        self._clock.stop()
 
     def _record(self, state: State, logger: Logger) -> None:
         if (ended := self._cycles(state)) == self._ended:
             return
         self._ended = ended
-        slowest = state.device.tensor_to_device(torch.tensor(self.seconds))
+        slowest = state.device.tensor_to_device(torch.tensor(self._clock.seconds))
         dist.all_reduce(slowest, reduce_operation="MAX")
         point: dict[str, float] = {
             "cycle": ended - 1,

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..for_recipes import Supply
+from ..generators import seeded, torch_generator
 from ..host import composer_model, moment, reached, share_of_training
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
 from .enforcement import apply_masks
 from .files import load_masks
 from .masks import Masks, Scope, digest, keep_highest, kept_counts, shuffled
-from .samples import class_balanced, seeded
+from .samples import class_balanced
 from .sparsity import Pruning, plain_forward
 
 Criterion = Literal["magnitude", "random", "gradient_magnitude", "snip", "snip_per_batch", "grasp", "synflow"]
@@ -168,7 +169,7 @@ class PruneAtInit(Pruning):
         if self.masks or not self._is_now(state):
             return
         seed = state.rank_zero_seed if self.seed is None else self.seed
-        generator = torch.Generator().manual_seed((seed << 16) + _STREAM)
+        generator = torch_generator(seed, _STREAM)
         masks = self._load() if self.ticket is not None else self._choose(state, seed, generator)
         if self.shuffle:
             masks = shuffled(masks, generator)

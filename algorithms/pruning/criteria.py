@@ -32,8 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from ..generators import seeded
 from . import untouched
-from .samples import samples_in, seeded
+from .samples import samples_in
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

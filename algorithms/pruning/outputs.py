@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..checkpoints import some
-from .samples import seeded
+from ..generators import seeded
 from .untouched import kept
 
 _PRODUCTS = {F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, operator.matmul, torch.mm, torch.bmm}

@@ -1,15 +1,14 @@
 """The samples that pruning at initialization looks at: which, how many a batch holds, under which random numbers."""
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Sized
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ..generators import numpy_generator, seeded
 
 
 def class_balanced(
@@ -37,7 +36,7 @@ def class_balanced(
     """
     if per_class < 1 or len(dataset) == 0:
         raise ValueError(f"class_balanced: cannot choose {per_class} samples per class of {len(dataset)} samples.")
-    generator = np.random.default_rng(seed)
+    generator = numpy_generator(seed)
     order: list[int] = generator.permutation(len(dataset)).tolist()
     label_of = label_of or (lambda index: _label(dataset[index]))
     chosen: list[int] = []
@@ -76,27 +75,6 @@ def samples_in(batch: Any) -> int:
             f"No tensor in a batch of type {type(batch).__name__} tells its number of samples: pass `samples`."
         )
     return len(first)
-
-
-@contextmanager
-def seeded(seed: int, devices: Sequence[int] = ()) -> Iterator[None]:
-    """The global random generators of Python, NumPy and PyTorch start from `seed`, and are put back afterwards.
-
-    Of PyTorch's it is the CPU's and those of the CUDA devices of these indices; others are left alone.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            # torch.manual_seed would reach every other device as well, of which nothing is put back.
-            torch.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _first_tensor(batch: Any) -> Tensor | None:

@@ -6,7 +6,6 @@ none is measured. `trace_multiply_adds` runs a model once, dense or pruned; `mod
 """
 
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,6 @@ from dataclasses import fields as dataclass_fields
 from functools import reduce
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..generators import untouched_generators
 from .untouched import kept
 
 
@@ -247,9 +246,7 @@ def _plain_evaluation(model: nn.Module) -> Iterator[None]:
             backend.enabled = False  # type: ignore[attr-defined]
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state(legacy=False))
-        stack.enter_context(torch.random.fork_rng({p.device.index for p in model.parameters() if p.is_cuda}))
+        stack.enter_context(untouched_generators({p.device.index for p in model.parameters() if p.is_cuda}))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # what meets the tracer is never compiled again
         # Of what autocast has cast before, the source is unknown; and what it casts now has no gradient.

@@ -10,8 +10,6 @@ import hashlib
 import math
 import os
 import string
-import tempfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -24,6 +22,9 @@ import torch
 import torch.nn.functional as F
 from composer.core import DataSpec, Evaluator
 from torch import Tensor
+
+from accelerando.algorithms.generators import generator_of
+from accelerando.algorithms.whole_files import written_whole
 
 from ..config.errors import ArgumentError, show
 from .facts import IGNORED, Described, Facts
@@ -226,8 +227,7 @@ class _TokeniseAndMask:
 
     def _noise(self, text: str) -> Tensor:
         key = f"{self.seed} {self.dataset.next_epoch} {text}" if self.dataset else text
-        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-        return torch.rand(self.seq_len, 2, generator=generator)
+        return torch.rand(self.seq_len, 2, generator=generator_of(key))
 
 
 def _pack(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
@@ -297,11 +297,8 @@ def _python_docs_tokenizer(vocab_size: int) -> Tokenizer:
         reserved = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
         tokenizer.train_from_iterator(texts, vocab_size, special_tokens=reserved, show_progress=False)
         tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
-        cache.mkdir(parents=True, exist_ok=True)
-        # Another rank may be writing the same: only a whole file ever bears the name.
-        with tempfile.NamedTemporaryFile("w", dir=cache, delete=False, encoding="utf-8") as part:
-            part.write("\n".join(tokens) + "\n")
-        os.replace(part.name, file)
+        with written_whole(file) as part:
+            part.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     return BertTokenizerFast(str(file))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,19 +11,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from accelerando.algorithms.whole_files import written_whole
+
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; one that is so already is left alone, as its folder may be closed by now."""
     if path.is_file() and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk, its part too takes room
-        raise
+    with written_whole(path) as file:
+        file.write_bytes(content)
 
 
 def write_yaml(path: Path, config: Mapping[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
+
+from accelerando.algorithms.host import TrainingClock
 
 Record = dict[str, float]  # in a file, what is not finite is null
 TRAIN_LOSS = "loss/train/total"
@@ -21,8 +22,7 @@ class History(LoggerDestination):
     """Every number that is logged, and what reaching those weights had cost; goes into the checkpoint.
 
     There is one record per batch: the state of the weights after `batch` updates, which saw `samples` samples and took
-    `seconds` of training, and whatever was measured on these weights. Seconds count from asking for a batch to the end
-    of its update, so neither evaluation nor checkpoints nor the replay of batches on resume.
+    `seconds` of training (see `TrainingClock`), and whatever was measured on these weights.
 
     Of a long run only every second, fourth, ... record stays, `MOST_RECORDS` at most; besides these, all that hold an
     evaluation, or a number whose name begins with one of `kept`, and the last two: the newest loss stands in the last
@@ -32,18 +32,22 @@ class History(LoggerDestination):
     def __init__(self, kept: Iterable[str] = ()):
         self._kept = (EVAL_PREFIX, *kept)
         self.records: list[Record] = []
-        self.seconds = 0.0
-        self._since = 0.0
+        self._clock = TrainingClock()
         self._state: State | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Those of training so far."""
+        return self._clock.seconds
 
     def init(self, state: State, logger: Logger) -> None:
         self._state = state
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        self._since = time.perf_counter()
+        self._clock.start()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.seconds += time.perf_counter() - self._since
+        self._clock.stop()
         # A callback that logged at this event has begun the record with the time of the previous one.
         self._record(state)["seconds"] = self.seconds
 
@@ -76,7 +80,7 @@ class History(LoggerDestination):
         return {"records": self.records, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.records, self.seconds = state["records"], state["seconds"]
+        self.records, self._clock.seconds = state["records"], state["seconds"]
         if self.records:
             self._thin(0)  # an older checkpoint holds them all
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+
+from accelerando.algorithms.generators import untouched_generators
 
 from ..config.errors import REFUSALS, ConfigError, Source
 from ..config.loading import UNREADABLE
@@ -112,18 +112,3 @@ def as_in_training(model: Part, algorithms: Sequence[Part]) -> nn.Module:
             if algorithm.match(Event.INIT, state):
                 algorithm.apply(Event.INIT, state, Logger(state))
     return state.model
-
-
-@contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Whatever is drawn inside, Python's, numpy's and torch's global generators are as before."""
-    import numpy as np
-    import torch
-
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

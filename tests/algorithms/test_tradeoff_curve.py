@@ -10,7 +10,7 @@ from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from accelerando.algorithms import MultiplicativeCyclicScheduler, TradeoffCurve, tradeoff_curve
+from accelerando.algorithms import MultiplicativeCyclicScheduler, TradeoffCurve, host
 from tiny import Kill, assert_same, examples, fit, loader, timeless, trainer, weights
 
 # An epoch has 4 batches, the last one smaller. Troughs: inside an epoch, at the end of one, at the end of the run.
@@ -56,7 +56,7 @@ class Watch(Callback):
 def start(monkeypatch):
     def start(scheduler=None, callbacks=(), **options):
         curve, watch = TradeoffCurve(scheduler or cyclic()), Watch()
-        monkeypatch.setattr(tradeoff_curve, "time", watch)
+        monkeypatch.setattr(host, "time", watch)
         options = {"schedulers": curve.scheduler, "eval_dataloader": loader(), **options}
         return SimpleNamespace(
             curve=curve, watch=watch, trainer=trainer([curve], callbacks=[watch, *callbacks], **options)

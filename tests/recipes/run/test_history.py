@@ -1,6 +1,7 @@
 """The record of a run."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ KEPT = ["mine/"]
 
 def test_history_counts_training_and_nothing_else(monkeypatch):
     clock = 0.0
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
     state = SimpleNamespace(timestamp=SimpleNamespace(batch=0, sample=0))
     history = History()
     history.init(state, None)
@@ -58,7 +59,7 @@ def run(history, first, last):
 
 @pytest.fixture
 def stopped_clock(monkeypatch):
-    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
     monkeypatch.setattr(module, "MOST_RECORDS", 16)
 
 

@@ -1,0 +1,61 @@
+"""Random numbers that are nobody else's: global generators that are put back, and generators of one's own.
+
+What a generator of one's own draws is a function of what it is made from, so that it repeats after a resume.
+"""
+
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def untouched_generators(devices: Iterable[int | torch.device] | None = None) -> Iterator[None]:
+    """Whatever is drawn inside, the global generators of Python, NumPy and PyTorch are as before.
+
+    Of PyTorch's they are the CPU's and those of these CUDA devices, by default of the current one, if CUDA is in use.
+    """
+    if devices is None:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        with torch.random.fork_rng([*devices]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def seeded(seed: int, devices: Iterable[int] = ()) -> Iterator[None]:
+    """The global random generators of Python, NumPy and PyTorch start from `seed`, and are put back afterwards.
+
+    Of PyTorch's it is the CPU's and those of the CUDA devices of these indices; others are left alone.
+    """
+    devices = [*devices]
+    with untouched_generators(devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        # torch.manual_seed would reach every other device as well, of which nothing is put back.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        yield
+
+
+def numpy_generator(seed: int, *place: int) -> np.random.Generator:
+    """By the run's seed and a place, such as the step, the rank, a number that stands for the purpose."""
+    return np.random.default_rng((seed, *place))
+
+
+def torch_generator(seed: int, purpose: int) -> torch.Generator:
+    """By the run's seed and a number below 2**16 that stands for the purpose; on the CPU."""
+    return torch.Generator().manual_seed((seed << 16) + purpose)
+
+
+def generator_of(text: str) -> torch.Generator:
+    """By a text; on the CPU."""
+    return torch.Generator().manual_seed(zlib.crc32(text.encode()))
