@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import islice, takewhile
 from typing import Any
 
@@ -16,6 +17,7 @@ from composer.core import State, Time, TimeUnit, ensure_time
 from composer.optim import ComposerScheduler
 
 from .host import UNITS
+from .validation import check
 
 Number = int | float | Fraction
 
@@ -65,18 +67,13 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
 
     def __init__(self, t_warmup: str | Time, t_period: str | Time, growth: float = 2.0, alpha_f: float = 0.0):
         warmup, period = _time("t_warmup", t_warmup), _time("t_period", t_period)
-        if not 0 <= warmup.value < float("inf"):
-            raise ValueError(f"MultiplicativeCyclicScheduler: t_warmup must be finite, not below 0, got {t_warmup}.")
-        if not 0 < period.value < float("inf"):
-            raise ValueError(f"MultiplicativeCyclicScheduler: t_period must be finite and above 0, got {t_period}.")
-        if warmup.value > 0 and warmup.unit != period.unit:
-            raise ValueError(
-                f"MultiplicativeCyclicScheduler: t_warmup={t_warmup} and t_period={t_period} must be in one unit."
-            )
-        if not 1 <= growth < float("inf"):
-            raise ValueError(f"MultiplicativeCyclicScheduler: growth must be finite and at least 1, got {growth}.")
-        if not 0 <= alpha_f < 1:
-            raise ValueError(f"MultiplicativeCyclicScheduler: alpha_f must lie in [0, 1), got {alpha_f}.")
+        require = partial(check, "MultiplicativeCyclicScheduler")
+        require("t_warmup", 0 <= warmup.value < math.inf, "finite and not below 0", t_warmup)
+        require("t_period", 0 < period.value < math.inf, "finite and above 0", t_period)
+        in_one_unit = warmup.value == 0 or warmup.unit == period.unit
+        require("t_warmup", in_one_unit, f"in the unit of t_period={t_period}", t_warmup)
+        require("growth", 1 <= growth < math.inf, "finite and at least 1", growth)
+        require("alpha_f", 0 <= alpha_f < 1, "in [0, 1)", alpha_f)
         self.t_warmup, self.t_period, self.growth, self.alpha_f = warmup, period, growth, alpha_f
         self.unit = period.unit
         # Decimals as they are written: ten times 0.1 is 1.
@@ -190,9 +187,8 @@ class MultiplicativeCyclicScheduler(ComposerScheduler):
 
 def _time(name: str, value: str | Time) -> Time:
     time = ensure_time(value, TimeUnit.EPOCH)
-    if time.unit not in UNITS:
-        known = ", ".join(unit.value for unit in UNITS)
-        raise ValueError(f"MultiplicativeCyclicScheduler: {name} must be in one of {known}, got {value}.")
+    known = ", ".join(unit.value for unit in UNITS)
+    check("MultiplicativeCyclicScheduler", name, time.unit in UNITS, f"in one of {known}", str(value))
     return time
 
 

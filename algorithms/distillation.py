@@ -7,6 +7,7 @@ Hinton et al. 2015 (arXiv 1503.02531). Drawn one at a time, the teachers of an e
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from .host import composer_model, moment, reached, refuse_twins
 from .labelled_positions import Labelled, LabelledPositions
 from .targets import IGNORED, labels_key
 from .teachers import Teacher, load_teacher, logits_of, rows
+from .validation import check
 
 DTYPES = ("bfloat16", "float16", "float32")
 STREAM = 0x7EAC  # sets these draws apart from what others draw by the same seed and step
@@ -133,36 +135,25 @@ class Distillation(ForRecipes, Algorithm):
         given: Any = [teachers] if alone or not isinstance(teachers, Iterable) else [*teachers]
         count, per_step, expected = len(given), teachers_per_step, "a time string such as 0.5dur, 10ep or 500ba"
         first, last = moment(start), moment(end)
-        problems = {
-            "teachers must be one at least, got none": not given,
-            f"teachers must be modules, or Hugging Face folders, got {given}": not all(
-                isinstance(one, nn.Module | str | PathLike) for one in given
-            ),
-            f"teachers_per_step must be None for all, or a whole number in [1, {count}], got {per_step}": not (
-                per_step is None or (type(per_step) is int and 1 <= per_step <= count)
-            ),
-            f"base_weight must be finite and not below 0, got {base_weight}": not 0 <= base_weight < math.inf,
-            f"distillation_weight must be finite and above 0, got {distillation_weight}": not (
-                0 < distillation_weight < math.inf
-            ),
-            f"loss must be 'kl', 'mse' or a function of two logits, got {loss!r}": not (
-                callable(loss) or loss in ("kl", "mse")
-            ),
-            f"temperature must be finite and above 0, got {temperature}": not 0 < temperature < math.inf,
-            f"start must be {expected}, before the end of the training, got {start!r}": first is None
-            or str(first) == "1.0dur",
-            f"end must be {expected}, after the beginning of the training, got {end!r}": not (last and last.value),
-            f"teacher_dtype must be None or one of {', '.join(DTYPES)}, got {teacher_dtype!r}": (
-                teacher_dtype not in (None, *DTYPES)
-            ),
-            f"ignore_index must be a whole number, got {ignore_index!r}": type(ignore_index) is not int,
-            f"common_classes must be True or False, got {common_classes!r}": type(common_classes) is not bool,
-        }
-        if first and last and first.unit == last.unit:
-            problems[f"end must come after start={start}, got {end}"] = first.value >= last.value
-        for problem, found in problems.items():
-            if found:
-                raise ValueError(f"Distillation: {problem}.")
+        require = partial(check, "Distillation")
+        require("teachers", given, "one at least", given)
+        modules_or_folders = all(isinstance(one, nn.Module | str | PathLike) for one in given)
+        require("teachers", modules_or_folders, "modules, or Hugging Face folders", given)
+        whole = per_step is None or (type(per_step) is int and 1 <= per_step <= count)
+        require("teachers_per_step", whole, f"None for all, or a whole number in [1, {count}]", per_step)
+        require("base_weight", 0 <= base_weight < math.inf, "finite and not below 0", base_weight)
+        require("distillation_weight", 0 < distillation_weight < math.inf, "finite and above 0", distillation_weight)
+        require("loss", callable(loss) or loss in ("kl", "mse"), "'kl', 'mse' or a function of two logits", loss)
+        require("temperature", 0 < temperature < math.inf, "finite and above 0", temperature)
+        begins, ends = first is not None and str(first) != "1.0dur", last is not None and last.value > 0
+        require("start", begins, f"{expected}, before the end of the training", start)
+        require("end", ends, f"{expected}, after the beginning of the training", end)
+        known = teacher_dtype in (None, *DTYPES)
+        require("teacher_dtype", known, f"None or one of {', '.join(DTYPES)}", teacher_dtype)
+        require("ignore_index", type(ignore_index) is int, "a whole number", ignore_index)
+        require("common_classes", type(common_classes) is bool, "True or False", common_classes)
+        assert first is not None and last is not None
+        require("end", first.unit != last.unit or first.value < last.value, f"after start={start}", end)
         self.start: Any = first
         self.end: Any = last
         self.teachers_per_step = teachers_per_step or len(given)

@@ -18,6 +18,7 @@ from .asked_loss import AskedLoss
 from .host import composer_model, refuse_twins
 from .own_loss import OwnLoss, PlainLoss
 from .targets import IGNORED, dense_targets, holds_classes, labels_key, logits_in, soften, target_in
+from .validation import check
 
 REMEDY = "Smooth in the loss itself, as with torch's cross_entropy(label_smoothing=...)."
 
@@ -62,8 +63,7 @@ class LabelSmoothing(Algorithm):
         target_key: str | int | tuple[Callable, Callable] | Any = 1,
         ignore_index: int = IGNORED,
     ):
-        if not 0 <= smoothing <= 1:
-            raise ValueError(f"LabelSmoothing: smoothing must lie in [0, 1], got {smoothing}.")
+        check("LabelSmoothing", "smoothing", 0 <= smoothing <= 1, "in [0, 1]", smoothing)
         if smoothing == 0:
             warnings.warn(NoEffectWarning("LabelSmoothing: smoothing=0 leaves the labels as they are."), stacklevel=2)
         self.smoothing = smoothing

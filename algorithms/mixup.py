@@ -26,6 +26,7 @@ from .label_smoothing import REMEDY as LABELS_REMEDY
 from .label_smoothing import LabelSmoothing
 from .own_loss import OwnLoss, PlainLoss
 from .targets import IGNORED, check_labels, dense_targets, holds_classes, labels_key, logits_in, target_in
+from .validation import check
 
 REMEDY = "Compute it in the `loss` method of a ComposerModel, and use interpolate_loss=True."
 
@@ -110,8 +111,7 @@ class MixUp(Algorithm):
         target_key: str | int | tuple[Callable, Callable] | Any = 1,
         ignore_index: int = IGNORED,
     ):
-        if not 0 <= alpha < float("inf"):
-            raise ValueError(f"MixUp: alpha must be finite and not below 0, got {alpha}.")
+        check("MixUp", "alpha", 0 <= alpha < float("inf"), "finite and not below 0", alpha)
         if alpha == 0:
             warnings.warn(NoEffectWarning("MixUp: alpha=0 mixes nothing."), stacklevel=2)
         self.alpha = alpha

@@ -7,27 +7,25 @@ import torch
 from composer import Callback
 from composer.utils import dist
 
-from accelerando.algorithms.pruning.masks import digest
 from tiny import weights
 
 
 class Choices(Callback):
     """What an algorithm chose for all ranks, batch by batch."""
 
-    def __init__(self):
-        self.record = []
+    def __init__(self, cases):
+        self.cases, self.record = cases, []
 
     def batch_end(self, state, logger):
-        for algorithm in state.algorithms:
-            chosen = [getattr(algorithm, name, None) for name in ("mixing", "drawn")]
-            self.record.append([*chosen, digest(getattr(algorithm, "masks", {}))])
+        cases = [(algorithm, self.cases.get(type(algorithm).__name__)) for algorithm in state.algorithms]
+        self.record.append([case.chosen(algorithm) for algorithm, case in cases if case])
 
 
 def main(folder: Path, names: list[str]) -> None:
-    from test_contract import data, fit, points
+    from test_contract import CASES, data, fit, points
 
     for name in names:
-        choices = Choices()
+        choices = Choices(CASES)
         run = fit(
             name,
             train_dataloader=data(name, batch_size=4, drop_last=True),

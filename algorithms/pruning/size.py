@@ -80,8 +80,8 @@ class ModelSize:
                 "theoretical_speedup": unknown,
                 "theoretical_speedup_of_all": unknown,
             }
-            tensors = [{name: _known(tensor[name]) for name in TensorSize._fields} for tensor in fields["tensors"]]
-            sizes = tuple(TensorSize(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in tensors)
+            tensors = [tensor | {"shape": tuple(tensor["shape"])} for tensor in fields["tensors"]]
+            sizes = tuple(TensorSize._make(_known(tensor[name]) for name in TensorSize._fields) for tensor in tensors)
             names = (field.name for field in dataclass_fields(cls) if field.name != "tensors")
             return cls(**{name: _known(fields[name], none.get(name, math.nan)) for name in names}, tensors=sizes)
         except (LookupError, TypeError) as error:

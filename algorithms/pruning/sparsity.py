@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints import some
 from ..for_recipes import FinishedRun, ForRecipes
 from ..host import RequiredOnLoad, composer_model, refuse_twins
+from ..validation import check
 from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
 from .findings import OF_SIZE, check_numbers
 from .masks import (
@@ -93,8 +94,7 @@ class Pruning(ForRecipes, Algorithm):
 
     def check(self, argument: str, fits: Any, expected: str, given: Any) -> None:
         """Raise ValueError, naming the argument and what was expected of it, unless it `fits`."""
-        if not fits:
-            raise ValueError(f"{self._name}: {argument} must be {expected}, got {given!r}.")
+        check(self._name, argument, fits, expected, given)
 
     def check_density(self, density: float | Mapping[str, float]) -> None:
         """That it is a share that prunes something, or shares by patterns that do."""

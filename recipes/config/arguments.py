@@ -89,14 +89,19 @@ def check_arguments(
         # A name may exist for type checkers only: leave the values to the constructor.
         with suppress(NameError, TypeError):
             hints |= typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
-    return {name: check_value(name, hints.get(name, Any), value) for name, value in arguments.items()}
+    # Elsewhere, a text that is called `start` may be anything.
+    times = str(getattr(target, "__module__", "")).partition(".")[0] in ("composer", "accelerando")
+    return {name: check_value(name, hints.get(name, Any), value, times) for name, value in arguments.items()}
 
 
-def check_value(name: str, annotation: Any, value: Any) -> Any:
-    """The value as its annotation wants it (a list may become a tuple; text, no number), or an ArgumentError."""
+def check_value(name: str, annotation: Any, value: Any, times: bool = True) -> Any:
+    """The value as its annotation wants it (a list may become a tuple; text, no number), or an ArgumentError.
+
+    With `times`, texts that bear one of Composer's names for times are held to be time strings.
+    """
     members = _members(annotation)
     timed = any(getattr(member, "__name__", "") == "Time" for member in _leaves(annotation))
-    if timed or (str in members and TIME_NAMES.fullmatch(name)):
+    if timed or (times and str in members and TIME_NAMES.fullmatch(name)):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 _check_time(name, text)

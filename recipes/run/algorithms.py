@@ -19,10 +19,11 @@ from .teachers import build_teachers
 
 def build_algorithms(recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any] | None = None) -> list[Any]:
     """Those of the recipe, given its scheduler and the `transform` of batches to what the model sees."""
-    return [_build(part, recipe, scheduler, transform) for part in recipe.algorithms]
+    seen = transform or SeenByModel()
+    return [_build(part, recipe, scheduler, seen) for part in recipe.algorithms]
 
 
-def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any] | None) -> Any:
+def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any]) -> Any:
     made: dict[str, Any] = {}
     for name, supply in supplied_to(part.target).items():
         given = part.arguments.get(name)

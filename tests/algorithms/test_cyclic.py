@@ -194,17 +194,17 @@ def test_scale_schedule_ratio(arguments, max_duration, ratio, updates, t):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("1ep", "0ep"), "t_period must be finite and above 0, got 0ep"),
-        (("1ep", "-1ep"), "t_period must be finite and above 0, got -1ep"),
-        (("0dur", "nandur"), "t_period must be finite and above 0, got nandur"),
-        (("0dur", "infdur"), "t_period must be finite and above 0, got infdur"),
-        (("-1ba", "1ba"), "t_warmup must be finite, not below 0, got -1ba"),
-        (("nandur", "1dur"), "t_warmup must be finite, not below 0, got nandur"),
-        (("1ep", "8ba"), "t_warmup=1ep and t_period=8ba must be in one unit"),
-        (("0ep", "8iter"), "t_period must be in one of ep, ba, sp, tok, dur, got 8iter"),
-        (("8sec", "8ep"), "t_warmup must be in one of ep, ba, sp, tok, dur, got 8sec"),
+        (("1ep", "0ep"), "t_period must be finite and above 0, got '0ep'"),
+        (("1ep", "-1ep"), "t_period must be finite and above 0, got '-1ep'"),
+        (("0dur", "nandur"), "t_period must be finite and above 0, got 'nandur'"),
+        (("0dur", "infdur"), "t_period must be finite and above 0, got 'infdur'"),
+        (("-1ba", "1ba"), "t_warmup must be finite and not below 0, got '-1ba'"),
+        (("nandur", "1dur"), "t_warmup must be finite and not below 0, got 'nandur'"),
+        (("1ep", "8ba"), "t_warmup must be in the unit of t_period=8ba, got '1ep'"),
+        (("0ep", "8iter"), "t_period must be in one of ep, ba, sp, tok, dur, got '8iter'"),
+        (("8sec", "8ep"), "t_warmup must be in one of ep, ba, sp, tok, dur, got '8sec'"),
         *((("1ep", "1ep", x), f"growth must be finite and at least 1, got {x}") for x in (0.9, -2, math.nan, math.inf)),
-        *((("1ep", "1ep", 2, x), rf"alpha_f must lie in \[0, 1\), got {x}") for x in (-0.1, 1, math.nan, math.inf)),
+        *((("1ep", "1ep", 2, x), rf"alpha_f must be in \[0, 1\), got {x}") for x in (-0.1, 1, math.nan, math.inf)),
     ],
 )
 def test_refused_arguments(arguments, message):

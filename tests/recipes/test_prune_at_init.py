@@ -200,6 +200,7 @@ def test_it_is_told_and_logged_to_wandb(config, tmp_path, monkeypatch, capsys):
     assert [line.partition(": accuracy ")[0] for line in lines] == [
         "run 1 of 3: dense, seed 1",
         "run 2 of 3: random, 50 %, seed 1",
+        *(f"run 3 of 3: {LAST}, 50 %, seed 1, level {level}" for level in ("0 of 1, 100 %", "1 of 1, 50 %")),
         f"run 3 of 3: {LAST}, 50 %, seed 1",
     ]
     assert lines[-1].endswith("(100%, 00:00 left)") and "sparsest match" in out and "prune_at_init.csv" in out

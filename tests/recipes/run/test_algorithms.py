@@ -18,8 +18,11 @@ from runs import Watch, settings, trained
 class Stranger(Algorithm):
     """One that has never heard of recipes."""
 
-    def __init__(self, scheduler: str, teachers: int = 1, ticket: int = 0, save_folder: str | None = None):
-        self.given = scheduler, teachers, ticket, save_folder
+    def __init__(
+        self, scheduler: str, teachers: int = 1, ticket: int = 0, save_folder: str | None = None, start: str = "left"
+    ):
+        self.given = {"scheduler": scheduler, "teachers": teachers, "ticket": ticket}
+        self.given |= {"save_folder": save_folder, "start": start}
 
     def wrap(self):
         raise AssertionError("means something else")
@@ -82,33 +85,36 @@ class OnlyRounds(Rounds):
         super().__init__(rounds, plan=lambda state, ssr: 1.0)
 
 
-@pytest.mark.parametrize("name", ["teachers", "ticket", "save_folder"])
+def small(folder):
+    return settings(folder) | {"scheduler": {"constant": {}}}
+
+
+@pytest.mark.parametrize("name", ["teachers", "ticket", "save_folder", "start"])
 def test_names_mean_nothing(tmp_path, name):
     (tmp_path / "3").touch()
-    values = {"scheduler": "linear", "teachers": 4, "ticket": 3, "save_folder": "of another meaning"}
+    values = {"scheduler": "linear", "teachers": 4, "ticket": 3, "save_folder": "of another meaning", "start": "top"}
     given = {key: values[key] for key in ("scheduler", name)}
-    recipe = check(settings(tmp_path) | {"algorithms": {f"{__name__}:Stranger": given}})
+    recipe = check(small(tmp_path) | {"algorithms": {f"{__name__}:Stranger": given}})
     (stranger,) = build_algorithms(recipe, object())
-    expected = {"scheduler": "linear", "teachers": 1, "ticket": 0, "save_folder": None} | given
-    assert stranger.given == tuple(expected.values())
+    assert stranger.given == {"teachers": 1, "ticket": 0, "save_folder": None, "start": "left"} | given
 
 
 def test_a_run_with_a_stranger(tmp_path):
     given = {"scheduler": "linear", "save_folder": "of another meaning"}
-    result, _ = trained(settings(tmp_path), algorithms={f"{__name__}:Stranger": given}, max_duration="2ba")
+    result, _ = trained(small(tmp_path), algorithms={f"{__name__}:Stranger": given}, max_duration="2ba")
     assert result.found == {} and not (tmp_path / "run/tickets").exists()
     with pytest.raises(ConfigError, match=r"Stranger\.scheduler: missing; it has no default"):
-        train(settings(tmp_path) | {"algorithms": {f"{__name__}:Stranger": {}}})
+        train(small(tmp_path) | {"algorithms": {f"{__name__}:Stranger": {}}})
 
 
 def test_what_is_declared_is_given_kept_printed_and_may_grow(tmp_path, capsys):
-    expert = trained(settings(tmp_path), run_name="expert", max_duration="2ba")[0].run_name
+    expert = trained(small(tmp_path), run_name="expert", max_duration="2ba")[0].run_name
     (tmp_path / "map.txt").touch()
 
     def rounds(number):
         return {"algorithms": {f"{__name__}:Rounds": {"rounds": number, "experts": expert, "map": "map.txt"}}}
 
-    config = settings(tmp_path) | {"max_duration": "4ba", "callbacks": {"lr_monitor": {}}}
+    config = small(tmp_path) | {"max_duration": "4ba", "callbacks": {"lr_monitor": {}}}
     recipe = check(config | rounds(1))
     (built,) = build_algorithms(recipe, "the scheduler")
     assert built.plan == "the scheduler" and built.map == str(tmp_path / "map.txt") and len(built.experts) == 1
@@ -139,7 +145,7 @@ def test_what_is_declared_is_given_kept_printed_and_may_grow(tmp_path, capsys):
 
 
 def test_milestones_are_told(tmp_path, capsys):
-    config = settings(tmp_path) | {"max_duration": "4ba", "algorithms": {f"{__name__}:OnlyRounds": {"rounds": 1}}}
+    config = small(tmp_path) | {"max_duration": "4ba", "algorithms": {f"{__name__}:OnlyRounds": {"rounds": 1}}}
     progress = Progress(total=1.0)
     progress.start("run 1 of 1", 1.0)
     train(config, watch=progress)
