@@ -47,7 +47,7 @@ class FinishedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Milestone:
-    """What a run has reached on its way: a `place` in words, which may be empty, and metrics as ``label/metric``."""
+    """What a run has reached: the `place` in words, such as "level 2 of 5", and metrics as ``label/metric``."""
 
     place: str
     values: Mapping[str, float]
@@ -84,7 +84,10 @@ class ForRecipes:
         return []
 
     def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
-        """What to tell people of numbers that were just logged, in the middle of a study, if anything."""
+        """What to tell people, in the middle of a study, of numbers that were just logged, if anything.
+
+        Of a run whose end a milestone tells nothing else is told.
+        """
         return None
 
 

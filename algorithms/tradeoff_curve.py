@@ -121,12 +121,12 @@ class TradeoffCurve(ForRecipes, Algorithm):
         logger.log_metrics({f"{_LOGGED}{name}": value for name, value in point.items()})
 
     def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
-        if f"{_LOGGED}cycle" not in logged:
+        if f"{_LOGGED}cycle" not in logged or self._cycles_in_all == 1:
             return None
         values = {name.removeprefix(_LOGGED): value for name, value in logged.items() if name.startswith(_LOGGED)}
         place = f"cycle {values['cycle'] + 1}" + (f" of {self._cycles_in_all}" if self._cycles_in_all else "")
         metrics = {name: value for name, value in values.items() if "/" in name}
-        return Milestone(place="" if self._cycles_in_all == 1 else place, values=metrics, seconds=values["seconds"])
+        return Milestone(place=place, values=metrics, seconds=values["seconds"])
 
     def _finish(self, state: State, logger: Logger) -> None:
         if self._length is not None and state.timestamp < self._length and dist.get_global_rank() == 0:

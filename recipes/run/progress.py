@@ -33,6 +33,7 @@ class Progress(LoggerDestination):
         self.total, self.done, self.skipped = total, 0.0, 0.0
         self._metric = metric.partition("/")[2]
         self._place, self._length, self._before = "", 0.0, 0.0
+        self.told = False  # whether an algorithm has told of the end of the run
         self._algorithms: list[ForRecipes] = []
         self._since = time.monotonic()
         shown = dist.get_global_rank() == 0 and sys.stderr.isatty()
@@ -50,7 +51,7 @@ class Progress(LoggerDestination):
 
     def start(self, place: str, length: float) -> None:
         """The next run, and what to call it."""
-        self._place, self._length, self._before = place, length, self.done
+        self._place, self._length, self._before, self.told = place, length, self.done, False
 
     def finish(self) -> None:
         """No run is left."""
@@ -81,7 +82,8 @@ class Progress(LoggerDestination):
             names = [self._metric] if self._metric in reached.values else reached.values
             values = ", ".join(f"{label(f'metrics/{name}')} {reached.values[name]:.4f}" for name in names)
             after = "" if reached.seconds is None else f" after {reached.seconds:.1f} s of training"
-            self.tell(f"{', '.join(filter(None, (self._place, reached.place)))}: {values}{after}")
+            self.tell(f"{self._place}, {reached.place}: {values}{after}")
+            self.told = self.done >= self._before + self._length
 
     def tell(self, text: str) -> None:
         """One line, and how far the study is."""

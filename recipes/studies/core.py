@@ -51,7 +51,6 @@ class Train:
         made_from: by key of the run, where in the study's block what the study sets comes from, to blame it there.
         after: names of trainings that must be done before this one begins.
         cost: its length, in trainings of the base run.
-        parts: how many levels or cycles it has, each of which is told of when it ends.
         tags: what its rows are told apart by.
     """
 
@@ -62,7 +61,6 @@ class Train:
     made_from: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     cost: float = 1.0
-    parts: int = 1
     tags: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +119,9 @@ class Base:
 
     def try_out(self, recipe: Recipe) -> None:
         """Builds model, optimizer, scheduler and algorithms, once for all trainings that have the same."""
-        from ..run.teachers import as_in_training, untouched_generators
+        from accelerando.algorithms.generators import untouched_generators
+
+        from ..run.teachers import as_in_training
 
         with untouched_generators():
             if self._is_new([recipe.model, *recipe.algorithms, recipe.optimizer]):
@@ -185,7 +185,7 @@ class Study:
         yield row_of(node, result)
 
     def words(self, base: Base, node: Train, result: Result) -> str:
-        """What is told of a training when it ends, unless its parts were told of as they ended."""
+        """What is told of a training when it ends, unless an algorithm has told of its end."""
         from ..run.results import label
 
         known = [(name, value) for name, value in result.metrics.items() if value is not None]

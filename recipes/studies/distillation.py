@@ -63,7 +63,7 @@ class Distillation(Study):
 
     def prepare(self, base: Base) -> None:
         """Checks the keys, and builds the parts of each kind once: what they refuse must not come up after hours."""
-        from ..run.teachers import untouched_generators
+        from accelerando.algorithms.generators import untouched_generators
 
         source = base.source
         self.teachers = named(source, "teachers", self.teachers, fixed=("run_name", "folder"))

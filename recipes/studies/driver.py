@@ -125,7 +125,7 @@ def _in_turn(runs: Runs, progress: Progress) -> None:
             if dist.get_world_size() > 1:
                 raise  # other ranks may wait for this one
             problem = str(error)
-        _tell(runs, node, place, problem, progress, told=node.parts > 1)
+        _tell(runs, node, place, problem, progress, told=progress.told)
 
 
 def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
@@ -152,7 +152,7 @@ def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
 
 
 def _tell(runs: Runs, node: Train, place: str, problem: str | None, progress: Progress, told: bool = False) -> None:
-    """Takes note of its end, and tells of it, unless that of its last part was `told`."""
+    """Takes note of its end, and tells of it, unless it was `told` before."""
     words = runs.end(node, problem)
     progress.total = runs.cost()
     if words and (not told or node.name in runs.failed):

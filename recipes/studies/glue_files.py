@@ -18,7 +18,7 @@ def check_files(source: Source, recipes: Mapping[str, Recipe]) -> None:
     """
     from transformers import AutoTokenizer
 
-    from ..run.teachers import untouched_generators
+    from accelerando.algorithms.generators import untouched_generators
 
     config = None
     for task, recipe in recipes.items():

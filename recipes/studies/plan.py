@@ -134,4 +134,4 @@ def _executor(config: DictConfig, source: Source) -> Executor | None:
         arguments = check_arguments(kind, given)
     if (ranks := dist.get_world_size()) > 1:
         raise source.error(key, f"{ranks} ranks given; launch it with composer -n 1, as its runs start their own")
-    return Part(source, key, kind, arguments).build()
+    return Part(source=source, key=key, target=kind, arguments=arguments).build()

@@ -82,7 +82,7 @@ class Tradeoff(Study):
             train = partial(Train, changes=self.changes[arm], key=f"arms.{arm}")
             name, tags = f"{arm}-seed{seed}", {"arm": arm, "seed": seed, "schedule": "cyclic"}
             sets = {"seed": seed, "algorithms": {"tradeoff_curve": {}}}
-            yield train(name=name, sets=sets, parts=len(self.ends), tags=tags)
+            yield train(name=name, sets=sets, tags=tags)
             for cycle, end in enumerate(self.ends if self.compare_standard else []):
                 own = {**tags, "schedule": "standard", "cycle": cycle, "end": end}
                 alone = {**sets, **_alone(self._arm(base, arm), end)}

@@ -204,7 +204,7 @@ def test_killed_at_any_time_it_goes_on(whole, tmp_path, kill_at):
         ),
         (
             ["arms.smoothed.algorithms.label_smoothing.smoothing=2"],
-            "arms.smoothed.algorithms.label_smoothing: LabelSmoothing: smoothing must lie in [0, 1]",
+            "arms.smoothed.algorithms.label_smoothing: LabelSmoothing: smoothing must be in [0, 1]",
         ),
         (["arms.smoothed.max_duraton=4ep"], "arms.smoothed.max_duraton: unknown key; did you mean max_duration?"),
         (["arms.smoothed.max_duration=8ep"], "arms.smoothed: its cycles do not end where those of baseline do"),
