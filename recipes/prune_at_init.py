@@ -134,7 +134,7 @@ def _do(study: Study) -> list[Point]:
 
 def plan(config: DictConfig, source: Source) -> Study:
     """Checks every run, and builds what prunes in it."""
-    own = own_keys(config, source, OWN_KEYS, OWN_DEFAULTS, named="criteria", fixed=(), changes=False)
+    own = own_keys(config, source, OWN_KEYS, OWN_DEFAULTS, named="criteria")
     base = check_base(config, source, own, OWN_KEYS)
     densities = sorted(_densities(own["densities"], source), reverse=True)
     fits = {str(ablation) for ablation in own["ablations"]} <= {*ABLATIONS}

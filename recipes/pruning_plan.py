@@ -21,7 +21,8 @@ from accelerando.recipes.run.folder import finished, refuse_another_run
 from accelerando.recipes.run.loggers import log_study
 from accelerando.recipes.run.teachers import as_in_training, untouched_generators
 from accelerando.recipes.run.training import train
-from accelerando.recipes.variants import as_time, duration, has_times_in_dur, metric_of, refuse_folder_of_a_run, without
+from accelerando.recipes.studies.core import as_time, duration, has_times_in_dur
+from accelerando.recipes.variants import metric_of, refuse_folder_of_a_run, without
 
 if TYPE_CHECKING:
     from accelerando.recipes.density_curves import Point
@@ -98,7 +99,7 @@ def check_base(config: DictConfig, source: Source, own: Mapping[str, Any], keys:
     for part, algorithm in zip(recipe.algorithms, algorithms, strict=True):
         if isinstance(algorithm, Pruning):
             raise source.error(part.key, "the study adds what prunes; leave it out")
-        if bound_to_the_length(algorithm) or has_times_in_dur(part):
+        if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
             raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
     metric = metric_of(recipe, own["metric"], errors=True)
     given: Any = OmegaConf.to_container(config)

@@ -167,7 +167,7 @@ def _do(study: Study) -> list[Point]:
 
 def plan(config: DictConfig, source: Source) -> Study:
     """Checks every run; of a control the masks are not known yet."""
-    own = own_keys(config, source, OWN_KEYS, OWN_DEFAULTS, named="ladders", fixed=(), changes=False)
+    own = own_keys(config, source, OWN_KEYS, OWN_DEFAULTS, named="ladders")
     base = check_base(config, source, own, OWN_KEYS)
     ladders = [_ladder(base, name, given, own["ticket"]) for name, given in own["ladders"].items()]
     controls, levels = own["controls"], own["control_levels"]

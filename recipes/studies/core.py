@@ -277,3 +277,9 @@ def as_time(value: Any) -> Time:
     from composer.core import TimeUnit, ensure_time
 
     return ensure_time(value, TimeUnit.EPOCH)
+
+
+def has_times_in_dur(arguments: Mapping[str, Any]) -> bool:
+    """Whether one is a share of the whole run's length, other than its beginning."""
+    times = [value for value in arguments.values() if isinstance(value, str) and value.endswith("dur")]
+    return any(as_time(time).value > 0 for time in times)
