@@ -168,7 +168,8 @@ class PruneAtInit(PruningStudy):
                 if cells := beside(f"{{}}, {ablation}", reverse=True):
                     yield self._costs_nothing(f"At {share}, {what} costs nothing", rows, cells)
             if cells := beside("{}, invert"):
-                yield self.judge(f"At {share}, inverting their scores harms.", "arXiv:2009.08576", rows, cells)
+                claim = f"At {share}, inverting their scores harms."
+                yield self.judge(claim, "arXiv:2009.08576", rows, cells, contrast=None)
 
     def _costs_nothing(self, claim: str, rows: Sequence[Row], cells: Mapping[str, tuple[Cell, Cell]]) -> Claim:
         """Which no test can show: it shows at most that what is lost would still match."""

@@ -122,8 +122,8 @@ class PruningStudy(Study):
     ) -> Claim:
         """The verdict on a claim that in all cells the first network is better than the second by a paired test.
 
-        A cell does not count where as many random weights do not differ, by such a test, from its network number
-        `contrast`: nothing there depends on which weights are kept. What does not count is told, too.
+        A cell does not count where as many random weights match its network number `contrast`, and no test tells them
+        apart: nothing there depends on which weights are kept. What does not count is told, too.
         """
         counted, others = dict[str, Difference](), list[str]()
         for name, cell in cells.items():
@@ -131,16 +131,17 @@ class PruningStudy(Study):
             if not all(map(math.isfinite, [*a.values(), *b.values()])):
                 others.append(f"{name} (not counted: a run diverged)")
             elif contrast is not None and not self._differs_from_random(rows, cell[contrast]):
-                others.append(f"{name} {paired(a, b)} (not counted: no test tells it from random weights)")
-            else:
+                others.append(f"{name} {paired(a, b)} (not counted: not told from random weights)")
+            elif a.keys() & b.keys():
                 counted[name] = paired(a, b)
         if cells and not counted:
-            precondition = precondition or "none counts"
+            precondition = precondition or "none of them counts"
         judged = judge_each(claim, source, counted, precondition=precondition, at_least=at_least)
         return replace(judged, measured="; ".join([*([judged.measured] if counted or not others else []), *others]))
 
     def _differs_from_random(self, rows: Sequence[Row], network: Cell) -> bool:
-        return paired(self.values(rows, *network), self.values(rows, self.random_arm, network[1])).is_told
+        found = paired(self.values(rows, *network), self.values(rows, self.random_arm, network[1]))
+        return found.is_told or found.mean > self.margin(rows)
 
     @property
     def random_arm(self) -> str:

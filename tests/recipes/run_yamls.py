@@ -4,10 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from accelerando.recipes import distillation, prune_at_init, tickets, tradeoff, train
+from accelerando.recipes import distillation, study, tradeoff, train
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):
         studies = {"distillation.yaml": distillation, "tradeoff.yaml": tradeoff}
-        studies |= {"tickets.yaml": tickets, "prune_at_init.yaml": prune_at_init}
-        studies.get(Path(command[0]).name, train).main(command)
+        studies |= {"tickets.yaml": study, "prune_at_init.yaml": study}
+        try:
+            studies.get(Path(command[0]).name, train).main(command)
+        except SystemExit as end:
+            if end.code:
+                raise
