@@ -90,7 +90,7 @@ class Base:
         key = json.dumps([node.key, node.changes, own], default=str)
         if key not in self._recipes:
             source = self.source.inside(node.key, node.changes) if node.key else self.source
-            with self._renamed(node.made_from):
+            with self.renamed(node.made_from):
                 with resolving(source), source.blame("", TypeError):  # such as a list where the file has a mapping
                     merged = merge(merge(self.config, OmegaConf.create(dict(node.changes))), OmegaConf.create(own))
                 for left in missing(node.changes):
@@ -100,7 +100,8 @@ class Base:
         return self._recipes[key]
 
     @contextmanager
-    def _renamed(self, names: Mapping[str, str]) -> Iterator[None]:
+    def renamed(self, names: Mapping[str, str]) -> Iterator[None]:
+        """Errors inside at a key of the run come at the study's key, by these `names`."""
         try:
             yield
         except ConfigError as error:

@@ -44,7 +44,9 @@ class Plan:
         for node in nodes:
             if node.changes is not None and node.name not in self.checked:
                 self.checked.add(node.name)
-                refuse_another_run(self.base.recipe_of(node), as_long=not self.study.may_be_prolonged)
+                recipe = self.base.recipe_of(node)
+                with self.base.renamed(node.made_from):
+                    refuse_another_run(recipe, as_long=not self.study.may_be_prolonged)
         return nodes
 
 
