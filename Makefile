@@ -4,15 +4,19 @@ PYTHON ?= python3
 INSTALL ?= --editable
 BIN := .venv/bin
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test test-slurm check benchmark clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/composer -n 1 -m accelerando.recipes.tradeoff digits/tradeoff.yaml \
-		run_name=demo seeds=[17,18] max_duration=32ep
+	OMP_NUM_THREADS=1 $(BIN)/composer -n 1 -m accelerando.recipes.study digits/tradeoff.yaml \
+		run_name=demo study.tradeoff.seeds=[17,18] max_duration=32ep
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# Needs root, and Debian's packages slurm-wlm and munge.
+test-slurm: .venv/ready
+	$(BIN)/python -m pytest tests/slurm
 
 check: .venv/ready
 	$(BIN)/ruff check .

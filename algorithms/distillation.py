@@ -243,7 +243,7 @@ class Distillation(Algorithm):
             self._check(state, student, index, labels)
         if not self.drawn:
             return
-        student, teacher = student[:, : self._classes], self._mean_logits(state, index, labels)
+        student, teacher = self._common(student), self._mean_logits(state, index, labels)
         if self.loss == "kl":
             distilled = distillation_kl(student, teacher, self.temperature)
         else:
@@ -283,7 +283,11 @@ class Distillation(Algorithm):
 
     def _ask(self, i: int, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
         self.teachers[i].enter(state)
-        return self.teachers[i](state, index, labels)[:, : self._classes]
+        return self._common(self.teachers[i](state, index, labels))
+
+    def _common(self, logits: Tensor) -> Tensor:
+        """The classes that are taught. A slice of all of them would cost a copy in the backward pass."""
+        return logits if self._classes in (None, logits.shape[-1]) else logits[:, : self._classes]
 
     def _check(self, state: State, student: Tensor, index: Tensor | None, labels: Tensor | None) -> None:
         """Every teacher, as some may be drawn only after days."""

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
             failed = bool((report_only if "--report" in flags else run)(found).failures)
 
     command_line(rest, __doc__, do)
-    sys.exit(1 if failed else 0)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def refuse_folder_of_a_run(folder: Path, source: Source) -> None:
 
 def metric_of(recipe: Recipe, wanted: str | None, errors: bool = False) -> str:
     """The metric `wanted`, by default the first accuracy; its model and optimizer are built, so that both can be."""
-    from accelerando.recipes.curves import choose_metric
     from accelerando.recipes.run.history import EVAL_PREFIX
+    from accelerando.recipes.studies.core import choose_metric
 
     model = recipe.model.build()
     recipe.optimizer.build(model.parameters())

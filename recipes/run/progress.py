@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from accelerando.algorithms.host import elapsed
 
-from .history import EVAL_PREFIX, LEVEL_PREFIX, TRAIN_LOSS, History, final_metrics
+from .history import LEVEL_PREFIX, TRAIN_LOSS, History, final_metrics
 from .results import label, percent
 
 
@@ -78,13 +78,11 @@ class Progress(LoggerDestination):
             level, value = metrics[f"{LEVEL_PREFIX}level"], metrics.get(f"{LEVEL_PREFIX}{self._metric}", math.nan)
             place = f"{self._place}, level {level} of {self._cycles - 1}, {percent(metrics[f'{LEVEL_PREFIX}density'])}"
             self.tell(f"{place}: {label(self._metric)} {value:.4f}")
-        if "tradeoff/cycle" not in metrics or dist.get_global_rank() != 0:
+        if "tradeoff/cycle" not in metrics or self._cycles == 1:
             return
-        place = [self._place]
-        if self._cycles > 1:
-            place.append(f"cycle {metrics['tradeoff/cycle'] + 1} of {self._cycles}")
+        place = f"{self._place}, cycle {metrics['tradeoff/cycle'] + 1} of {self._cycles}"
         values = (f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith("tradeoff/eval/"))
-        self.tell(f"{', '.join(place)}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training")
+        self.tell(f"{place}: {', '.join(values)} after {metrics['tradeoff/seconds']:.1f} s of training")
 
     def tell(self, text: str) -> None:
         """One line, and how far the study is."""
@@ -100,18 +98,6 @@ class Progress(LoggerDestination):
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)
-
-
-class EvaluationLines(LoggerDestination):
-    """One line for each evaluation of a run that is called `place`. For `train(..., watch=lines)`."""
-
-    def __init__(self, place: str):
-        self.place = place
-
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        values = [f"{label(name)} {value:.4f}" for name, value in metrics.items() if name.startswith(EVAL_PREFIX)]
-        if values and dist.get_global_rank() == 0:
-            print(f"{self.place}, batch {step}: {', '.join(values)}", file=sys.stderr, flush=True)
 
 
 class Lines(LoggerDestination):

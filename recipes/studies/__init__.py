@@ -1,6 +1,9 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
+from .distillation import Distillation
+from .glue import Glue
 from .prune_at_init import PruneAtInit
 from .tickets import Tickets
+from .tradeoff import Tradeoff
 
-__all__ = ["PruneAtInit", "Tickets"]
+__all__ = ["Distillation", "Glue", "PruneAtInit", "Tickets", "Tradeoff"]

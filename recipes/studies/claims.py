@@ -9,6 +9,7 @@ from typing import Literal
 from .statistics import Difference
 
 Verdict = Literal["holds", "fails", "cannot be told here"]
+BY = "by the paired t test's interval of 95 %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +31,43 @@ class Claim:
     why: str = ""
 
 
-def judge(claim: str, source: str, found: Difference, *, precondition: str = "", at_least: float = 0.0) -> Claim:
+def judge(
+    claim: str, source: str, found: Difference, *, precondition: str = "", at_least: float = 0.0, measured: str = ""
+) -> Claim:
     """The verdict on a claim that something is greater by more than `at_least`: by the interval of the difference.
 
-    `precondition` says what is not given here, if so; then nothing can be told.
+    `precondition` says what is not given here, if so; then nothing can be told. `measured` says more than the
+    difference.
     """
+    holds, fails = found.low > at_least, found.high <= at_least
+    return _judged(claim, source, found, holds, fails, BY, precondition, measured)
+
+
+def judge_equal(
+    claim: str, source: str, found: Difference, *, within: float, precondition: str = "", measured: str = ""
+) -> Claim:
+    """The verdict on a claim that two things are the same: it holds if the interval lies within `within` of 0.
+
+    That no difference is seen does not show that there is none; what shows it is an interval that is narrow enough.
+    """
+    holds, fails = -within < found.low and found.high < within, found.low > within or found.high < -within
+    by = f"{BY}, which must lie within {within:.4f} of 0"
+    return _judged(claim, source, found, holds, fails, by, precondition, measured)
+
+
+def _judged(
+    claim: str, source: str, found: Difference, holds: bool, fails: bool, by: str, precondition: str, measured: str
+) -> Claim:
     told: tuple[Verdict, str]
-    by = "by the paired t test's interval of 95 %"
     if precondition:
         told = "cannot be told here", precondition
     elif found.pairs < 2:
         told = "cannot be told here", "one seed has no interval; give two or more"
-    elif found.low > at_least:
-        told = "holds", by
-    elif found.high <= at_least:
-        told = "fails", by
+    elif holds or fails:
+        told = "holds" if holds else "fails", by
     else:
         told = "cannot be told here", f"{found.pairs} seeds could show a difference of {found.detectable:.4f}"
-    return Claim(claim=claim, source=source, measured=str(found), verdict=told[0], why=told[1])
+    return Claim(claim=claim, source=source, measured=measured or str(found), verdict=told[0], why=told[1])
 
 
 def judge_each(

@@ -22,6 +22,7 @@ from ..config.errors import ConfigError, Source, show
 from ..config.loading import LEFT_TO_YOU, merge, missing, resolving
 from ..config.lookup import Part
 from ..config.recipe import Recipe, check
+from ..run.folder import refuse_another_run
 from .claims import Claim
 from .table import Row
 
@@ -90,7 +91,7 @@ class Base:
         key = json.dumps([node.key, node.changes, own], default=str)
         if key not in self._recipes:
             source = self.source.inside(node.key, node.changes) if node.key else self.source
-            with self.renamed(node.made_from):
+            with self._renamed(node.made_from):
                 with resolving(source), source.blame("", TypeError):  # such as a list where the file has a mapping
                     merged = merge(merge(self.config, OmegaConf.create(dict(node.changes))), OmegaConf.create(own))
                 for left in missing(node.changes):
@@ -99,8 +100,14 @@ class Base:
                 self.try_out(recipe)
         return self._recipes[key]
 
+    def refuse_another_run(self, node: Train, as_long: bool) -> None:
+        """Raises an error where the training's folder holds another run, or, with `as_long`, one of another length."""
+        recipe = self.recipe_of(node)
+        with self._renamed(node.made_from):
+            refuse_another_run(recipe, as_long)
+
     @contextmanager
-    def renamed(self, names: Mapping[str, str]) -> Iterator[None]:
+    def _renamed(self, names: Mapping[str, str]) -> Iterator[None]:
         """Errors inside at a key of the run come at the study's key, by these `names`."""
         try:
             yield
@@ -182,7 +189,7 @@ class Study:
         yield row_of(node, result)
 
     def words(self, base: Base, node: Train, result: Result) -> str:
-        """What is told of a training when it ends; "" if its parts were told of."""
+        """What is told of a training when it ends, unless its parts were told of as they ended."""
         from ..run.results import label
 
         known = [(name, value) for name, value in result.metrics.items() if value is not None]

@@ -125,7 +125,7 @@ def _in_turn(runs: Runs, progress: Progress) -> None:
             if dist.get_world_size() > 1:
                 raise  # other ranks may wait for this one
             problem = str(error)
-        _tell(runs, node, place, problem, progress)
+        _tell(runs, node, place, problem, progress, told=node.parts > 1)
 
 
 def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
@@ -151,10 +151,11 @@ def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
                 _tell(runs, node, place, running.problem(), progress)
 
 
-def _tell(runs: Runs, node: Train, place: str, problem: str | None, progress: Progress) -> None:
+def _tell(runs: Runs, node: Train, place: str, problem: str | None, progress: Progress, told: bool = False) -> None:
+    """Takes note of its end, and tells of it, unless that of its last part was `told`."""
     words = runs.end(node, problem)
     progress.total = runs.cost()
-    if words:
+    if words and (not told or node.name in runs.failed):
         progress.tell(f"{place}: {words}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,7 +14,6 @@ from ..config.errors import Source, show
 from ..config.loading import check_numbers, resolving
 from ..config.lookup import Namespace, Part
 from ..config.recipe import refuse_unknown
-from ..run.folder import refuse_another_run
 from .core import Base, Study, Train
 
 if TYPE_CHECKING:
@@ -44,15 +43,13 @@ class Plan:
         for node in nodes:
             if node.changes is not None and node.name not in self.checked:
                 self.checked.add(node.name)
-                recipe = self.base.recipe_of(node)
-                with self.base.renamed(node.made_from):
-                    refuse_another_run(recipe, as_long=not self.study.may_be_prolonged)
+                self.base.refuse_another_run(node, as_long=not self.study.may_be_prolonged)
         return nodes
 
 
 def plan(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -> Plan:
     """Checks the study, the base run and every training that is known by now; nothing is trained."""
-    source, config = source or Source(), OmegaConf.create(config)  # type: ignore[arg-type]
+    source, config = source or Source(), cast(DictConfig, OmegaConf.create(config))  # type: ignore[arg-type]
     refuse_unknown(source, config, OWN_KEYS)
     if config.get("study") is None:
         raise source.error("study", "missing; launch a single run with recipes/train.py")
@@ -101,7 +98,7 @@ def _found(config: DictConfig, source: Source, section: str, names: Namespace) -
     if not isinstance(inner, DictConfig | None):
         raise source.error(key, f"{show(_plain(inner))} given; expected its arguments as a mapping")
     with resolving(source):
-        given = {str(field): _value(inner[field], _holds_changes(kind, str(field))) for field in inner or {}}
+        given = {str(field): _value(inner[field], _holds_changes(kind, str(field))) for field in inner} if inner else {}
     return kind, key, given
 
 

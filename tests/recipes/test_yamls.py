@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,9 @@ import accelerando.yamls
 from accelerando.algorithms.pruning import level_densities, prunable_weights
 from accelerando.recipes.config.loading import load
 from accelerando.recipes.config.recipe import check
-from accelerando.recipes.distillation import distillation
 from accelerando.recipes.studies.driver import run
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import read_table
-from accelerando.recipes.tradeoff import tradeoff
 from accelerando.recipes.train import train
 from tiny import launch
 
@@ -43,7 +42,8 @@ GLUES = {"bert/glue"}  # run in test_glue.py
 DISTILLATIONS = {"digits/distillation", "python_docs/distillation"}
 TICKETS = {"digits/tickets", "resnet50/tickets", "bert/tickets"}
 CRITERIA = {"digits/prune_at_init", "resnet50/prune_at_init"}
-CYCLES = ["max_duration=4ba", "window=1ba", "scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
+CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
+CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 
 def test_every_yaml_is_run_here():
@@ -52,12 +52,10 @@ def test_every_yaml_is_run_here():
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    studies = ("tradeoff", "distillation", "glue")
-    ported = ("tickets", "prune_at_init")
-    for name in SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA:
-        stem = name.rpartition("/")[2]
-        program = f"recipes/{stem if stem in studies else 'study' if stem in ported else 'train'}.py"
-        head = (SHIPPED / f"{name}.yaml").read_text().split("\nrun_name:")[0]
+    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA
+    for name in SMALL | BIG | studies:
+        program = f"recipes/{'study' if name in studies else 'train'}.py"
+        head = re.split("\nrun_name:|\nextends:", (SHIPPED / f"{name}.yaml").read_text())[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
         assert program in head and f"yamls/{name}.yaml" in head, name
 
@@ -72,27 +70,29 @@ def test_small(name, tmp_path):
 
 
 def test_small_tradeoff(tmp_path):
-    points = tradeoff(*load("digits/tradeoff.yaml", [*CYCLES, "seeds=[17]", f"folder={tmp_path}"]))
-    assert [point.batches for point in points] == [2, 4] * 6
+    found = run(plan(*load("digits/tradeoff.yaml", [*CYCLES, "study.tradeoff.seeds=[17]", f"folder={tmp_path}"])))
+    assert [row.batches for row in found.rows] == [2, 4] * 6
 
 
 def a_small_study(name):
     """Two teachers and one seed, two batches each."""
-    teachers = [f"teachers.{teacher}" for teacher in load(f"{name}.yaml")[0].teachers]
+    block = "study.distillation"
+    teachers = [f"{block}.teachers.{teacher}" for teacher in load(f"{name}.yaml")[0].study.distillation.teachers]
     short = [f"{teacher}.max_duration=2ba" for teacher in teachers[:2]] + [
         f"{teacher}=false" for teacher in teachers[2:]
     ]
     schedule = "linear_with_warmup" if name.startswith("python_docs") else "cosine_annealing_with_warmup"
     short.append(f"scheduler.{schedule}.t_warmup=1ba")  # 6 % of two batches is none
-    return [f"{name}.yaml", "lengths=[2ba]", "baseline_lengths=[]", "windows=[0.5]", "seeds=[17]", *short]
+    own = ["lengths=[2ba]", "baseline_lengths=[]", "windows=[0.5]", "seeds=[17]"]
+    return [f"{name}.yaml", *(f"{block}.{key}" for key in own), *short]
 
 
 @pytest.mark.parametrize("name", sorted(DISTILLATIONS))
 def test_small_distillation(name, tmp_path):
     file, *overrides = a_small_study(name)
-    points = distillation(*load(file, [*overrides, f"folder={tmp_path}"]))
-    assert [point.arm for point in points] == ["teacher"] * 2 + ["none", "best", "poorest", "ensemble", "random"]
-    assert all(point.batches == 2 for point in points)
+    rows = run(plan(*load(file, [*overrides, f"folder={tmp_path}"]))).rows
+    assert [row["arm"] for row in rows] == ["teacher"] * 2 + ["none", "best", "poorest", "ensemble", "random"]
+    assert all(row.batches == 2 for row in rows)
 
 
 def a_small_ladder(name, *but, controls=""):
@@ -197,19 +197,24 @@ def big(tmp_path_factory):
     text.append("device_train_microbatch_size=1")
     extra = {"bert/pretrain_base": text, "bert/finetune_mnli": pairs}
     tiny = [f"{part}.image_folder.crop_size=64" for part in ("train_data", "eval_data")]
+    # One of them is as large as on GPUs.
+    small_images = [*images, *tiny, "model.resnet.depth=18"]
+    extra |= dict.fromkeys((name for name in BIG if name.startswith("resnet50/")), small_images)
+    extra["resnet50/baseline"] = images
     for name in DISTILLED:
         kind = name.rpartition("_")[2]
         several = "[resnet50/baseline, resnet50/mild]" if kind != "one" else "resnet50/baseline"
-        extra[name] = [*images, *tiny, "model.resnet.depth=18", f"variables.teachers={several}"]
+        extra[name] = [*small_images, f"variables.teachers={several}"]
         if name.startswith("bert"):
             extra[name] = [*text, "variables.teachers=bert/pretrain_base"]
     # The teachers come first.
     names = sorted(BIG, key=lambda name: (name in DISTILLED, name))
-    commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra.get(name, images)] for name in names}
-    commands["streaming"] = ["resnet50/baseline.yaml", *common, "run_name=streaming", *shards]
+    commands = {name: [f"{name}.yaml", *common, f"run_name={name}", *extra[name]] for name in names}
+    commands["streaming"] = ["resnet50/baseline.yaml", *common, "run_name=streaming", *shards, "model.resnet.depth=18"]
     name = "resnet50/tradeoff"
-    arms = [f"arms.{arm}=false" for arm in load(f"{name}.yaml")[0].arms if arm not in ("baseline", "all")]
-    commands[name] = [f"{name}.yaml", *common, *images, f"run_name={name}", *CYCLES, *arms]
+    arms = load(f"{name}.yaml")[0].study.tradeoff.arms
+    arms = [f"study.tradeoff.arms.{arm}=false" for arm in arms if arm not in ("baseline", "all")]
+    commands[name] = [f"{name}.yaml", *common, *small_images, f"run_name={name}", *CYCLES, *arms]
     steps = "scheduler.multi_step_with_warmup={t_warmup: 1ba, milestones: [2ba]}"
     small = [*common[1:], *images, *tiny, "model.resnet.depth=18", steps]
     name = "resnet50/tickets"
@@ -233,7 +238,7 @@ def big(tmp_path_factory):
 
 
 def test_tradeoff_under_two_ranks(big):
-    with (big / "resnet50" / "tradeoff" / "tradeoff.csv").open() as file:
+    with (big / "resnet50" / "tradeoff" / "table.csv").open() as file:
         rows = [(row["arm"], row["end"], row["samples"]) for row in csv.DictReader(file)]
     assert rows == [
         (arm, end, samples) for arm in ("baseline", "all") for end, samples in (("2ba", "8"), ("4ba", "16"))
@@ -242,12 +247,11 @@ def test_tradeoff_under_two_ranks(big):
 
 
 def test_distillation_under_two_ranks(big):
-    with (big / "digits-distillation" / "distillation.csv").open() as file:
-        rows = [(row["arm"], row["samples"]) for row in csv.DictReader(file)]
-    assert rows == [(arm, "8") for arm in ("teacher", "teacher", "none", "best", "poorest", "ensemble", "random")]
+    rows = [(row["arm"], row.samples) for row in read_table(big / "digits-distillation" / "table.csv")]
+    assert rows == [(arm, 8) for arm in ("teacher", "teacher", "none", "best", "poorest", "ensemble", "random")]
     (run,) = (big / "digits-distillation").glob("wandb/offline-run-*")
     names = {path.name.split("_")[0] for path in run.glob("files/media/*/*")}
-    assert names == {"distillation", "speedup"}
+    assert names == {"table", "speedup", "claims"}
 
 
 @pytest.mark.parametrize(

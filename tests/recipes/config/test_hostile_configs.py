@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from yaml import safe_dump
 
 from accelerando.algorithms import BlurPool, ChannelsLast, Distillation
-from accelerando.recipes import distillation_plan, glue_tasks, prune_at_init, study, tickets
+from accelerando.recipes import prune_at_init, study, tickets
 from accelerando.recipes.config.arguments import check_arguments
 from accelerando.recipes.config.errors import ArgumentError, ConfigError
 from accelerando.recipes.config.loading import load
@@ -26,12 +26,13 @@ from accelerando.recipes.run.algorithms import build_algorithms
 
 PLANS = {
     "digits/tradeoff": study.plan,
-    "digits/distillation": distillation_plan.plan,
+    "digits/distillation": study.plan,
     "digits/tickets": tickets.plan,
     "digits/prune_at_init": prune_at_init.plan,
     "digits/all": lambda config, source: check(config, source),
 }
 BASE = "digits/all.yaml"
+ARMS, BLOCK = "study.tradeoff.arms", "study.distillation"
 W, S = "'${variables.w}'", "'${variables.s}'"
 # Nine aliases in each of nine lists: 9 ** 9 of the innermost.
 BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
@@ -217,11 +218,15 @@ def test_names_that_lead_elsewhere(key, value):
             ["max_durationzz=1ep", "max_duration=null"],
             "max_durationzz: unknown key; did you mean max_dur",
         ),
-        ("digits/tradeoff", ["compare_standart=true"], "compare_standart: unknown key; did you mean compare_standard?"),
-        ("digits/tradeoff", ["armz={}"], "armz: unknown key; did you mean arms?"),
-        ("digits/tradeoff", ["arms.all.optimzer={}"], "arms.all.optimzer: unknown key; did you mean optimizer?"),
-        ("digits/distillation", ["lenghts=[1ep]"], "lenghts: unknown key; did you mean lengths?"),
-        ("digits/distillation", ["teachers.wide.modle={}"], "teachers.wide.modle: unknown key; did you mean model?"),
+        ("digits/tradeoff", ["study.tradeoff.compare_standart=true"], "compare_standart: unknown argument; did you"),
+        ("digits/tradeoff", ["study.tradeoff.armz={}"], "armz: unknown argument; did you mean arms?"),
+        ("digits/tradeoff", ["study.tradeoff.arms.all.optimzer={}"], "all.optimzer: unknown key; did you mean opt"),
+        ("digits/distillation", [f"{BLOCK}.lenghts=[1ep]"], "lenghts: unknown argument; did you mean lengths?"),
+        (
+            "digits/distillation",
+            [f"{BLOCK}.teachers.wide.modle={{}}"],
+            f"{BLOCK}.teachers.wide.modle: unknown key; did you mean model?",
+        ),
         ("digits/tickets", ["ladder={}"], "ladder: unknown key; did you mean ladders?"),
         (
             "digits/tickets",
@@ -240,15 +245,9 @@ def test_the_nearest_name_is_proposed(file, overrides, message):
     assert message in refusal(*overrides, file=f"{file}.yaml", plan=PLANS[file])
 
 
-def test_the_keys_of_a_glue_task():
-    given = ["variables={columns: [sentence], checkpoint: c, labels: 2}", "variables.tokenizer=bert-base-uncased"]
-    with pytest.raises(ConfigError, match=r"tasks\.cola\.colums: unknown key; did you mean columns\?"):
-        glue_tasks.plan(*load("bert/glue.yaml", [*given, "tasks.cola.colums=[a]", "tasks.cola.columns=null"]))
-    short = [*given, *(f"tasks.{task}=false" for task in glue_tasks.GLUE if task != "cola"), "precision=fp32"]
-    task = "tasks.cola={columns: '${variables.columns}', labels: '${variables.labels}', metrics: ['${variables.m}']}"
-    run = glue_tasks.plan(*load("bert/glue.yaml", [*short, task, "variables.m=accuracy", "seeds=[1]"])).runs[0]
-    assert run.recipe.config["train_data"]["hugging_face_text"]["text_columns"] == ["sentence"]
-    assert run.metrics == ["accuracy"] and run.recipe.config["model"]["bert"]["num_labels"] == 2
+def last_config(plan):
+    """That of the last run."""
+    return plan.base.recipe_of(plan.nodes({})[-1]).config
 
 
 @pytest.mark.parametrize(
@@ -256,23 +255,26 @@ def test_the_keys_of_a_glue_task():
     [
         (
             "digits/tradeoff",
-            ["variables={x: {label_smoothing: {smoothing: 0.2}}, n: 1}", "arms={a: {algorithms: '${variables.x}'}}"],
-            lambda study: study.runs[-1].recipe.config["algorithms"]["label_smoothing"]["smoothing"] == 0.2,
+            ["variables={x: {label_smoothing: {smoothing: 0.2}}, n: 1}", ARMS + "={a: {algorithms: '${variables.x}'}}"],
+            lambda study: last_config(study)["algorithms"]["label_smoothing"]["smoothing"] == 0.2,
         ),
         (
             "digits/tradeoff",
-            ["variables={x: {a: '${variables.y}'}, y: {model: {resnet_cifar: {width: 4}}}}", "arms=${variables.x}"],
-            lambda study: study.runs[-1].recipe.config["model"]["resnet_cifar"]["width"] == 4,
+            ["variables={x: {a: '${variables.y}'}, y: {model: {resnet_cifar: {width: 4}}}}", ARMS + "=${variables.x}"],
+            lambda study: last_config(study)["model"]["resnet_cifar"]["width"] == 4,
         ),
         (
             "digits/tradeoff",
-            ["arms={a: {loggers: {file: {filename: '${run_name}.txt'}}}}"],
-            lambda study: study.runs[-1].recipe.config["loggers"]["file"]["filename"] == "digits-tradeoff/a-seed17.txt",
+            [ARMS + "={a: {loggers: {file: {filename: '${run_name}.txt'}}}}"],
+            lambda study: last_config(study)["loggers"]["file"]["filename"] == "digits-tradeoff/a-seed17.txt",
         ),
         (
             "digits/distillation",
-            ["variables={w: 12, s: 3}", f"teachers={{a: {{seed: {S}, model: {{resnet_cifar: {{width: {W}}}}}}}}}"],
-            lambda study: (study.teachers["a"].config["seed"], study.teachers["a"].model.arguments["width"]) == (3, 12),
+            ["variables={w: 12, s: 3}", f"{BLOCK}.teachers.a={{seed: {S}, model: {{resnet_cifar: {{width: {W}}}}}}}"],
+            lambda plan: any(
+                (recipe.config["seed"], recipe.model.arguments.get("width")) == (3, 12)
+                for recipe in (plan.base.recipe_of(node) for node in plan.nodes({}) if node.name == "teacher-a")
+            ),
         ),
         (
             "digits/tickets",
@@ -287,17 +289,23 @@ def test_the_keys_of_a_glue_task():
     ],
 )  # fmt: skip
 def test_interpolations_in_a_study(file, overrides, found, tmp_path):
-    one_seed = ["seeds=[17]", "tolerance=0.1"] if file.endswith(("tickets", "init")) else ["seeds=[17]"]
+    studies = [name for name in ("distillation", "tradeoff") if file.endswith(name)]
+    one_seed = [f"study.{studies[0]}.seeds=[17]" if studies else "seeds=[17]"]
+    one_seed += ["tolerance=0.1"] if file.endswith(("tickets", "init")) else []
     plan = PLANS[file]
     assert found(plan(*load(f"{file}.yaml", [*one_seed, *overrides, f"folder={tmp_path}"])))
 
 
 @pytest.mark.parametrize(
-    "value", ["${variables.nope}", "${oc.env:NO_SUCH_VARIABLE}", "${nope:1}", "${seed", "${arms}", "${..nope}", "???"]
+    "value",
+    ["${variables.nope}", "${oc.env:NO_SUCH_VARIABLE}", "${nope:1}", "${seed", f"${{{ARMS}}}", "${..nope}", "???"],
 )
-@pytest.mark.parametrize("key", ["arms.a.algorithms", "arms.a", "arms", "seeds", "run_name", "optimizer"])
+@pytest.mark.parametrize(
+    "key", [f"{ARMS}.a.algorithms", f"{ARMS}.a", ARMS, "study.tradeoff.seeds", "run_name", "optimizer"]
+)
 def test_interpolations_that_lead_nowhere(value, key):
-    few = ["seeds=[17]", *(f"arms.{arm}=false" for arm in load("digits/tradeoff.yaml")[0].arms if arm != "baseline")]
+    arms = load("digits/tradeoff.yaml")[0].study.tradeoff.arms
+    few = ["study.tradeoff.seeds=[17]", *(f"{ARMS}.{arm}=false" for arm in arms if arm != "baseline")]
     refusal(*few, f"{key}={value}", file="digits/tradeoff.yaml", plan=study.plan)
 
 
@@ -344,12 +352,13 @@ def test_configs_changed_at_random(file, tmp_path):
     """Each is accepted, or refused in one line."""
     given, _ = load(f"{file}.yaml")
     base = OmegaConf.to_container(OmegaConf.merge(given, {"folder": str(tmp_path)}))
+    own = next(iter(base["study"].values())) if "study" in base else base
     if file != "digits/all":
-        base |= {"seeds": [17]}
+        own |= {"seeds": [17]}
     if file == "digits/distillation":
-        base |= {"lengths": ["4ep"], "baseline_lengths": [], "windows": [0.5]}
-    for named in base.keys() & {"arms", "teachers", "criteria"}:
-        base[named] = dict([*base[named].items()][-2:])
+        own |= {"lengths": ["4ep"], "baseline_lengths": [], "windows": [0.5]}
+    for named in own.keys() & {"arms", "teachers", "criteria"}:
+        own[named] = dict([*own[named].items()][-2:])
     draw, refused = random.Random(file), 0
     for _ in range(60 if file == "digits/all" else 12):
         config = copy.deepcopy(base)

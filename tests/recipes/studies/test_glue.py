@@ -1,16 +1,9 @@
-"""GLUE from its own files to the average: metrics, starts, kill and resume, parallel runs, mistakes."""
+"""GLUE from its own files to the average: metrics, starts, kill and resume, mistakes."""
 
-import csv
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
 import pytest
 import torch
 from composer import Callback
@@ -18,20 +11,22 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from omegaconf import OmegaConf
 from scipy import stats
 from sklearn import metrics as plain
+from studies import outcome, table, without_seconds
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from accelerando.algorithms.checkpoints import read_weights
+from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
-from accelerando.recipes.glue import averages, glue, main
-from accelerando.recipes.run import parallel
-from accelerando.recipes.run.parallel import Job, run_jobs
+from accelerando.recipes.studies.glue_scores import averages
+from accelerando.recipes.studies.plan import plan
+from accelerando.recipes.studies.table import Row
 from accelerando.recipes.train import train
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "log", "not", "very", "happy", "sad"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 TINY = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TINY |= {"max_position_embeddings": 16, "initializer_range": 0.3}  # at BERT's own 0.02 so small a one sees no words
-TASKS = load("bert/glue.yaml")[0].tasks  # the columns are GLUE's own
+TASKS = load("bert/glue.yaml")[0].study.glue.tasks  # the columns are GLUE's own
 SMALL = ("mnli", "cola", "rte")
 
 
@@ -110,18 +105,19 @@ def pretraining(root):
     }
 
 
-def settings(files, folder, *tasks, **changes):
+def settings(files, folder, *tasks, seeds=(1,), **changes):
     """The shipped file on the small data; without `tasks` all of them."""
     config, _ = load("bert/glue.yaml")
-    for task in config.tasks:
-        config.tasks[task].update(global_batch_size=8, max_duration="2ep", precision="fp32")
-        config.tasks[task].optimizer.decoupled_adamw.lr = 0.01
+    given = config.study.glue.tasks
+    for task in given:
+        given[task].update(global_batch_size=8, max_duration="2ep", precision="fp32")
+        given[task].optimizer.decoupled_adamw.lr = 0.01
     # One that learns, in little time.
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config.tasks.cola.update(max_duration="30ep", eval_interval="15ep", model={"bert": {"config": still}})
-    config.tasks.cola.optimizer.decoupled_adamw.lr = 0.003
-    config.tasks = {task: config.tasks[task] for task in tasks or config.tasks}
-    config.update(folder=str(folder), run_name="study", seeds=[1], precision="fp32", device="cpu", loggers=None)
+    given.cola.update(max_duration="30ep", eval_interval="15ep", model={"bert": {"config": still}})
+    given.cola.optimizer.decoupled_adamw.lr = 0.003
+    config.study.glue = {"seeds": list(seeds), "tasks": {task: given[task] for task in tasks or given}}
+    config.update(folder=str(folder), run_name="study", executor=None, precision="fp32", device="cpu", loggers=None)
     config.variables.update(checkpoint=str(files / "pretrained"), tokenizer=str(files / "tokenizer"))
     config.variables.data = str(files / "data")
     config.train_data.hugging_face_text.seq_len = 16
@@ -132,11 +128,11 @@ def settings(files, folder, *tasks, **changes):
 
 @pytest.fixture(scope="module")
 def whole(files, tmp_path_factory):
-    """All eight tasks, trained once; what `Watch` saw, the scores and the folder."""
+    """All eight tasks, trained once; what `Watch` saw, the rows and the folder."""
     Watch.batches, Watch.kill_at, Watch.first, Watch.problems = 0, -1, {}, {}
     folder = tmp_path_factory.mktemp("whole")
-    scores = glue(settings(files, folder))
-    return scores, folder / "study", dict(Watch.first), dict(Watch.problems)
+    rows = outcome(settings(files, folder)).rows
+    return rows, folder / "study", dict(Watch.first), dict(Watch.problems)
 
 
 def predictions(files, folder, task, split):
@@ -175,14 +171,14 @@ GLUES = {
 
 @pytest.mark.parametrize("task", GLUES)
 def test_each_tasks_metrics(task, whole, files):
-    scores, folder, *_ = whole
+    rows, folder, *_ = whole
     splits = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
-    mine = {(score.split, score.metric): score.value for score in scores if score.task == task}
+    mine = {(row["split"], name): v for row in rows if row["task"] == task for name, v in row.metrics.items()}
     assert list(mine) == [(split, metric) for split in splits for metric in GLUES[task]]
     for (split, metric), value in mine.items():
         predicted, labels = predictions(files, folder, task, split)
         assert len(labels) == 21
-        assert value == pytest.approx(100 * PLAIN[metric](predicted, labels), abs=1e-3)
+        assert value == pytest.approx(PLAIN[metric](predicted, labels), abs=1e-5)
 
 
 def test_the_metrics_are_of_different_predictions(whole, files):
@@ -192,17 +188,14 @@ def test_the_metrics_are_of_different_predictions(whole, files):
 
 
 def test_the_table_and_the_files(whole, capsys, files):
-    scores, folder, *_ = whole
-    with (folder / "glue.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [list(row.values()) for row in rows] == [[str(value) for value in vars(score).values()] for score in scores]
-    values = {task: [score.value for score in scores if score.task == task] for task in GLUES}
-    *tasks, average = averages(scores)
+    rows, folder, *_ = whole
+    assert [*map(repr, table(folder))] == [*map(repr, rows)]
+    values = {task: [100 * v for row in rows if row["task"] == task for v in row.metrics.values()] for task in GLUES}
+    *tasks, average = averages(rows)
     assert {row["task"]: row["score"] for row in tasks} == pytest.approx({t: np.mean(v) for t, v in values.items()})
     assert average["task"] == "average" and average["seeds"] == 1
     assert average["score"] == pytest.approx(np.mean([np.mean(v) for v in values.values()]))
-    assert OmegaConf.load(folder / "config.yaml").tasks.keys() == GLUES.keys()
-    glue(settings(files, folder.parent))
+    outcome(settings(files, folder.parent))
     out, err = capsys.readouterr()
     assert Watch.batches == 0 and err == ""
     (line,) = (line for line in out.splitlines() if line.startswith("mnli"))
@@ -227,15 +220,17 @@ def test_each_starts_from_what_it_should(whole, files):
 
 
 def test_seeds(files, tmp_path):
-    scores = glue(settings(files, tmp_path, "mnli", "rte", seeds=[1, 2]))
-    by_run = {(s.task, s.seed): [t.value for t in scores if (t.task, t.seed) == (s.task, s.seed)] for s in scores}
+    rows = outcome(settings(files, tmp_path, "mnli", "rte", seeds=[1, 2])).rows
+    by_run = {(row["task"], row["seed"]): [] for row in rows}
+    for row in rows:
+        by_run[row["task"], row["seed"]] += [100 * value for value in row.metrics.values()]
     means = {run: np.mean(values) for run, values in by_run.items()}
     rte = [means["rte", seed] for seed in (1, 2)]
     both = [(means["rte", seed] + means["mnli", seed]) / 2 for seed in (1, 2)]
-    rows = {row["task"]: row for row in averages(scores)}
-    assert list(rows) == ["mnli", "rte", "average of 2"]
-    assert rows["rte"]["score"] == pytest.approx(np.mean(rte))
-    assert rows["average of 2"]["deviation"] == pytest.approx(np.std(both, ddof=1))
+    lines = {line["task"]: line for line in averages(rows)}
+    assert list(lines) == ["mnli", "rte", "average of 2"]
+    assert lines["rte"]["score"] == pytest.approx(np.mean(rte))
+    assert lines["average of 2"]["deviation"] == pytest.approx(np.std(both, ddof=1))
     begun, ended = Watch.first["rte-seed2"], read_weights(tmp_path / "study/mnli-seed2/checkpoints/latest-rank0.pt")
     name = "bert.encoder.layer.0.output.dense.weight"
     assert torch.equal(begun[name], ended[f"model.{name}"])
@@ -250,103 +245,20 @@ def test_killed_at_any_time_it_goes_on(files, whole, tmp_path, kill_at):
     config = settings(files, tmp_path, "mnli", "rte", save_interval="1ba")
     Watch.kill_at = kill_at
     with pytest.raises(KeyboardInterrupt):
-        glue(config)
-    assert glue(config) == [score for score in whole[0] if score.task in ("mnli", "rte")]
+        outcome(config)
+    expected = [row for row in whole[0] if row["task"] in ("mnli", "rte")]
+    assert without_seconds(outcome(config).rows) == without_seconds(expected)
     assert 16 <= Watch.batches <= 17  # 26 rows by 8, the last batch too
 
 
-def test_launched_and_in_parallel(files, whole, tmp_path):
-    """Of three runs one is done, one starts from it."""
-    shutil.copytree(whole[1] / "mnli-seed1", tmp_path / "study" / "mnli-seed1", symlinks=True)
-    config = settings(files, tmp_path, *SMALL, callbacks=None, parallel=2)
-    (tmp_path / "glue.yaml").write_text(OmegaConf.to_yaml(config))
-    composer = Path(sys.executable).with_name("composer")
-    command = [composer, "-n", "1", "-m", "accelerando.recipes.glue", tmp_path / "glue.yaml"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "cola-seed1: begun, its output is in " in done.stderr and "(3 of 3 runs)" in done.stderr
-    assert "average of 3" in done.stdout
-    assert "epoch 2" in (tmp_path / "study" / "rte-seed1" / "log.txt").read_text()
-    assert glue(config) == [score for score in whole[0] if score.task in SMALL]
-
-
-@pytest.fixture
-def shell(tmp_path, monkeypatch):
-    """Jobs whose file is a shell script; what they append to `said` is in order."""
-    (tmp_path / "python").write_text('#!/bin/sh\n. "$3"\n')
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(parallel.sys, "executable", str(tmp_path / "python"))
-
-    def job(name, script, after=None):
-        (tmp_path / name).write_text(script)
-        return Job(name, tmp_path / name, tmp_path / f"{name}.txt", after)
-
-    return job
-
-
-def run(jobs, slots):
-    begun, over = [], {}
-    run_jobs(jobs, slots, lambda job: begun.append(job.name), lambda job, problem: over.update({job.name: problem}))
-    return begun, over
-
-
-def test_jobs_wait_for_slots_and_for_what_they_start_from(shell, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")  # the launcher's
-    say = f"echo $CUDA_VISIBLE_DEVICES${{RANK-}} >> {tmp_path}/said"
-    jobs = [shell("a", f"sleep 1; {say}"), shell("b", say, after="a"), shell("c", say), shell("d", say, after="done")]
-    begun, over = run(jobs, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")])
-    assert begun == ["a", "c", "d", "b"] and over == dict.fromkeys("abcd")
-    assert (tmp_path / "said").read_text().split() == ["5", "5", "3", "5"]
-
-
-def test_a_job_that_fails_is_told_and_the_others_go_on(shell, tmp_path):
-    jobs = [shell("a", "echo first; echo; echo worst >&2; exit 3"), shell("b", "", after="a"), shell("c", "kill -9 $$")]
-    _, over = run([*jobs, shell("d", "")], [{}])
-    assert over == {
-        "a": f"worst; see {tmp_path}/a.txt",
-        "b": "not begun, as it starts from a",
-        "c": f"killed by signal 9; see {tmp_path}/c.txt",
-        "d": None,
-    }
-
-
-def test_runs_that_fail_are_one_line_each(shell, files, tmp_path, capsys):
-    (tmp_path / "python").write_text("#!/bin/sh\necho oh no\nexit 1\n")
-    error = fails(settings(files, tmp_path, *SMALL, parallel=2), capsys, tmp_path, lines=6)
-    assert f"mnli-seed1: failed: oh no; see {tmp_path}/study/mnli-seed1/log.txt\n" in error
-    assert "rte-seed1: failed: not begun, as it starts from mnli-seed1\n" in error
-    assert "glue.yaml: tasks: 3 of 3 runs failed: " in error and "; the same command goes on with them" in error
-
-
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_the_one_that_began_it(kill, files, tmp_path):
-    endless = pretraining(files) | {"folder": str(tmp_path), "max_duration": "1000000ba"}
-    (tmp_path / "endless.yaml").write_text(OmegaConf.to_yaml(endless))
-    program = f"""
-from pathlib import Path
-from accelerando.recipes.run.parallel import Job, run_jobs
-run_jobs([Job("a", Path("{tmp_path}/endless.yaml"), Path("{tmp_path}/log"))], [{{}}], print, print)
-"""
-    parent = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert parent.stdout and parent.stdout.readline()
-    (child,) = psutil.Process(parent.pid).children()
-    time.sleep(1)
-    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    parent.send_signal(kill)
-    parent.communicate(timeout=20)
-    _, alive = psutil.wait_procs([child], timeout=10)
-    assert not alive
-
-
-def fails(config, capsys, tmp_path, *overrides, lines=1):
+def fails(config, tmp_path, *overrides):
     """What is said of the error, in one line, before anything is trained."""
     file = tmp_path / "glue.yaml"
     file.write_text(OmegaConf.to_yaml(config))
-    with pytest.raises(SystemExit) as exit:
-        main([str(file), *overrides])
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.count("\n") == lines and Watch.batches == 0
-    return error
+    with pytest.raises(ConfigError) as refused:
+        plan(*load(file, overrides))
+    assert "\n" not in str(refused.value) and Watch.batches == 0
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -354,33 +266,30 @@ def fails(config, capsys, tmp_path, *overrides, lines=1):
     [
         (["tasks.mnl={columns: [a], labels: 3}"], "tasks.mnl: unknown task; did you mean mnli?"),
         (["tasks.wnli={columns: [a], labels: 2}"], "tasks.wnli: unknown task"),
-        (["tasks.mnli=3"], "command line: tasks.mnli: 3 given; expected what it changes as a mapping"),
-        (["tasks=null"], "command line: tasks: missing"),
+        (["tasks.mnli=3"], "command line: study.glue.tasks.mnli: 3 given; expected a mapping"),
+        (["tasks=null"], "command line: study.glue.tasks: null given"),
         (["tasks.sst2={labels: 2}"], "tasks.sst2.columns: missing; every task needs it"),
-        (["tasks.cola.columns=sentence"], "command line: tasks.cola.columns: 'sentence' given; expected list[str]"),
-        (["tasks.cola.columns=[sentense]"], "command line: tasks.cola: "),
+        (["tasks.cola.columns=sentence"], "tasks.cola.columns: 'sentence' given; expected list[str]"),
+        (["tasks.cola.columns=[sentense]"], "command line: study.glue.tasks.cola: "),
         (["tasks.cola.columns=[sentense]"], "data/cola has no column sentense: expected one of ['idx', 'label', "),
         (["tasks.cola.splits=[dev]"], 'Unknown split "dev"'),
-        (
-            ["tasks.cola.splits=[test]"],
-            "tasks.cola: test has the label -1; expected whole numbers below 2; GLUE's test",
-        ),
+        (["tasks.cola.splits=[test]"], "tasks.cola: row 0 of test has -1 as label; expected whole numbers from 0"),
+        (["tasks.cola.splits=[test]"], "; GLUE's test labels are not public"),
         (["tasks.cola.splits=[]"], "tasks.cola.splits: [] given; expected one or more different names"),
         (["tasks.cola.labels=1"], "tasks.cola.metrics: the metric matthews is for classes; num_labels is 1"),
         (["tasks.mnli.metrics=[f1]"], "tasks.mnli.metrics: the metric f1 is for two classes; num_labels is 3"),
         (["tasks.mnli.metrics=[acuracy]"], "tasks.mnli.metrics: unknown metric acuracy; did you mean accuracy?"),
         (["tasks.mnli.labels=2"], "tasks.mnli: train has the label 2; expected whole numbers below 2"),
+        (["tasks.cola.colums=[a]"], "tasks.cola.colums: unknown key; did you mean columns?"),
+        (["metric=accuracy"], "study.glue.metric: each task has metrics of its own"),
         (["tasks.cola.label=2"], "tasks.cola.label: unknown key"),
         (["tasks.cola.eval_data={digits: {}}"], "tasks.cola.eval_data: the study sets it for every run; leave it out"),
-        (["tasks.cola.max_duration=soon"], "command line: tasks.cola.max_duration: "),
+        (["tasks.cola.max_duration=soon"], "command line: study.glue.tasks.cola.max_duration: "),
         (["tasks.cola.optimizer.decoupled_adamw.lr=-1"], "tasks.cola.optimizer.decoupled_adamw: "),
         (["tasks.rte.start=cola", "tasks.cola=false"], "tasks.rte.start: 'cola' given; expected one of the tasks mnli"),
         (["tasks.cola.start=rte"], "tasks.cola.start: rte given; expected a task that starts from the pretrained"),
         (["tasks.mnli=false"], "tasks.rte.start: 'mnli' given; expected one of the tasks cola, rte"),
-        (["seeds=[1,1]"], "command line: seeds: [1, 1] given; expected different whole numbers"),
-        (["parallel=0"], "command line: parallel: 0 given; expected at least 1, or null for one on each GPU"),
-        (["parallel=two"], "command line: parallel: 'two' given"),
-        (["paralel=2"], "command line: paralel: unknown key"),
+        (["seeds=[1,1]"], "command line: study.glue.seeds: [1, 1] given; expected different whole numbers"),
         (["model={resnet: {}}"], "command line: model: expected bert"),
         (["train_data={digits: {}}"], "command line: train_data: expected hugging_face_text"),
         (["eval_data={digits: {}}"], "command line: eval_data: comes from train_data and each task's splits"),
@@ -391,17 +300,18 @@ def fails(config, capsys, tmp_path, *overrides, lines=1):
         (["variables.data=/no/where"], "train_data.hugging_face_text: /no/where is not a folder"),
     ],
 )
-def test_mistakes_are_one_line(files, tmp_path, capsys, overrides, message):
-    assert message in fails(settings(files, tmp_path, *SMALL), capsys, tmp_path, *overrides)
+def test_mistakes_are_one_line(files, tmp_path, overrides, message):
+    own = [f"study.glue.{one}" if one.startswith(("tasks", "seeds", "metric")) else one for one in overrides]
+    assert message in fails(settings(files, tmp_path, *SMALL), tmp_path, *own)
 
 
-def test_the_checkpoint_is_left_to_the_user(capsys):
-    with pytest.raises(SystemExit):
-        main(["bert/glue.yaml"])
-    assert "bert/glue.yaml: variables.checkpoint: missing; the file leaves it to you" in capsys.readouterr().err
+def test_the_checkpoint_is_left_to_the_user():
+    with pytest.raises(ConfigError) as refused:
+        plan(*load("bert/glue.yaml", ["executor=null"]))
+    assert "bert/glue.yaml: variables.checkpoint: missing; the file leaves it to you" in str(refused.value)
 
 
-def test_a_checkpoint_that_does_not_fit_is_told(files, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_fit_is_told(files, tmp_path):
     config = settings(files, tmp_path, *SMALL)
     for name, change in {
         "shape": lambda weights: weights.update({"model.bert.embeddings.LayerNorm.bias": torch.zeros(8)}),
@@ -419,28 +329,28 @@ def test_a_checkpoint_that_does_not_fit_is_told(files, tmp_path, capsys):
         "other": "holds no BERT: it has cls.predictions.bias",
     }
     for name, message in expected.items():
-        error = fails(config, capsys, tmp_path, f"variables.checkpoint={tmp_path}/{name}.pt")
+        error = fails(config, tmp_path, f"variables.checkpoint={tmp_path}/{name}.pt")
         assert f"command line: model.bert: {tmp_path}/{name}.pt {message}" in error or message in error
     words = BertTokenizerFast(str(files / "vocab.txt"))
     words.add_tokens([f"word{i}" for i in range(24)])
     words.save_pretrained(tmp_path / "words")
-    error = fails(config, capsys, tmp_path, f"variables.tokenizer={tmp_path}/words")
+    error = fails(config, tmp_path, f"variables.tokenizer={tmp_path}/words")
     assert "has 42 words, but the pretrained model has 24" in error
 
 
-def test_what_is_in_the_folder_is_not_falsified(files, whole, tmp_path, capsys):
+def test_what_is_in_the_folder_is_not_falsified(files, whole, tmp_path):
     shutil.copytree(whole[1], tmp_path / "study", symlinks=True)
     config = settings(files, tmp_path, "mnli", "cola")
     for override, message in {
-        "tasks.cola.optimizer.decoupled_adamw.lr=0.5": "decoupled_adamw.lr: 0.5 given, but the run in",
+        "study.glue.tasks.cola.optimizer.decoupled_adamw.lr=0.5": "decoupled_adamw.lr: 0.5 given, but the run in",
         "run_name=study/cola-seed1": "is the folder of a training run; choose another one",
     }.items():
-        assert message in fails(config, capsys, tmp_path, override)
+        assert message in fails(config, tmp_path, override)
 
 
-def test_ranks_are_refused(files, tmp_path, capsys, monkeypatch):
+def test_ranks_are_refused(files, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    error = fails(settings(files, tmp_path, *SMALL), capsys, tmp_path)
+    error = fails(settings(files, tmp_path, *SMALL), tmp_path)
     assert "2 ranks given; launch it with composer -n 1: tasks run side by side, each on one GPU" in error
 
 
@@ -452,11 +362,32 @@ def test_other_starts_and_other_folders(files, tmp_path, monkeypatch):
     parts = {split: str(next((files / "data" / "rte").glob(f"{split}-*"))) for split in ("train", "validation")}
     datasets.load_dataset("parquet", data_files=parts).save_to_disk(tmp_path / "data" / "rte")
     config = settings(files, tmp_path, "rte", loggers={"wandb": {"project": "p"}})
-    config.tasks.rte.start = None
+    config.study.glue.tasks.rte.start = None
     config.variables.update(checkpoint=str(tmp_path / "bert"), data=str(tmp_path / "data"))
-    (score,) = glue(config)
-    assert 0 <= score.value <= 100
-    for name in ("glue", "averages"):
+    (row,) = outcome(config).rows
+    assert 0 <= row["accuracy"] <= 1
+    for name in ("table", "averages"):
         assert list((tmp_path / "study").glob(f"wandb/offline-run-*/files/media/table/{name}*.table.json"))
     expected = {name: value for name, value in model.state_dict().items() if name.startswith("bert.")}
     assert all(torch.equal(Watch.first["rte-seed1"][name], value) for name, value in expected.items())
+
+
+def test_a_task_may_refer_to_what_the_base_run_holds(files, tmp_path):
+    own = {"columns": "${variables.columns}", "labels": "${variables.labels}", "metrics": ["${variables.metric}"]}
+    config = settings(files, tmp_path, "cola", variables={"columns": ["sentence"], "labels": 2, "metric": "accuracy"})
+    config.study.glue.tasks.cola.update(own)
+    found = plan(config)
+    recipe = found.base.recipe_of(found.nodes({})[0]).config
+    assert recipe["train_data"]["hugging_face_text"]["text_columns"] == ["sentence"]
+    assert recipe["model"]["bert"]["metrics"] == ["accuracy"] and recipe["model"]["bert"]["num_labels"] == 2
+
+
+def test_averages_of_what_is_finished():
+    def row(task, seed, value):
+        metrics = {"accuracy": value}
+        return Row(node="", tags={"task": task, "seed": seed}, batches=1, samples=1, seconds=1.0, metrics=metrics)
+
+    rows = [row("rte", 1, 0.5), row("mnli", 1, 0.7), row("mnli", 2, 0.9), row("rte", 3, 0.6), row("mnli", 3, 0.6)]
+    lines = [(line["task"], round(line["score"], 6), line["seeds"]) for line in averages(rows)]
+    assert lines == [("mnli", 73.333333, 3), ("rte", 55.0, 2), ("average of 2", 60.0, 2)]
+    assert [line["task"] for line in averages([row("rte", 1, 0.5), row("mnli", 2, 0.7)])] == ["mnli", "rte"]

@@ -1,37 +1,48 @@
-"""Tables and the figure of a study of distillation."""
+"""Tables and the figure of what distillation is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from accelerando.recipes.curves import limits, lower_is_better, over_time, time_unit
-from accelerando.recipes.run.figures import COLOURS, save_figure
-from accelerando.recipes.run.results import aligned, label, percent
-from accelerando.recipes.speedup import RESAMPLES, Bounded, Point, Speedup, limits_text, rank, rows_by_arm
+from ..run.figures import COLOURS
+from ..run.results import aligned, label, percent
+from .core import lower_is_better
+from .plotting import limits, over_time, time_unit
+from .speedup import PLAIN, RESAMPLES, TEACHER, Bounded, Speedup, limits_text, rank
+from .table import Row
 
-STYLES = {"none": ("black", "X")}
+STYLES = {PLAIN: ("black", "X")}
 STYLES |= zip(("best", "poorest", "ensemble", "random"), zip(COLOURS, "ovsD", strict=False), strict=False)
 
 
-def teacher_table(points: Sequence[Point], metric: str) -> str:
+def rows_by_arm(rows: Iterable[Speedup]) -> dict[tuple[str, float], list[Speedup]]:
+    """Those of each arm and window."""
+    arms: dict[tuple[str, float], list[Speedup]] = {}
+    for row in rows:
+        arms.setdefault((row.arm, row.window), []).append(row)
+    return arms
+
+
+def teacher_table(rows: Sequence[Row], metric: str) -> str:
     """The teachers, the best one first."""
-    by_name = {point.teachers: point for point in points if point.arm == "teacher"}
-    ranked = rank({name: point.value for name, point in by_name.items()}, lower_is_better(metric))
-    teachers = [by_name[name] for name in ranked]
-    unit, size = time_unit(point.seconds for point in teachers)
-    rows = [(p.teachers, p.length, f"{p.value:.4f}", f"{p.seconds / size:.2f}") for p in teachers]
-    return aligned([("teacher", "trained for", label(metric), f"in ({unit})"), *rows], left=("teacher",))
+    by_name = {row["teachers"]: row for row in rows if row["arm"] == TEACHER}
+    values = {name: row.metrics.get(metric, float("nan")) for name, row in by_name.items()}
+    unit, size = time_unit(row.seconds for row in by_name.values())
+    lines = [
+        (name, by_name[name]["length"], f"{values[name]:.4f}", f"{by_name[name].seconds / size:.2f}")
+        for name in rank(values, lower_is_better(metric))
+    ]
+    return aligned([("teacher", "trained for", label(metric), f"in ({unit})"), *lines], left=("teacher",))
 
 
 def quality_table(rows: Sequence[Speedup], metric: str) -> str:
     """Each arm's mean over seeds and median training time, by length."""
     lines, (unit, size) = [], time_unit(row.seconds for row in rows if row.length != "all")
-    lengths = [row.length for row in rows if row.window == 0 and row.length != "all"]  # the baseline has them all
+    lengths = [row.length for row in rows if row.window == 0 and row.length != "all"]  # the plain runs have them all
     for (arm, window), own in rows_by_arm(rows).items():
         cells = {row.length: f"{row.value:.4f} ({row.seconds / size:.2f} {unit})" for row in own}
         lines.append((arm, percent(window) if window else "", *(cells.get(length, "") for length in lengths)))
@@ -43,25 +54,22 @@ def speedup_table(rows: Sequence[Speedup]) -> str:
     """Each distilled arm's speed-up at equal quality, by length."""
     lines, names = [], ("arm", "distilled", "teachers")
     last = ("all lengths", "95 %", "with teachers' training", "95 % with it")
+    lengths = list(dict.fromkeys(row.length for row in rows if row.window and row.length != "all"))
     for (arm, window), own in rows_by_arm(rows).items():
         if window:
-            cells = [str(Bounded(row.speedup, row.bound)) for row in own]
-            limits = limits_text(own[-1].low, own[-1].high), limits_text(own[-1].total_low, own[-1].total_high)
+            cells = {row.length: str(Bounded(row.speedup, row.bound)) for row in own}
+            ends = limits_text(own[-1].low, own[-1].high), limits_text(own[-1].total_low, own[-1].total_high)
             total = str(Bounded(own[-1].total, own[-1].bound))
-            lines.append((arm, percent(window), own[0].teachers, *cells, limits[0], total, limits[1]))
-    lengths = dict.fromkeys(row.length for row in rows if row.window and row.length != "all")
+            each = (cells.get(length, "") for length in (*lengths, "all"))
+            lines.append((arm, percent(window), own[0].teachers, *each, ends[0], total, ends[1]))
     table = aligned([(*names, *lengths, *last), *lines], left=("arm", "teachers"))
     meaning = "baseline's time to the same quality over the arm's; > and <: the baseline's curve ends before, ~: both\n"
     note = f"all lengths: geometric mean; 95 %: {RESAMPLES} resamples of {rows[0].seeds} seeds"
     return f"speed-up at equal quality: {meaning}{table}\n{note}"
 
 
-def draw(points: Sequence[Point], rows: Sequence[Speedup], metric: str, path: Path, title: str) -> np.ndarray:
-    """Draws quality over training time, a panel for each window; returns the pixels, (height, width, 3) of uint8."""
-    return save_figure(_figure(points, rows, metric, title), path)
-
-
-def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title: str) -> Figure:
+def draw(table: Sequence[Row], rows: Sequence[Speedup], metric: str, title: str) -> Figure:
+    """Quality over training time, a panel for each window."""
     rows = [row for row in rows if row.length != "all"]
     windows = list(dict.fromkeys(row.window for row in rows if row.window))
     unit, size = time_unit(row.seconds for row in rows)
@@ -71,7 +79,8 @@ def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title
     sign = -1 if lower_is_better(metric) else 1
     times, values, _ = _columns(rows, size)
     span, (bottom, top) = limits(times, sign * values)
-    taught = [point.value for point in points if point.arm == "teacher" and sign * point.value > bottom]
+    reached = [row.metrics.get(metric, float("nan")) for row in table if row["arm"] == TEACHER]
+    taught = [value for value in reached if sign * value > bottom]
     top = max([top, *(sign * value + 0.03 * (top - bottom) for value in taught)])
     legend: dict[str, Any] = {}
     for axes, window in zip(panels, windows, strict=True):
@@ -80,12 +89,13 @@ def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title
             ylim=(sign * bottom, sign * top),  # better is above
             title=f"distilled in the first {percent(window)}" if window < 1 else "distilled throughout",
         )
-        for arm, own in _curves(rows, window).items():
+        for (arm, share), own in rows_by_arm(rows).items():
+            if share not in (0.0, window):
+                continue
             colour, marker = STYLES[arm]
             x, y, deviation = _columns(own, size)
-            (legend[arm],) = axes.plot(
-                x, y, color=colour, marker=marker, ms=5, lw=1.6, zorder=3 if arm == "none" else 2
-            )
+            order = 3 if arm == PLAIN else 2
+            (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6, zorder=order)
             if np.isfinite(deviation).any():
                 axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.13, linewidth=0)
         for value in taught:
@@ -93,10 +103,6 @@ def _figure(points: Sequence[Point], rows: Sequence[Speedup], metric: str, title
     panels[0].set_ylabel(f"evaluation {label(metric)}")
     figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
     return figure
-
-
-def _curves(rows: Sequence[Speedup], window: float) -> dict[str, list[Speedup]]:
-    return {arm: own for (arm, share), own in rows_by_arm(rows).items() if share in (0.0, window)}
 
 
 def _columns(rows: Sequence[Speedup], size: float) -> np.ndarray:

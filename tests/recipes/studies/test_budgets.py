@@ -1,32 +1,23 @@
 """Accuracy over training time: from records to points, statistics, tables and the figure."""
 
-import csv
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from accelerando.recipes.curves import (
-    Mean,
-    Point,
-    _figure,
-    budget_table,
-    budgets,
-    choose_metric,
+from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.recipes.studies.budgets import Mean, budget_table, budgets, draw, frontier, mean_curves, rows_of
+from accelerando.recipes.studies.comparison import (
+    apart,
+    claims_of,
     comparison_table,
     comparisons,
-    difference,
-    draw,
-    frontier,
     improvement_correlation,
-    mean_curves,
-    points_of,
 )
-from accelerando.recipes.run.figures import COLOURS
-from accelerando.recipes.run.files import write_csv
+from accelerando.recipes.studies.table import Row, read_table, to_csv
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 
@@ -86,6 +77,12 @@ AUTHORS = {
 }
 
 
+def row(arm, seed, schedule, cycle, end, batches, samples, seconds, value, best):
+    tags = {"arm": arm, "seed": seed, "schedule": schedule, "cycle": cycle, "end": end}
+    costs = {"batches": batches, "samples": samples, "seconds": seconds}
+    return Row(node=f"{arm}-seed{seed}", tags=tags, metrics={ACCURACY: value, "best": best}, **costs)
+
+
 def authors_points():
     """The hours are of all six independent runs, 1008 epochs, and of the 512 epochs of the cyclic run."""
     points = []
@@ -94,7 +91,7 @@ def authors_points():
             for cycle, value in enumerate(values):
                 end = 16 * 2**cycle
                 cost = (625 * end, 1_280_000 * end, 3600 * spent * end / epochs)
-                points.append(Point(arm, 17, schedule, cycle, f"{end}ep", *cost, value, value))
+                points.append(row(arm, 17, schedule, cycle, f"{end}ep", *cost, value, value))
     return points
 
 
@@ -102,7 +99,7 @@ def run(arm="plain", seed=0, schedule="cyclic", values=(0.5, 0.75, 0.875), speed
     """4, 8, 16, ... epochs of 10 batches, one second each at speed 1."""
     ends = [4 * 2**cycle for cycle in range(len(values))]
     return [
-        Point(arm, seed, schedule, cycle, f"{end}ep", 10 * end, 80 * end, end / speed, value, value + best)
+        row(arm, seed, schedule, cycle, f"{end}ep", 10 * end, 80 * end, end / speed, value, value + best)
         for cycle, (end, value) in enumerate(zip(ends, values, strict=True))
     ]
 
@@ -115,25 +112,9 @@ def record(batch, value=math.inf, **trough):
     )
 
 
-def names():
-    return {"arm": "plain", "seed": 3, "schedule": "cyclic"}
-
-
-def test_the_metric_is_the_first_accuracy_or_the_wanted_one():
-    metrics = ["metrics/AccuracySet/CrossEntropy", "metrics/eval/F1", ACCURACY, "metrics/eval/BinaryAccuracy"]
-    assert choose_metric(metrics) == choose_metric(iter(metrics)) == ACCURACY
-    assert choose_metric(metrics, "binaryaccuracy") == "metrics/eval/BinaryAccuracy"
-    assert choose_metric(metrics, "Metrics/Eval/F1") == "metrics/eval/F1"
-    with pytest.raises(ValueError, match=r"'Accuracy'.*metrics/eval/F1"):
-        choose_metric(metrics, "Accuracy")
-    with pytest.raises(ValueError, match=r"accuracy.*metrics/eval/F1"):
-        choose_metric(metrics[:2])
-
-
-@pytest.mark.parametrize("name", ["CrossEntropy", "LanguagePerplexity", "MeanSquaredError", "loss"])
-def test_a_metric_of_which_less_is_better_is_refused(name):
-    with pytest.raises(ValueError, match=f"lower is better for metrics/eval/{name}; choose a metric of which more is"):
-        choose_metric([ACCURACY, f"metrics/eval/{name}"], name.lower())
+def points_of(records, ends, window, **tags):
+    tags = {"arm": "plain", "seed": 3, "schedule": "cyclic", **tags}
+    return rows_of("plain-seed3", tags, records, ACCURACY, ends, window)
 
 
 def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
@@ -146,10 +127,10 @@ def test_points_stand_at_the_troughs_and_take_the_best_of_the_window():
         record(43, 0.55),
         record(80, None, cycle=1, samples=640, seconds=7.0),
     ]
-    points = points_of(records, ACCURACY, ["4ep", "8ep"], 9, **names())
-    assert points[0] == Point("plain", 3, "cyclic", 0, "4ep", 40, 319, 3.5, 0.5, best=0.6)
-    assert points[1].end == "8ep" and math.isnan(points[1].value) and math.isnan(points[1].best)
-    assert [points_of(records, ACCURACY, ["4ep", "8ep"], w, **names())[0].best for w in (0, 1, 10)] == [0.5, 0.6, 0.7]
+    points = points_of(records, ["4ep", "8ep"], 9)
+    assert points[0] == row("plain", 3, "cyclic", 0, "4ep", 40, 319, 3.5, 0.5, best=0.6)
+    assert points[1]["end"] == "8ep" and math.isnan(points[1][ACCURACY]) and math.isnan(points[1]["best"])
+    assert [points_of(records, ["4ep", "8ep"], w)[0]["best"] for w in (0, 1, 10)] == [0.5, 0.6, 0.7]
 
 
 @pytest.mark.parametrize("window, best", [(0, [0.354, 0.8]), (50, [0.37, 0.854]), (1000, [0.4, 0.9])])
@@ -158,15 +139,14 @@ def test_the_best_of_a_cycle_is_its_own(window, best):
     records = [record(0, 0.1), record(100, 0.4), record(250, 0.37), record(280, 0.2)]
     records += [record(300, 0.354, cycle=0, samples=2400, seconds=3.0), record(301, 0.9), record(340, 0.7)]
     records += [record(680, 0.854), record(700, 0.8, cycle=1, samples=5600, seconds=7.0), record(701, 0.99)]
-    assert [point.best for point in points_of(records, ACCURACY, ["3ep", "7ep"], window, **names())] == best
+    assert [point["best"] for point in points_of(records, ["3ep", "7ep"], window)] == best
 
 
 def test_a_standard_run_matches_the_cycle_that_it_stands_for():
     records = [record(80, cycle=0, samples=640, seconds=8.0), record(160, 0.9, cycle=1, samples=1280, seconds=16.0)]
-    standard = names() | {"schedule": "standard", "first_cycle": 2}
     for given in (records, records[1:]):  # the last trough is that of the run, whatever number a short cycle gives it
-        (point,) = points_of(given, ACCURACY, ["4ep", "8ep", "16ep"], 0, **standard)
-        assert (point.cycle, point.end, point.schedule, point.batches) == (2, "16ep", "standard", 160)
+        (point,) = points_of(given, ["4ep", "8ep", "16ep"], 0, schedule="standard", cycle=2)
+        assert tuple(point[name] for name in ("cycle", "end", "schedule", "batches")) == (2, "16ep", "standard", 160)
 
 
 @pytest.mark.parametrize(
@@ -181,34 +161,34 @@ def test_a_standard_run_matches_the_cycle_that_it_stands_for():
 )
 def test_a_run_with_other_cycles_than_expected_is_an_error(records, message):
     with pytest.raises(ValueError, match=f"cyclic run of 'plain', seed 3, {message}"):
-        points_of(records, ACCURACY, ["4ep", "8ep"], 0, **names())
+        points_of(records, ["4ep", "8ep"], 0)
 
 
 def test_a_trough_that_was_not_evaluated_is_an_error():
     with pytest.raises(ValueError, match=f"cyclic run of 'plain', seed 3, lacks {ACCURACY} at its trough, batch 40"):
-        points_of([record(40, cycle=0, samples=320, seconds=4.0)], ACCURACY, ["4ep"], 5, **names())
+        points_of([record(40, cycle=0, samples=320, seconds=4.0)], ["4ep"], 5)
 
 
 def test_curves_are_means_over_seeds_at_the_median_time():
     points = run(seed=0, values=(0.5, 0.7), speed=1.0, best=0.1) + run(seed=1, values=(0.7, 0.9), speed=0.01)
     points += run(seed=2, values=(0.6, 0.8), speed=2.0) + run("other", values=(0.5, math.nan))
-    curves = mean_curves(reversed(points), "cyclic")
+    curves = mean_curves(reversed(points), ACCURACY, "cyclic")
     assert list(curves) == [("other", 0), ("plain", 0), ("other", 1), ("plain", 1)]
     mean = curves["plain", 1]
-    assert (mean.end, mean.batches, mean.samples, mean.seconds, mean.seeds) == ("8ep", 80, 640, 8.0, 3)
+    assert (mean.end, mean.batches, mean.seconds, mean.seeds) == ("8ep", 80, 8.0, 3)
     assert mean.value == pytest.approx(0.8) and mean.deviation == pytest.approx(0.1)  # by n - 1
     assert mean.best == pytest.approx(0.8 + 0.1 / 3)
     assert math.isnan(curves["other", 0].deviation) and math.isnan(curves["other", 1].value)
-    assert mean_curves(points, "standard") == {}
+    assert mean_curves(points, ACCURACY, "standard") == {}
 
 
 @pytest.mark.parametrize("arm", AUTHORS)
 def test_the_authors_differences(arm):
     standard, cyclic, _, (absolute, worst, signed_of_last_five, _) = AUTHORS[arm]
-    whole = difference(standard, cyclic)
+    whole = apart(standard, cyclic)
     assert whole.points == 6
     assert (whole.absolute, whole.worst) == pytest.approx((absolute, worst), abs=0.0101)
-    assert difference(standard[1:], cyclic[1:]).signed == pytest.approx(signed_of_last_five, abs=0.01)
+    assert apart(standard[1:], cyclic[1:]).signed == pytest.approx(signed_of_last_five, abs=0.01)
 
 
 @pytest.mark.parametrize("arm", [arm for arm in AUTHORS if arm != "Baseline"])
@@ -225,7 +205,7 @@ def test_the_authors_correlations_are_of_all_six_points(arm):
 
 
 def test_the_authors_costs():
-    rows = {row["arm"]: row for row in comparisons(authors_points(), "Baseline")}
+    rows = {row["arm"]: row for row in comparisons(authors_points(), ACCURACY, "Baseline")}
     assert [*rows] == [*AUTHORS, "pooled"]
     for arm, (*_, hours, _) in AUTHORS.items():
         assert rows[arm]["cost_batches"] == 1008 / 512
@@ -234,9 +214,9 @@ def test_the_authors_costs():
 
 
 def test_differences_by_hand():
-    assert difference([3, 1, 4], [1, 2, 4]) == (3, pytest.approx(1 / 3), 1.0, 2.0)
-    assert difference([3, math.nan, 1], [1, 2, math.nan]) == (1, 2.0, 2.0, 2.0)
-    nothing = difference([], [])
+    assert apart([3, 1, 4], [1, 2, 4]) == (3, pytest.approx(1 / 3), 1.0, 2.0)
+    assert apart([3, math.nan, 1], [1, 2, math.nan]) == (1, 2.0, 2.0, 2.0)
+    nothing = apart([], [])
     assert nothing.points == 0 and all(math.isnan(number) for number in nothing[1:])
 
 
@@ -261,7 +241,17 @@ def test_where_no_correlation_exists_it_is_nan(standard, cyclic):
 
 def test_nothing_on_the_frontier_is_beaten():
     def mean(arm, seconds, value):
-        return Mean(arm, 0, "cyclic", 0, "4ep", 40, 320, seconds, value, value, 1, math.nan)
+        return Mean(
+            arm=arm,
+            cycle=0,
+            end="4ep",
+            batches=40,
+            seconds=seconds,
+            value=value,
+            best=value,
+            deviation=math.nan,
+            seeds=1,
+        )
 
     dear, late, equal = mean("dear", 2.0, 0.5), mean("late", 3.0, 0.7), mean("equal", 1.0, 0.5)
     first, second, last = mean("first", 1.0, 0.5), mean("second", 2.0, 0.7), mean("last", 4.0, 0.8)
@@ -292,15 +282,16 @@ def test_the_budget_table_says_what_is_best_from_when_on():
 def test_the_gain_is_over_the_baselines_line_on_the_logarithmic_axis():
     points = run("before", values=[0.1], speed=2.0) + run(values=(0.2, 0.6))
     points += run("between", values=[0.5], speed=0.5**0.5) + run("after", values=[0.9], speed=0.1)
-    rows = budgets(points, "plain")
+    rows = budgets(points, ACCURACY, "plain")
     assert list(rows[0]) == ["seconds", "arm", "end", "value", "deviation", "gain"]
     assert [row["arm"] for row in rows] == ["before", "plain", "between", "plain", "after"]
     gains = [row["gain"] for row in rows]
     assert math.isnan(gains[0]) and gains[1] == gains[3] == 0.0
     assert (gains[2], gains[4]) == pytest.approx((0.5 - 0.4, 0.9 - 0.6))  # halfway between 4 and 8 s by their ratio
     gap = run(values=(0.2, math.nan, 0.4)) + run("other", values=[0.3], speed=0.5)
-    assert [math.isnan(row["gain"]) for row in budgets(gap, "plain")] == [False, True, False]  # the line breaks too
-    assert all(math.isnan(row["gain"]) for row in budgets(points, "nobody"))
+    gains = [row["gain"] for row in budgets(gap, ACCURACY, "plain")]
+    assert [math.isnan(gain) for gain in gains] == [False, True, False]  # the line breaks too
+    assert all(math.isnan(row["gain"]) for row in budgets(points, ACCURACY, "nobody"))
 
 
 @pytest.mark.parametrize("factor, unit, first", [(7, "s", "28.00"), (7.5, "min", "0.50"), (1e5, "h", "111")])
@@ -308,7 +299,7 @@ def test_table_and_figure_share_the_unit_of_time(factor, unit, first):
     points = [replace(point, seconds=factor * point.seconds) for point in run(values=(0.5, 0.6))]
     header, row, _ = budget_table(points, ACCURACY, "plain").splitlines()
     assert header.startswith(f"from ({unit})") and row.split()[0] == first
-    axes = _figure(points, ACCURACY, "").axes[0]
+    axes = draw(points, ACCURACY, "").axes[0]
     assert axes.get_xlabel() == f"training time ({unit})"
     assert f"{axes.lines[0].get_xdata()[0]:.2f}".startswith(first)
 
@@ -324,7 +315,7 @@ def compared():
 
 
 def test_comparisons_by_hand():
-    plain, better, pooled = comparisons(compared(), "plain")
+    plain, better, pooled = comparisons(compared(), ACCURACY, "plain")
     assert (plain["arm"], better["arm"], pooled["arm"]) == ("plain", "better", "pooled")
     assert (plain["points"], better["points"], pooled["points"]) == (6, 6, 12)
     differences = ("signed", "absolute", "worst")
@@ -362,14 +353,14 @@ def test_the_comparison_is_aligned_and_blank_where_there_is_nothing_to_say():
 
 
 def test_comparisons_of_what_little_there_is():
-    assert comparisons(run(), "plain") == []
+    assert comparisons(run(), ACCURACY, "plain") == []
     assert comparison_table(run(), ACCURACY, "plain") == ""
-    alone = comparisons(run(values=[0.5]) + run(schedule="standard", values=[0.5]), "plain")[0]
+    alone = comparisons(run(values=[0.5]) + run(schedule="standard", values=[0.5]), ACCURACY, "plain")[0]
     assert alone["points"] == 0 and math.isnan(alone["signed"]) and math.isnan(alone["seeds_absolute"])
     assert (alone["first_equal"], alone["first_pairs"], alone["cost_batches"]) == (1, 1, 1.0)
     # A standard run that is there for the second point only, and one of a seed that has no cyclic run.
     second = run(schedule="standard")[1:2] + run(seed=9, schedule="standard")[:1]
-    row = comparisons(run() + second, "plain")[0]
+    row = comparisons(run() + second, ACCURACY, "plain")[0]
     assert (row["points"], row["first_pairs"], row["cost_batches"]) == (1, 0, 120 / 80)
     assert math.isnan(row["seeds_absolute"])
 
@@ -379,34 +370,21 @@ def test_every_two_seeds_are_compared():
     points += [
         point for seed, last in enumerate((0.1, 0.2, 0.4)) for point in run("pooled", seed, "standard", (seed, last))
     ]
-    rows = comparisons(points, "pooled")
+    rows = comparisons(points, ACCURACY, "pooled")
     assert [row["arm"] for row in rows] == ["pooled"] * 2 and rows[0]["points"] == 3
     assert rows[0]["seeds_absolute"] == pytest.approx((0.1 + 0.3 + 0.2) / 3)
 
 
 def test_an_arm_equal_to_the_baseline_has_no_correlation():
     points = [point for schedule in ("cyclic", "standard") for point in run(schedule=schedule)]
-    rows = comparisons(points + [replace(point, arm="twin") for point in points], "plain")
+    twins = [replace(point, tags={**point.tags, "arm": "twin"}) for point in points]
+    rows = comparisons(points + twins, ACCURACY, "plain")
     assert [row["arm"] for row in rows] == ["plain", "twin", "pooled"]
     assert all(math.isnan(row["pearson"]) and row["worst"] == 0.0 for row in rows)
 
 
-@pytest.mark.parametrize("rows", [run(), [asdict(point) for point in run()], comparisons(authors_points(), "Baseline")])
-def test_a_csv_holds_every_field(rows, tmp_path):
-    write_csv(rows, tmp_path / "new" / "rows.csv")
-    with open(tmp_path / "new" / "rows.csv", newline="") as file:
-        read = list(csv.DictReader(file))
-    expected = [row if isinstance(row, dict) else asdict(row) for row in rows]
-    assert read == [{name: str(value) for name, value in row.items()} for row in expected]
-    write_csv([], tmp_path / "none.csv")
-    assert (tmp_path / "none.csv").read_text() == ""
-
-
-def test_the_fields_of_a_point_are_the_columns_of_the_study(tmp_path):
-    write_csv(run(), tmp_path / "tradeoff.csv")
-    header = (tmp_path / "tradeoff.csv").read_text().splitlines()[0]
-    assert header == ",".join(field.name for field in fields(Point))
-    assert header == "arm,seed,schedule,cycle,end,batches,samples,seconds,value,best"
+def pixels_of(points, file):
+    return save_figure(draw(points, ACCURACY, "ResNet-50 on ImageNet"), file)
 
 
 def where(pixels, colour):
@@ -414,13 +392,13 @@ def where(pixels, colour):
 
 
 def test_the_figure_shows_every_arm(tmp_path):
-    pixels = draw(authors_points(), ACCURACY, tmp_path / "tradeoff.png", "ResNet-50 on ImageNet")
+    pixels = pixels_of(authors_points(), tmp_path / "tradeoff.png")
     with Image.open(tmp_path / "tradeoff.png") as image:
         assert image.format == "PNG" and np.array_equal(np.asarray(image.convert("RGB")), pixels)
     assert pixels.dtype == np.uint8 and all(where(pixels, colour).any() for colour in (*COLOURS, "#999999"))
-    two = draw(run() + run("other", values=(0.6, 0.7, 0.8)), ACCURACY, tmp_path / "two.png", "")
+    two = pixels_of(run() + run("other", values=(0.6, 0.7, 0.8)), tmp_path / "two.png")
     assert [where(two, colour).any() for colour in COLOURS[:3]] == [True, True, False]
-    assert not np.array_equal(two, draw(run(), ACCURACY, tmp_path / "one.png", ""))
+    assert not np.array_equal(two, pixels_of(run(), tmp_path / "one.png"))
 
 
 @pytest.mark.parametrize(
@@ -438,7 +416,7 @@ def test_the_figure_shows_every_arm(tmp_path):
     ids=["one point", "a gap", "nothing finite", "standard only", "equal", "milliseconds", "20 arms", "NaN in a seed"],
 )
 def test_the_figure_of_what_little_there_is(points, tmp_path):
-    assert draw(points, ACCURACY, tmp_path / "tradeoff.png", "little").std() > 0
+    assert pixels_of(points, tmp_path / "tradeoff.png").std() > 0
 
 
 def studied():
@@ -453,10 +431,10 @@ def data(line):
 
 
 def test_the_figure_shows_curves_bands_frontier_and_independent_runs():
-    figure = _figure(studied(), ACCURACY, "a study")
+    figure = draw(studied(), ACCURACY, "a study")
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_title(), axes.get_ylabel()) == ("log", "a study", "evaluation accuracy")
-    curves = list(mean_curves(studied(), "cyclic").values())
+    curves = list(mean_curves(studied(), ACCURACY, "cyclic").values())
     lines = [line for line in axes.lines if len(line.get_xdata())]
     solid, hollow, dashed = ([line for line in lines if line.get_linestyle() == style] for style in ("-", "None", "--"))
     expected = [[[m.seconds, m.value] for m in curves if m.arm == arm] for arm in ("plain", "one", "_x")]
@@ -477,11 +455,11 @@ def test_the_figure_shows_curves_bands_frontier_and_independent_runs():
 
 
 def test_the_legend_names_every_arm_and_what_there_is():
-    (legend,) = _figure(studied(), ACCURACY, "").legends
+    (legend,) = draw(studied(), ACCURACY, "").legends
     arms = ["plain", "one", "_x"]
     assert [text.get_text() for text in legend.get_texts()] == [*arms, "independent runs", "best at its budget"]
     assert [line.get_color() for line in legend.legend_handles[:3]] == list(COLOURS[:3])
-    figure = _figure([point for point in studied() if point.schedule == "cyclic"], ACCURACY, "")
+    figure = draw([point for point in studied() if point["schedule"] == "cyclic"], ACCURACY, "")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, "best at its budget"]
     assert not any(line.get_linestyle() == "None" and len(line.get_xdata()) for line in figure.axes[0].lines)
 
@@ -490,11 +468,11 @@ def test_the_legend_names_every_arm_and_what_there_is():
 def test_every_marker_to_the_right_of_the_left_edge_is_in_the_figure(slow):
     points = run(values=(0.1, 0.90, 0.93, 0.94)) + run("slow", values=(0.2, 0.91, 0.94, 0.95), speed=slow)
     points += run("slow", 0, "standard", (0.1, 0.3, 0.94, 0.95), slow)
-    axes = _figure(points, ACCURACY, "").axes[0]
+    axes = draw(points, ACCURACY, "").axes[0]
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    assert all(bottom < point.value < top for point in points if left <= point.seconds)
+    assert all(bottom < point[ACCURACY] < top for point in points if left <= point.seconds)
     assert max(point.seconds for point in points) < right
-    assert {point.value for point in points if point.seconds < left} <= {0.1, 0.2}
+    assert {point[ACCURACY] for point in points if point.seconds < left} <= {0.1, 0.2}
 
 
 def test_a_steep_start_does_not_flatten_the_rest(tmp_path):
@@ -502,8 +480,73 @@ def test_a_steep_start_does_not_flatten_the_rest(tmp_path):
 
     def distance(first):
         points = run(values=(first, 0.90, 0.93, 0.94)) + run("other", values=(first, 0.91, 0.94, 0.95))
-        curves = draw(points, ACCURACY, tmp_path / "tradeoff.png", "")[:, :900]  # without the legend
+        curves = pixels_of(points, tmp_path / "tradeoff.png")[:, :900]  # without the legend
         plain, other = (np.flatnonzero(where(curves, colour).any(1)).min() for colour in COLOURS[:2])
         return plain - other
 
     assert distance(0.1) >= distance(0.85) > 20
+
+
+def test_the_rows_can_be_read_back(tmp_path):
+    rows = authors_points() + run(values=[math.nan])
+    (tmp_path / "table.csv").write_text(to_csv(rows))
+    read = read_table(tmp_path / "table.csv")
+    assert [*map(repr, read)] == [*map(repr, rows)]
+    assert comparison_table(read, ACCURACY, "Baseline") == comparison_table(rows, ACCURACY, "Baseline")
+
+
+def studied_claims(noise=0.001, shift=0.0, seeds=4, course=1):
+    """Gains of an arm of 0, .01, .03 and .06; every run of every seed differs by `noise`, cyclic ones by `shift`."""
+    draws = np.random.default_rng(0)
+    rows = []
+    for arm, gains in (("plain", (0, 0, 0, 0)), ("better", (0, 0.01, 0.03, 0.06))):
+        for seed in range(seeds):
+            for schedule, sign in (("cyclic", course), ("standard", 1)):
+                values = 0.5 + sign * np.array(gains) + noise * draws.standard_normal(4)
+                rows += run(arm, seed, schedule, (values - shift * (schedule == "cyclic")).tolist())
+    return rows
+
+
+def verdicts(rows):
+    return [claim.verdict for claim in claims_of(rows, ACCURACY, "plain")]
+
+
+UNTOLD = "cannot be told here"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["holds", "holds", UNTOLD, "holds", "holds"]),
+        ({"shift": 0.1}, ["holds", "fails", "fails", "holds", "holds"]),
+        ({"course": -1}, ["holds", "fails", "fails", "fails", "fails"]),
+        ({"noise": 0.1}, ["holds", "holds", UNTOLD, UNTOLD, UNTOLD]),
+        ({"seeds": 1}, [UNTOLD] * 5),
+    ],
+    ids=["the same", "all are worse", "gains are losses", "noise", "one seed"],
+)
+def test_what_is_claimed_of_the_schedules(given, expected):
+    assert verdicts(studied_claims(**given)) == expected
+
+
+def test_of_what_little_there_is_little_is_claimed():
+    assert verdicts(run()) == []
+    both = [row for seed in (0, 1) for schedule in ("cyclic", "standard") for row in run("plain", seed, schedule)]
+    assert verdicts(both[::3]) == ["holds"]  # of the cost, which the first point has too
+    assert verdicts(both) == verdicts(both + run("better")) == ["holds", UNTOLD, "fails"]
+    assert verdicts(both + run("better") + run("better", schedule="standard"))[3:] == [UNTOLD] * 2
+
+
+def test_a_claim_names_the_cells_that_say_otherwise():
+    rows = [r for seed in range(5) for r in run(seed=seed, values=(0.5, 0.7, 0.9))]
+    rows += [r for seed in range(5) for r in run(seed=seed, schedule="standard", values=(0.5, 0.69 + seed / 999, 0.9))]
+    _, claim, *_ = claims_of(rows, ACCURACY, "plain")
+    assert "of 2 arms and lengths these differ at 5 %, not corrected for their number: plain at 8ep -0.00" in (
+        claim.measured
+    )
+
+
+def test_where_no_gain_changes_the_claim_on_its_course_cannot_be_told():
+    *_, claim = claims_of(studied_claims(noise=0.2), ACCURACY, "plain")
+    assert claim.why.startswith("no method's gain changes over the lengths by more than its seeds differ")
+    assert "4 seeds could show a change from 8ep to 32ep of 0." in claim.why
