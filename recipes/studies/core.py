@@ -85,7 +85,7 @@ class Base:
         return recipe
 
     def recipe_of(self, node: Train) -> Recipe:
-        """The training's checked recipe, every part of which has been built once: nothing comes up after hours."""
+        """The training's checked recipe, whose parts have been built once: nothing comes up after hours."""
         assert node.changes is not None
         own = {"run_name": f"{self.name}/{node.name}", **node.sets}
         key = json.dumps([node.key, node.changes, own], default=str)
@@ -97,7 +97,8 @@ class Base:
                 for left in missing(node.changes):
                     raise source.error(left, LEFT_TO_YOU)
                 self._recipes[key] = recipe = check(merged, source)
-                self.try_out(recipe)
+                if not (recipe.folder / "results.json").exists():  # else its teachers and masks may be gone
+                    self.try_out(recipe)
         return self._recipes[key]
 
     def refuse_another_run(self, node: Train, as_long: bool) -> None:
