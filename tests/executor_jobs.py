@@ -23,20 +23,15 @@ def attempts(folder: Path) -> list[int]:
 
 def make_job(folder: Path, name: str, wait: bool = False, **changes: Any) -> Job:
     """A job of eight batches with a checkpoint after each third; of one seed, whatever its name."""
-    config = {
+    from runs import settings  # Composer takes long to import, and drivers do without
+
+    config = settings(folder) | {
         "run_name": name,
-        "folder": str(folder),
         "max_duration": "8ba",
-        "eval_subset_num_batches": 1,
-        "save_interval": "3ba",
-        "global_batch_size": 32,
-        "model": {"resnet_cifar": {"depth": 8, "width": 4, "in_channels": 1}},
-        "train_data": {"digits": {}},
-        "eval_data": {"digits": {"split": "test"}},
-        "optimizer": {"decoupled_sgdw": {"lr": 0.1, "momentum": 0.9}},
+        "train_subset_num_batches": -1,
+        "scheduler": None,
         "algorithms": {"mix_up": {}},
         "callbacks": {"attempts:Attempts": {"folder": str(folder / name), "wait": wait}},
-        "device": "cpu",
     }
     (folder / name).mkdir(parents=True)
     (folder / name / "recipe.yaml").write_text(json.dumps(config | changes))

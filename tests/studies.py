@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from composer import Callback
+from omegaconf import OmegaConf
 
+from accelerando.algorithms.pruning.sparsity import Pruning
+from accelerando.recipes.config.errors import ConfigError
+from accelerando.recipes.config.loading import load
 from accelerando.recipes.studies.driver import run
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import read_table
@@ -69,3 +74,40 @@ class FailsOnce(Callback):
         if state.run_name.endswith(self.node) and not self.mark.exists():
             self.mark.touch()
             raise RuntimeError("on purpose")
+
+
+def refused(folder, given, *overrides):
+    """The line by which a plan of this config in a file, with these overrides after it, is refused."""
+    file = Path(folder, "study.yaml")
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(given)))
+    with pytest.raises(ConfigError) as error:
+        plan(*load(file, overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+class Watch(Callback):
+    """Counts the batches of all runs, keeps what each starts from and prunes, and may kill or stop at one of them."""
+
+    batches = 0
+    kill_at = stop_at = -1
+    starts: dict[str, torch.Tensor]
+    masks: dict[str, dict[str, torch.Tensor]]
+
+    @classmethod
+    def reset(cls, kill_at=-1, stop_at=-1):
+        cls.batches, cls.kill_at, cls.stop_at, cls.starts, cls.masks = 0, kill_at, stop_at, {}, {}
+
+    def fit_start(self, state, logger):
+        Watch.starts[state.run_name.rpartition("/")[2]] = next(state.model.parameters()).detach().clone()
+
+    def batch_end(self, state, logger):
+        Watch.batches += 1
+        if Watch.batches == Watch.kill_at:
+            raise KeyboardInterrupt
+        if Watch.batches == Watch.stop_at:
+            state.stop_training()
+
+    def fit_end(self, state, logger):
+        name = state.run_name.rpartition("/")[2]
+        Watch.masks[name] = next((dict(one.masks) for one in state.algorithms if isinstance(one, Pruning)), {})

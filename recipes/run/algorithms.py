@@ -20,13 +20,12 @@ from .teachers import build_teachers
 def build_algorithms(recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any] | None = None) -> list[Any]:
     """Those of the recipe, given its scheduler and the `transform` of batches to what the model sees."""
     seen = transform or SeenByModel()
-    return [_build(part, recipe, scheduler, seen) for part in recipe.algorithms]
+    return [_build(part, recipe, scheduler, seen) for part in in_its_folders(recipe)]
 
 
 def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any], Any]) -> Any:
     made: dict[str, Any] = {}
     for name, supply in supplied_to(part.target).items():
-        given = part.arguments.get(name)
         match supply:
             case Supply.SCHEDULER:
                 made[name] = scheduler
@@ -34,11 +33,24 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
                 made[name] = transform
             case Supply.NETWORKS:
                 made[name] = build_teachers(recipe, part.arguments[name])
-            case Supply.FILE if isinstance(given, str) and (inside := Path(recipe.config["folder"], given)).is_file():
+    return replace(part, arguments=part.arguments | made).build()
+
+
+def in_its_folders(recipe: Recipe) -> list[Part]:
+    """The recipe's algorithms, given their folders in the run's, and the files that lie in the folder of all runs."""
+    return [_in_folders(part, Path(recipe.config["folder"]), recipe.folder) for part in recipe.algorithms]
+
+
+def _in_folders(part: Part, runs: Path, run: Path) -> Part:
+    made: dict[str, Any] = {}
+    for name, supply in supplied_to(part.target).items():
+        given = part.arguments.get(name)
+        match supply:
+            case Supply.FILE if isinstance(given, str) and (inside := runs / given).is_file():
                 made[name] = str(inside)
             case Folder() if not given:
-                made[name] = str(recipe.folder / supply.name)
-    return replace(part, arguments=part.arguments | made).build()
+                made[name] = str(run / supply.name)
+    return replace(part, arguments=part.arguments | made)
 
 
 def folders_of(recipe: Recipe) -> list[str]:

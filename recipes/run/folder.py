@@ -47,11 +47,6 @@ def digest_file(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.digest")
 
 
-def has_checkpoint(recipe: Recipe) -> bool:
-    """Whether there is a file that may be one."""
-    return as_rank_zero_finds(lambda: bool(checkpoint_files(recipe.folder)))
-
-
 def is_begun(folder: Path) -> bool:
     """Whether there is anything of a run that its continuation, or another run, must not overwrite."""
     return bool(checkpoint_files(folder)) or (folder / "results.json").exists()

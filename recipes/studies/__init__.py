@@ -2,6 +2,8 @@
 
 from .distillation import Distillation
 from .glue import Glue
+from .prune_at_init import PruneAtInit
+from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "Tradeoff"]
+__all__ = ["Distillation", "Glue", "PruneAtInit", "Tickets", "Tradeoff"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,27 @@ def _judged(
     else:
         told = "cannot be told here", f"{found.pairs} seeds could show a difference of {found.detectable:.4f}"
     return Claim(claim=claim, source=source, measured=measured or str(found), verdict=told[0], why=told[1])
+
+
+def judge_each(
+    claim: str, source: str, found: Mapping[str, Difference], *, precondition: str = "", at_least: float = 0.0
+) -> Claim:
+    """The verdict on a claim of several differences: it holds if each interval says so, and fails if one denies it."""
+    each = {name: judge(claim, source, one, at_least=at_least) for name, one in found.items()}
+    named: dict[Verdict, list[str]] = {}
+    for name, one in each.items():
+        named.setdefault(one.verdict, []).append(name)
+    first, untold = next(iter(each.values()), None), named.get("cannot be told here", [])
+    if precondition or first is None:
+        told: tuple[Verdict, str] = "cannot be told here", precondition or "there is nothing to compare"
+    elif denied := named.get("fails"):
+        told = "fails", f"for {', '.join(denied)}, {each[denied[0]].why}, not corrected for their number"
+    elif untold:
+        told = "cannot be told here", f"for {'; for '.join(f'{name}, {each[name].why}' for name in untold)}"
+    else:
+        told = "holds", f"for each, {first.why}"
+    measured = "; ".join(f"{name} {one}" for name, one in found.items()) or "nothing"
+    return Claim(claim=claim, source=source, measured=measured, verdict=told[0], why=told[1])
 
 
 def to_markdown(claims: Sequence[Claim]) -> str:

@@ -107,6 +107,7 @@ class Base:
 
     @contextmanager
     def _renamed(self, names: Mapping[str, str]) -> Iterator[None]:
+        """Errors inside at a key of the run come at the study's key, by these `names`."""
         try:
             yield
         except ConfigError as error:
@@ -121,11 +122,12 @@ class Base:
         """Builds model, optimizer, scheduler and algorithms, once for all trainings that have the same."""
         from accelerando.algorithms.generators import untouched_generators
 
+        from ..run.algorithms import in_its_folders
         from ..run.teachers import as_in_training
 
         with untouched_generators():
             if self._is_new([recipe.model, *recipe.algorithms, recipe.optimizer]):
-                model = as_in_training(recipe.model, recipe.algorithms)
+                model = as_in_training(recipe.model, in_its_folders(recipe))
                 recipe.optimizer.build(model.parameters())
             if self._is_new([*recipe.algorithms, *([recipe.scheduler] if recipe.scheduler else [])]):
                 self.algorithms_of(recipe)
@@ -140,10 +142,10 @@ class Base:
 
         return build_algorithms(recipe, recipe.scheduler.build() if recipe.scheduler else None)
 
-    def metric_of(self, recipe: Recipe, wanted: str | None, errors: bool = True) -> str:
+    def metric_of(self, recipe: Recipe, wanted: str | None, errors: bool = True, key: str = "metric") -> str:
         """The full name of the metric `wanted`, by default the first accuracy, of those that the model evaluates."""
         names = evaluated(recipe)
-        with self.source.blame("metric", ValueError):
+        with self.source.blame(key, ValueError):
             return choose_metric(names, wanted, errors)
 
     def needs_evaluation(self, recipe: Recipe, why: str) -> None:
@@ -156,12 +158,15 @@ class Base:
 class Study:
     """Subclasses are found by their snake_case names, or by import path; the fields are the keys of the YAML's block.
 
+    `metric` is what is reported. `chosen_by` is the metric by which what is chosen is chosen, such as one of a
+    validation split; by default it is `metric`, and then a choice is made on the data that it is reported on.
     `may_be_prolonged` says whether a training that is in the folder already may be a shorter one of the same kind;
     `about` is a paragraph for the page that reports the study.
     """
 
     seeds: list[int] = field(default_factory=lambda: [17])
     metric: str | None = None
+    chosen_by: str | None = None
 
     may_be_prolonged: ClassVar[bool] = False
     about: ClassVar[str] = ""
@@ -277,3 +282,9 @@ def as_time(value: Any) -> Time:
     from composer.core import TimeUnit, ensure_time
 
     return ensure_time(value, TimeUnit.EPOCH)
+
+
+def has_times_in_dur(arguments: Mapping[str, Any]) -> bool:
+    """Whether one is a share of the whole run's length, other than its beginning."""
+    times = [value for value in arguments.values() if isinstance(value, str) and value.endswith("dur")]
+    return any(as_time(time).value > 0 for time in times)

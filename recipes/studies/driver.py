@@ -93,7 +93,7 @@ def run(plan: Plan) -> Outcome:
     join_ranks(base.recipe_of(next(node for node in plan.nodes({}) if node.changes is not None)))
     with held(base.folder, base.source):
         runs = Runs(plan)
-        progress = Progress(runs.cost())
+        progress = Progress(runs.cost(), plan.study.metric or "")
         for node in runs.nodes:
             if node.name in runs.done:
                 progress.skip(node.cost)

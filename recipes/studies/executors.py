@@ -64,7 +64,7 @@ class Running(Protocol):
 
 
 class Executor(Protocol):
-    """Starts jobs."""
+    """Starts jobs. A YAML finds those that derive from this class, by their names."""
 
     def at_once(self) -> int:
         """Tells how many jobs may run at a time."""
@@ -79,7 +79,7 @@ class Executor(Protocol):
         ...
 
 
-class Processes:
+class Processes(Executor):
     """Runs several jobs at a time on this machine, in processes that end when this one does, however it ends.
 
     Args:
@@ -131,7 +131,7 @@ def slots(names: Sequence[str], gpus: int, at_once: int | None) -> list[dict[str
     return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(at_once or len(groups))]
 
 
-class Slurm:
+class Slurm(Executor):
     """Runs each job as one of SLURM's, through `submitit`, after whose names for them the parameters are called.
 
     A job that SLURM requeues, or that comes to its time limit, goes on from its checkpoint. Jobs go on when this

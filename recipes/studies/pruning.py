@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.arguments import check_arguments
 from ..config.errors import REFUSALS, ArgumentError, Source
 from ..config.recipe import Recipe
-from .core import Base, Study, Train, as_time, duration, row_of
-from .table import Row
+from ..run.results import percent
+from .claims import Claim, judge_each
+from .core import Base, Study, Train, as_time, duration, has_times_in_dur, lower_is_better, row_of
+from .density import DENSE, Mean, dense_of, means, table
+from .statistics import Difference, paired
+from .table import Row, by_seed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..run.results import Result
 
-DENSE = "dense"
 WHICH = ("include", "exclude", "classifier", "scope")  # arguments of all that prunes
 SIZES = ("compression_ratio", "speedup")
+
+Cell = tuple[str, float]  # an arm at a density
 
 
 @dataclass(kw_only=True)
@@ -53,10 +60,12 @@ class PruningStudy(Study):
             if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
                 raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
         self.metric = base.metric_of(recipe, self.metric)
+        if self.chosen_by is not None:
+            self.chosen_by = base.metric_of(recipe, self.chosen_by, key="chosen_by")
 
     def dense(self, seed: int) -> Train:
         """The base run itself."""
-        return Train(name=f"{DENSE}-seed{seed}", sets={"seed": seed}, tags={"arm": DENSE, "seed": seed, "density": 1.0})
+        return Train(name=f"{DENSE}-seed{seed}", sets={"seed": seed}, tags={"arm": DENSE, "seed": seed, "level": 0})
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """Of a LotteryTicket one for each level, level 0 being the dense network; of any other run one."""
@@ -74,6 +83,86 @@ class PruningStudy(Study):
             else:
                 size = level
             yield with_size(row, size)
+
+    def words(self, base: Base, node: Train, result: Result) -> str:
+        """The metric at the end."""
+        from ..run.results import label
+
+        metric = self.metric or ""
+        return f"{label(metric)} {number(result.metrics.get(metric)):.4f}"
+
+    def means(self, rows: Sequence[Row]) -> list[Mean]:
+        """Those of each arm and density, and which of them match the dense network."""
+        return means(rows, self.metric or "", self.tolerance, self.chosen_by)
+
+    def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+        """`density.csv`, the means."""
+        return {"density": [asdict(mean) for mean in self.means(rows)]}
+
+    def text(self, base: Base, rows: Sequence[Row]) -> str:
+        """The means by density, and the sparsest match of each arm."""
+        return table(self.means(rows), self.metric or "", self.chosen_by)
+
+    def figure(self, base: Base, rows: Sequence[Row]) -> Figure:
+        """The metric over density."""
+        from .density_figure import draw
+
+        return draw(self.means(rows), self.metric or "", base.folder.name)
+
+    def judge(
+        self,
+        claim: str,
+        source: str,
+        rows: Sequence[Row],
+        cells: Mapping[str, tuple[Cell, Cell]],
+        *,
+        contrast: int | None = 0,
+        precondition: str = "",
+        at_least: float = 0.0,
+    ) -> Claim:
+        """The verdict on a claim that in all cells the first network is better than the second by a paired test.
+
+        A cell does not count where as many random weights match its network number `contrast`, and no test tells them
+        apart: nothing there depends on which weights are kept. What does not count is told, too.
+        """
+        counted, others = dict[str, Difference](), list[str]()
+        for name, cell in cells.items():
+            a, b = (self.values(rows, *network) for network in cell)
+            if not all(map(math.isfinite, [*a.values(), *b.values()])):
+                others.append(f"{name} (not counted: a run diverged)")
+            elif contrast is not None and not self._differs_from_random(rows, cell[contrast]):
+                others.append(f"{name} {paired(a, b)} (not counted: not told from random weights)")
+            elif a.keys() & b.keys():
+                counted[name] = paired(a, b)
+        if cells and not counted:
+            precondition = precondition or "none of them counts"
+        judged = judge_each(claim, source, counted, precondition=precondition, at_least=at_least)
+        return replace(judged, measured="; ".join([*([judged.measured] if counted or not others else []), *others]))
+
+    def _differs_from_random(self, rows: Sequence[Row], network: Cell) -> bool:
+        found = paired(self.values(rows, *network), self.values(rows, self.random_arm, network[1]))
+        return found.is_told or found.mean > self.margin(rows)
+
+    @property
+    def random_arm(self) -> str:
+        """The arm of as many weights as another's, drawn at random."""
+        return "random"
+
+    def values(self, rows: Sequence[Row], arm: str, density: float) -> dict[Any, float]:
+        """The metric by seed, or its negative where less is better."""
+        sign, same = -1 if lower_is_better(self.metric or "") else 1, percent(density)
+        own = [row for row in rows if row["arm"] == arm and percent(row["density"]) == same]
+        return {seed: sign * value for seed, value in by_seed(own, self.metric or "").items()}
+
+    def margin(self, rows: Sequence[Row]) -> float:
+        """How much worse than the dense network in this metric may be what matches it; NaN if that is not known."""
+        dense = dense_of(self.means(rows))
+        return self.tolerance if self.tolerance is not None else dense.deviation if dense else math.nan
+
+    @property
+    def choice(self) -> str:
+        """On which data what matches is chosen."""
+        return f"chosen by {self.chosen_by}" if self.chosen_by else "chosen on the data that it is reported on"
 
 
 def with_size(row: Row, size: Mapping[str, Any]) -> Row:
@@ -132,18 +221,37 @@ def origins(name: str, places: Mapping[str, Mapping[str, Any]]) -> dict[str, str
 
 def check_weights(base: Base, arguments: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises an error where some of them, by the key where they stand, choose no weights that the model has."""
+    from accelerando.algorithms.generators import untouched_generators
     from accelerando.algorithms.pruning import prunable_weights
 
-    from ..run.teachers import as_in_training, untouched_generators
+    from ..run.algorithms import in_its_folders
+    from ..run.teachers import as_in_training
 
     with untouched_generators():
-        model = as_in_training(base.recipe.model, base.recipe.algorithms)
+        model = as_in_training(base.recipe.model, in_its_folders(base.recipe))
     for key, given in arguments.items():
         with base.source.blame(key, ValueError):
-            prunable_weights(model, **chosen_by(given))
+            prunable_weights(model, **selection(given))
 
 
-def chosen_by(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def check_seeds_matter(base: Base, key: str, arguments: Mapping[str, Any]) -> None:
+    """Raises an error where another seed draws the same weights, as of pre-trained ones: it is the same run again."""
+    import torch
+
+    from accelerando.algorithms.generators import untouched_generators
+    from accelerando.algorithms.pruning import prunable_weights
+
+    drawn = []
+    with untouched_generators():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            drawn.append(prunable_weights(base.recipe.model.build(), **selection(arguments)))
+    if same := [name for name, weight in drawn[0].items() if torch.equal(weight, drawn[1][name])]:
+        hint = "are the same whatever the seed, as pre-trained ones are; leave it out"
+        raise base.source.error(key, f"reinitialize draws other weights, but those of {same[0]} {hint}")
+
+
+def selection(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those arguments that say which weights may be pruned."""
     return {name: arguments[name] for name in ("include", "exclude", "classifier") if name in arguments}
 
@@ -156,9 +264,3 @@ def check_rewind(source: Source, key: str, arguments: Mapping[str, Any], recipe:
     if k.value >= length.value:
         raise source.error(f"{key}.rewind_to", f"{k.to_timestring()} given; expected less than max_duration")
     return k.value / length.value
-
-
-def has_times_in_dur(arguments: Mapping[str, Any]) -> bool:
-    """Whether one is a share of the whole run's length, other than its beginning."""
-    times = [value for value in arguments.values() if isinstance(value, str) and value.endswith("dur")]
-    return any(as_time(time).value > 0 for time in times)

@@ -27,8 +27,7 @@ from ..config.recipe import Recipe
 from .budgets import budget_table, budgets, draw, rows_of
 from .claims import Claim
 from .comparison import PAPER, claims_of, comparison_table, comparisons
-from .core import FIXED, Base, Changes, Study, Train, as_time, duration, named
-from .pruning import has_times_in_dur
+from .core import FIXED, Base, Changes, Study, Train, as_time, duration, has_times_in_dur, named
 from .table import Row
 
 if TYPE_CHECKING:

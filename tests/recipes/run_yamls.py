@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from accelerando.recipes import prune_at_init, study, tickets, train
+from accelerando.recipes import study, train
+
+STUDIES = ("distillation.yaml", "tradeoff.yaml", "tickets.yaml", "prune_at_init.yaml")
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):
-        studies = {"distillation.yaml": study, "tradeoff.yaml": study}
-        studies |= {"tickets.yaml": tickets, "prune_at_init.yaml": prune_at_init}
-        studies.get(Path(command[0]).name, train).main(command)
+        (study if Path(command[0]).name in STUDIES else train).main(command)

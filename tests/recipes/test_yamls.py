@@ -18,11 +18,9 @@ import accelerando.yamls
 from accelerando.algorithms.pruning import level_densities, prunable_weights
 from accelerando.recipes.config.loading import load
 from accelerando.recipes.config.recipe import check
-from accelerando.recipes.prune_at_init import prune_at_init
 from accelerando.recipes.studies.driver import run
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import read_table
-from accelerando.recipes.tickets import tickets
 from accelerando.recipes.train import train
 from tiny import launch
 
@@ -54,10 +52,9 @@ def test_every_yaml_is_run_here():
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    others = {name: name for name in ("tickets", "prune_at_init")}
-    for name in SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA:
-        own = "study" if name in TRADEOFFS | GLUES | DISTILLATIONS else others.get(name.rpartition("/")[2], "train")
-        program = f"recipes/{own}.py"
+    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA
+    for name in SMALL | BIG | studies:
+        program = f"recipes/{'study' if name in studies else 'train'}.py"
         head = re.split("\nrun_name:|\nextends:", (SHIPPED / f"{name}.yaml").read_text())[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
         assert program in head and f"yamls/{name}.yaml" in head, name
@@ -98,17 +95,19 @@ def test_small_distillation(name, tmp_path):
     assert all(row.batches == 2 for row in rows)
 
 
-def a_small_ladder(name, *but):
+def a_small_ladder(name, *but, controls=""):
     """Its first ladder with one level, and at that one its controls; two batches each."""
-    first, *others = load(f"{name}.yaml")[0].ladders
-    small = [f"ladders.{first}.levels=1", "ticket.rewind_to=1ba", "control_levels=[1]", "tolerance=0.1", "seeds=[17]"]
-    return [f"{name}.yaml", "max_duration=2ba", *small, *(f"ladders.{other}=false" for other in others), *but]
+    first, *others = load(f"{name}.yaml")[0].study.tickets.ladders
+    own = [f"ladders.{first}.levels=1", "ticket.rewind_to=1ba", "control_levels=[1]", "tolerance=0.1", "seeds=[17]"]
+    own += [f"ladders.{other}=false" for other in others] + [f"controls={controls}"] * bool(controls)
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.tickets.{change}" for change in own), *but]
 
 
-def a_small_comparison(name, *but):
+def a_small_comparison(name, *but, changes=()):
     """Two criteria at one density and one ablation of one of them, and pruning after training."""
-    short = ["max_duration=2ba", "tolerance=0.1", "seeds=[17]", "densities=[0.5]", "ablations=[shuffle]"]
-    return [f"{name}.yaml", *short, "criteria.grasp=false", "criteria.magnitude=false", "criteria.synflow=false", *but]
+    own = ["tolerance=0.1", "seeds=[17]", "densities=[0.5]", "ablations=[shuffle]", *changes]
+    own += [f"criteria.{criterion}=false" for criterion in ("grasp", "magnitude", "synflow")]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.prune_at_init.{change}" for change in own), *but]
 
 
 WARMUP = "scheduler.cosine_annealing_with_warmup.t_warmup=1ba"
@@ -116,8 +115,8 @@ WARMUP = "scheduler.cosine_annealing_with_warmup.t_warmup=1ba"
 
 def test_small_tickets(tmp_path):
     file, *overrides = a_small_ladder("digits/tickets", WARMUP, f"folder={tmp_path}")
-    points = tickets(*load(file, overrides))
-    assert [(point.arm, point.batches) for point in points] == [
+    rows = run(plan(*load(file, overrides))).rows
+    assert [(row["arm"], row["batches"]) for row in rows] == [
         ("dense", 2),
         ("iterative", 1),
         *((control, 2) for control in ("random", "reinitialize", "shuffle")),
@@ -127,17 +126,17 @@ def test_small_tickets(tmp_path):
 def test_small_criteria(tmp_path):
     file, *overrides = a_small_comparison("digits/prune_at_init", WARMUP, f"folder={tmp_path}")
     arms = ["dense", "snip", "snip, shuffle", "random", "magnitude after training"]
-    assert [point.arm for point in prune_at_init(*load(file, overrides))] == arms
+    assert [row["arm"] for row in run(plan(*load(file, overrides))).rows] == arms
 
 
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig(num_labels=3))
-    weights = prunable_weights(model, include=config.ticket.include)
+    weights = prunable_weights(model, include=config.study.tickets.ticket.include)
     assert len(weights) == 73 and sum(weight.numel() for weight in weights.values()) == 85_524_480
     assert not any("embeddings" in name or "classifier" in name for name in weights)
-    ladder = config.ladders.tickets
+    ladder = config.study.tickets.ladders.tickets
     densities = level_densities(ladder.levels, ladder.fraction, ladder.schedule)
     assert densities == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 
@@ -219,7 +218,7 @@ def big(tmp_path_factory):
     steps = "scheduler.multi_step_with_warmup={t_warmup: 1ba, milestones: [2ba]}"
     small = [*common[1:], *images, *tiny, "model.resnet.depth=18", steps]
     name = "resnet50/tickets"
-    commands[name] = a_small_ladder(name, *small, f"run_name={name}", "controls=[reinitialize]")
+    commands[name] = a_small_ladder(name, *small, f"run_name={name}", controls="[reinitialize]")
     name = "bert/tickets"
     commands[name] = a_small_ladder(name, *common[1:], *pairs, f"run_name={name}")
     name = "resnet50/prune_at_init"
@@ -229,7 +228,7 @@ def big(tmp_path_factory):
         "ablations=[]",
         "after_training=false",
     ]
-    commands[name] = a_small_comparison(name, *small, f"run_name={name}", *alone)
+    commands[name] = a_small_comparison(name, *small, f"run_name={name}", changes=alone)
     ranks = [f"folder={runs}", "device=cpu", "global_batch_size=4", "loggers={wandb: {project: accelerando}}"]
     commands["study"] = [*a_small_study("digits/distillation"), *ranks]
     (data / "commands.json").write_text(json.dumps(list(commands.values())))
@@ -264,9 +263,8 @@ def test_distillation_under_two_ranks(big):
     ],
 )
 def test_pruning_under_two_ranks(name, arms, big):
-    with (big / name / f"{name.rpartition('/')[2]}.csv").open() as file:
-        rows = [(row["arm"], row["samples"]) for row in csv.DictReader(file)]
-    assert rows == [(arm, "4" if arm in ("one_shot", "tickets") else "8") for arm in arms]
+    rows = [(row["arm"], row["samples"]) for row in read_table(big / name / "table.csv")]
+    assert rows == [(arm, 4 if arm in ("one_shot", "tickets") else 8) for arm in arms]
     (run,) = (big / name).glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"density"}
 

@@ -101,6 +101,13 @@ def test_killed_at_any_time_it_goes_on(whole, tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+def test_runs_at_once_are_those_in_turn(whole, tmp_path):
+    done = outcome(config(tmp_path, RATES, executor={"processes": {"at_once": 2}}))
+    assert not done.failures
+    assert without_seconds(table(tmp_path / "study")) == without_seconds(table(whole / "study"))
+    assert all((tmp_path / "study" / node / "log.txt").stat().st_size for node in NODES)
+
+
 def test_a_report_of_what_is_finished_trains_nothing(copied, capsys):
     shutil.rmtree(copied / "study/lr0.1-seed18")
     found = report_only(plan(config(copied, RATES)))
@@ -166,6 +173,15 @@ def study(arguments):
         ),
         (RATES, {"seed": 3}, "seed: a study has several; give seeds in its block"),
         (RATES, {"model": {"resnet_cifar": {"depth": 9}}}, "model.resnet_cifar"),
+        (RATES, {"executor": {"threads": {}}}, "executor.threads: unknown name"),
+        (RATES, {"executor": {"job": {}}}, "executor.job: unknown name"),
+        (
+            RATES,
+            {"executor": {"processes": {"gpu": 1}}},
+            "executor.processes.gpu: unknown argument; did you mean gpus?",
+        ),
+        (RATES, {"executor": {"processes": {"at_once": 0}}}, "executor.processes: at_once: 0 given"),
+        (RATES, {"executor": {"slurm": {"cluster": "local"}}}, "executor.slurm.timeout_min: missing"),
         (RATES, {"max_durationzz": "1ep"}, "max_durationzz: unknown key; did you mean max_duration?"),
     ],
 )

@@ -307,7 +307,7 @@ def test_mistakes_are_one_line(files, tmp_path, overrides, message):
 
 def test_the_checkpoint_is_left_to_the_user():
     with pytest.raises(ConfigError) as refused:
-        plan(*load("bert/glue.yaml", ["executor=null"]))
+        plan(*load("bert/glue.yaml"))
     assert "bert/glue.yaml: variables.checkpoint: missing; the file leaves it to you" in str(refused.value)
 
 

@@ -2,39 +2,37 @@
 
 import csv
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from accelerando.recipes.density_curves import (
-    MARKS,
-    UNKNOWN,
-    Mean,
-    Point,
-    _figure,
-    draw,
-    exits,
-    heights,
-    means,
-    sparsest_match,
-    styles,
-    table,
-)
-from accelerando.recipes.run.figures import COLOURS
+from accelerando.recipes.run.figures import COLOURS, save_figure
 from accelerando.recipes.run.files import write_csv
 from accelerando.recipes.run.results import percent
+from accelerando.recipes.studies import density
+from accelerando.recipes.studies.density import UNKNOWN, Mean, sparsest_match, table
+from accelerando.recipes.studies.density_figure import MARKS, draw, exits, heights, styles
+from accelerando.recipes.studies.table import Row
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 MEANING = "sparsest match: the lowest density down to which all match"
 LOSS = "metrics/eval/CrossEntropy"
+VALIDATION = "metrics/eval/validation/MulticlassAccuracy"
 EIGHTHS = (0.8, 0.64, 0.512)
 
 
-def point(arm, seed, density, value, level=1, seconds=10.0):
-    return Point(arm, seed, level, density, 100, 800, seconds, value, 1 / density, 1.0 + level)
+def point(arm, seed, density, value, level=1, seconds=10.0, compression_ratio=1.0, speedup=1.0, **others):
+    sizes = {"compression_ratio": compression_ratio, "speedup": speedup}
+    tags = {"arm": arm, "seed": seed, "level": level, "density": density}
+    metrics = {ACCURACY: value, LOSS: value, **sizes, **others}
+    return Row(node=f"{arm}-{seed}", tags=tags, batches=100, samples=800, seconds=seconds, metrics=metrics)
+
+
+def means(rows, lower=False, **options):
+    return density.means(rows, LOSS if lower else ACCURACY, **options)
 
 
 def dense(*values):
@@ -52,9 +50,9 @@ def matches(points, **options):
 
 def test_means_by_hand():
     points = [
-        Point("ticket", 0, 2, 0.25, 100, 800, 9.0, 0.7, 3.0, 2.0),
-        Point("ticket", 1, 2, 0.25, 100, 800, 1.0, 0.9, 5.0, 3.0),
-        Point("ticket", 2, 2, 0.25, 100, 800, 4.0, 0.8, 4.0, 2.5),
+        point("ticket", 0, 0.25, 0.7, 2, seconds=9.0, compression_ratio=3.0, speedup=2.0),
+        point("ticket", 1, 0.25, 0.9, 2, seconds=1.0, compression_ratio=5.0, speedup=3.0),
+        point("ticket", 2, 0.25, 0.8, 2, seconds=4.0, compression_ratio=4.0, speedup=2.5),
     ]
     (row,) = means(points)
     assert row.value == pytest.approx(0.8) and row.deviation == pytest.approx(0.1)  # by n - 1
@@ -209,6 +207,22 @@ def test_the_table_says_what_is_not_known_and_by_what_it_matches():
     assert table(means(dense(0.97, 0.98)), ACCURACY).splitlines()[1] == "dense network: 0.9750 ± .0071"
 
 
+def test_what_matches_may_be_chosen_by_another_metric():
+    points = [point("dense", seed, 1.0, 0.9, level=0, **{VALIDATION: 0.8}) for seed in (0, 1)]
+    for seed, more in ((0, 0.01), (1, -0.01)):
+        points += [
+            point("a", seed, 0.5, 0.5 + more, **{VALIDATION: 0.81}),
+            point("b", seed, 0.5, 0.9 + more, **{VALIDATION: 0.7}),
+        ]
+    rows = means(points, chosen_by=VALIDATION, tolerance=0.02)
+    assert [(row.value, row.matches) for row in rows] == [(0.9, None), (0.5, True), (0.9, False)]
+    assert rows[1].deviation == pytest.approx(0.01 * math.sqrt(2)) and rows[1].tolerance == 0.02
+    text = table(rows, ACCURACY, VALIDATION)
+    assert (
+        "* 0.5000 ± .0141" in text and "within 0.02 of the dense network's, or better by accuracy validation;" in text
+    )
+
+
 def test_the_fields_are_the_columns_of_the_csv(tmp_path):
     rows = means(studied())
     write_csv(rows, tmp_path / "density.csv")
@@ -217,9 +231,6 @@ def test_the_fields_are_the_columns_of_the_csv(tmp_path):
     assert list(read[0]) == [field.name for field in fields(Mean)]
     assert read == [{k: "" if v is None else str(v) for k, v in asdict(row).items()} for row in rows]
     assert [row["matches"] for row in read] == ["", "True", "True", "False", "False", "False"]
-    write_csv(studied(), tmp_path / "points.csv")
-    header = "arm,seed,level,density,batches,samples,seconds,value,compression_ratio,speedup"
-    assert (tmp_path / "points.csv").read_text().splitlines()[0] == header
 
 
 def ticks(axes):
@@ -240,7 +251,7 @@ def ticks(axes):
     ],
 )
 def test_density_falls_to_the_right_from_100_percent_on_a_logarithmic_axis(sparsest, expected):
-    axes = _figure(means(arm("a", 0.5, densities=[sparsest])), ACCURACY, "").axes[0]
+    axes = draw(means(arm("a", 0.5, densities=[sparsest])), ACCURACY, "").axes[0]
     left, right = axes.get_xlim()
     assert axes.get_xscale() == "log" and 100 * sparsest > right and 100 < left < 200
     assert ticks(axes)[::-1] == expected.split()
@@ -255,7 +266,7 @@ def plotted(axes, **wanted):
 
 def test_the_figure_shows_curves_bands_what_matches_and_the_dense_network():
     rows = means(studied())
-    figure = _figure(rows, ACCURACY, "a study")
+    figure = draw(rows, ACCURACY, "a study")
     (axes,) = figure.axes
     assert figure.get_suptitle() == "a study"
     assert (figure.get_supxlabel(), figure.get_supylabel()) == ("weights remaining (%)", "evaluation accuracy")
@@ -283,20 +294,20 @@ def names(figure):
 
 def test_the_legend_explains_what_there_is():
     rows = means(studied())
-    assert names(_figure(rows, ACCURACY, "")) == ["ticket", "random", "dense network", "matches it", "does not match"]
-    assert names(_figure(means(arm("_x", 0.5, 0.6)), ACCURACY, "")) == ["_x"]  # of one seed, without a dense network
+    assert names(draw(rows, ACCURACY, "")) == ["ticket", "random", "dense network", "matches it", "does not match"]
+    assert names(draw(means(arm("_x", 0.5, 0.6)), ACCURACY, "")) == ["_x"]  # of one seed, without a dense network
     gone = means(dense(0.9) + arm("a", 0.9, math.nan, 0.9) + arm("b", 0.1, 0.1, 0.1) + arm("c", 0.9, 0.9, 0.89))
     every = ["a", "b", "c", "dense network", "matches it", "does not match", "leaves the picture", "diverged"]
-    figure = _figure(gone, ACCURACY, "")
+    figure = draw(gone, ACCURACY, "")
     assert names(figure) == every
-    assert "dense network" not in names(_figure(means(dense(math.nan) + arm("a", 0.9)), ACCURACY, ""))
+    assert "dense network" not in names(draw(means(dense(math.nan) + arm("a", 0.9)), ACCURACY, ""))
     faces = [handle.get_markerfacecolor() for handle in figure.legends[0].legend_handles]
     assert faces[:3] == list(COLOURS[:3]) and faces[5] == "white" != faces[4]
 
 
 def test_one_seed_has_no_bands_and_what_is_not_known_is_full():
     points = dense(0.9) + arm("a", 0.9, 0.89) + arm("b", 0.89, 0.1)
-    axes = _figure(means(points, tolerance=None), ACCURACY, "").axes[0]
+    axes = draw(means(points, tolerance=None), ACCURACY, "").axes[0]
     assert len(axes.collections) == len(axes.patches) == 0
     full = [plotted(axes, ls="None", mfc=colour) for colour in COLOURS[:2]]
     assert full == [[[[80.0, 0.9], [64.0, 0.89]]], [[[80.0, 0.89]], *plotted(axes, marker="v")]]
@@ -311,7 +322,7 @@ def test_better_is_above_and_a_collapsed_arm_is_seen_leaving(metric, sign):
     points += arm("fair", *(sign * (v - 0.002) for v in good), densities=densities)
     points += arm("collapses", *(sign * v for v in (0.97, 0.9, 0.1, 0.1)), densities=densities)
     points += arm("collapsed", *(sign * v for v in (0.1, 0.1, 0.1, 0.97)), densities=densities)
-    axes = _figure(means(points, lower=sign < 0), metric, "").axes[0]
+    axes = draw(means(points, lower=sign < 0), metric, "").axes[0]
     bottom, top = (sign * limit for limit in axes.get_ylim())
     assert top > 0.98 and 0.95 < bottom < 0.96
     first, second = plotted(axes, marker=MARKS["leaves the picture"]["marker"])
@@ -336,7 +347,7 @@ def test_where_a_curve_leaves():
 
 def test_diverged_runs_are_marked_at_the_edge():
     rows = means(dense(0.9) + arm("a", 0.9, math.nan, 0.88) + arm("b", math.inf, 0.9, -math.inf))
-    axes = _figure(rows, ACCURACY, "").axes[0]
+    axes = draw(rows, ACCURACY, "").axes[0]
     assert plotted(axes, marker="x") == [[[64.0, 0.0]], [[80.0, 0.0], [51.2, 0.0]]]
     assert all(math.isfinite(limit) for limit in axes.get_ylim())
 
@@ -382,7 +393,7 @@ def at_initialization(criteria, ablations):
 
 def test_more_than_eight_arms_with_ablations_are_parted_into_panels():
     points = at_initialization(("snip", "grasp", "synflow"), ("", ", shuffle", ", reinitialize"))
-    figure = _figure(means(points + arm("random", 0.8, 0.7, 0.6)), ACCURACY, "ablations")
+    figure = draw(means(points + arm("random", 0.8, 0.7, 0.6)), ACCURACY, "ablations")
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == ["without ablation", "snip", "grasp", "synflow"]
     assert len(figure.axes) == 6
@@ -404,16 +415,16 @@ def test_more_than_eight_arms_with_ablations_are_parted_into_panels():
 
 def test_up_to_eight_arms_and_any_number_without_ablations_are_one_panel():
     eight = at_initialization(("snip", "grasp"), ("", ", shuffle", ", reinitialize", ", invert"))
-    figure = _figure(means(eight), ACCURACY, "")
+    figure = draw(means(eight), ACCURACY, "")
     assert len(figure.axes) == 1 and names(figure)[1] == "snip, shuffle"
-    twenty = _figure(means(at_initialization([f"arm {i}" for i in range(20)], [""])), ACCURACY, "")
+    twenty = draw(means(at_initialization([f"arm {i}" for i in range(20)], [""])), ACCURACY, "")
     assert [axes.get_title() for axes in twenty.axes] == [""] and names(twenty)[:20] == [f"arm {i}" for i in range(20)]
     assert twenty.get_figheight() > figure.get_figheight()
 
 
 def test_there_is_no_panel_of_arms_without_ablation_where_all_have_one():
     points = at_initialization(("snip", "grasp", "synflow"), (", shuffle", ", reinitialize", ", invert"))
-    figure = _figure(means(points), ACCURACY, "")
+    figure = draw(means(points), ACCURACY, "")
     assert [axes.get_title() for axes in figure.axes] == ["snip", "grasp", "synflow"]
     # The whole line is that of the method itself.
     assert all(line.get_linestyle() != "-" for axes in figure.axes for line in axes.lines if line.get_marker() == "")
@@ -424,7 +435,7 @@ def where(pixels, colour):
 
 
 def test_the_picture(tmp_path):
-    pixels = draw(means(studied()), ACCURACY, tmp_path / "new" / "density.png", "a study")
+    pixels = save_figure(draw(means(studied()), ACCURACY, "a study"), tmp_path / "new" / "density.png")
     with Image.open(tmp_path / "new" / "density.png") as image:
         assert image.format == "PNG" and np.array_equal(np.asarray(image.convert("RGB")), pixels)
     assert pixels.dtype == np.uint8 and pixels.shape == (675, 1200, 3)
@@ -444,12 +455,12 @@ def test_the_picture(tmp_path):
         dense(math.nan, 0.9) + arm("a", math.nan) + arm("a", 0.9, seed=1),
         dense(0.9, math.inf) + arm("a", math.inf) + arm("a", math.inf, seed=1),
         dense(0.9) + arm("a", 0.1, 0.1) + arm("b", 0.1, 0.1),
-        dense(0.9, 0.91) + [replace(p, density=p.density / 1e4) for p in arm("a", 0.5, 0.4)],
+        dense(0.9, 0.91) + arm("a", 0.5, 0.4, densities=(8e-5, 6.4e-5)),
         at_initialization(("snip", "grasp", "synflow"), (", shuffle", ", reinitialize", ", invert")),
     ],
     ids=["dense only", "nothing", "one point", "equal", "NaN", "infinite", "collapsed", "very sparse", "no plain arm"],
 )
 @pytest.mark.parametrize("metric", [ACCURACY, LOSS])
 def test_the_figure_of_what_little_there_is(points, metric, tmp_path):
-    assert draw(means(points), metric, tmp_path / "density.png", "little").std() > 0
+    assert save_figure(draw(means(points), metric, "little"), tmp_path / "density.png").std() > 0
     assert table(means(points), metric)

@@ -1,16 +1,9 @@
-"""Accuracy over density: which pruned networks match the dense one, how sparse the sparsest of them is, and the figure.
-
-Matching: within 0.2 percentage points of the dense network (Frankle et al., Linear Mode Connectivity and the Lottery
-Ticket Hypothesis, arXiv:1912.05671), or within one standard deviation (Chen et al., for BERT, arXiv:2007.12223).
-"""
+"""The figure of accuracy over density: which pruned networks match the dense one, and where they leave the picture."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from accelerando.recipes.run.figures import COLOURS, save_figure
-from accelerando.recipes.run.results import aligned, label, percent
-from accelerando.recipes.studies.core import lower_is_better
+from ..run.figures import COLOURS
+from ..run.results import label
+from .core import lower_is_better
+from .density import Mean, by_arm, dense_of
 
-DENSE = "dense"
-ROUNDING = 1e-6  # of metrics, which are of 32 bits
-UNKNOWN = "what matches is not known: the dense network has no finite mean, or no standard deviation"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
 MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
     "dense network": {"color": "0.3", "lw": 1.2, "ls": (0, (6, 3))},
@@ -36,142 +27,13 @@ MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arm
 }
 
 
-@dataclass(frozen=True)
-class Point:
-    """The end of one level of a lottery ticket, or of one run."""
-
-    arm: str  # "dense" for the dense network
-    seed: int
-    level: int
-    density: float  # share of the prunable weights that is kept
-    batches: int
-    samples: int
-    seconds: float  # of training, this level or run alone
-    value: float  # the metric at the end
-    compression_ratio: float
-    speedup: float  # theoretical
-
-
-@dataclass(frozen=True)
-class Mean:
-    """All seeds' points of one arm at one density: the median of the seconds, and means of all else."""
-
-    arm: str
-    level: int
-    density: float
-    seeds: int  # how many
-    value: float  # NaN or infinite if one of the runs diverged
-    deviation: float  # of `value` over seeds, by n - 1; NaN for a single seed
-    low: float  # the least value
-    high: float  # the greatest
-    compression_ratio: float
-    speedup: float
-    seconds: float
-    matches: bool | None  # whether it is as good as the dense network; None: that is the dense one, or is not known
-    tolerance: float = math.nan  # how much worse than the dense network may be what matches it; NaN: not known
-
-
-def means(points: Iterable[Point], lower: bool = False, tolerance: float | None = 0.002) -> list[Mean]:
-    """A row for each arm and density, in the order of the points' arms, in each by falling density.
-
-    What matches has a mean that is worse than the dense network's by `tolerance` at most, in the metric's own units; by
-    default 0.2 percentage points of accuracy. None: by the dense network's standard deviation over seeds. With `lower`,
-    less is better. Densities are equal if their percentages are to three digits; of one seed the last point counts.
-    """
-    groups: dict[tuple[str, str], dict[int, Point]] = {}
-    for point in points:
-        groups.setdefault((point.arm, percent(point.density)), {})[point.seed] = point
-    rows = [_mean(list(seeds.values())) for seeds in groups.values()]
-    order = list(dict.fromkeys(row.arm for row in rows))
-    rows.sort(key=lambda row: (order.index(row.arm), -row.density))
-    return _matched(rows, dense, -1 if lower else 1, tolerance) if (dense := _dense(rows)) else rows
-
-
-def _matched(rows: Iterable[Mean], dense: Mean, sign: int, tolerance: float | None) -> list[Mean]:
-    margin = dense.deviation if tolerance is None else tolerance
-    if not math.isfinite(dense.value - margin):
-        return list(rows)
-    matched = []
-    for row in rows:
-        near = math.isfinite(row.value) and sign * (dense.value - row.value) <= margin + ROUNDING
-        matched.append(row if row.arm == DENSE else replace(row, matches=near, tolerance=margin))
-    return matched
-
-
-def _mean(seeds: Sequence[Point]) -> Mean:
-    first, values = seeds[0], np.array([p.value for p in seeds])
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        deviation = float(values.std(ddof=1)) if len(seeds) > 1 else math.nan
-    value = len(seeds), float(values.mean()), deviation, float(values.min()), float(values.max())
-    density, *size = np.mean([(p.density, p.compression_ratio, p.speedup) for p in seeds], axis=0).tolist()
-    row: Any = first.arm, first.level, density, *value, *size, float(np.median([p.seconds for p in seeds])), None
-    return Mean(*row)
-
-
-def _dense(means: Iterable[Mean]) -> Mean | None:
-    return next((row for row in means if row.arm == DENSE), None)
-
-
-def _by_arm(means: Sequence[Mean]) -> dict[str, list[Mean]]:
-    """The rows of each arm but the dense network, by falling density."""
-    arms = dict.fromkeys(row.arm for row in means if row.arm != DENSE)
-    return {arm: sorted((row for row in means if row.arm == arm), key=lambda row: -row.density) for arm in arms}
-
-
-def sparsest_match(means: Sequence[Mean]) -> dict[str, Mean | None]:
-    """Of each arm but the dense network the row of lowest density that matches, as all its rows above it do."""
-    matching = {arm: [*takewhile(lambda row: row.matches, rows)] for arm, rows in _by_arm(means).items()}
-    return {arm: rows[-1] if rows else None for arm, rows in matching.items()}
-
-
-def table(means: Sequence[Mean], metric: str) -> str:
-    """Each arm's values by density, and its sparsest match; of arms and densities the more numerous are the rows."""
-    arms, dense = _by_arm(means), _dense(means)
-    pruned = sorted((row for rows in arms.values() for row in rows), key=lambda row: -row.density)
-    cells = {(row.arm, percent(row.density)): _cell(row) for row in pruned}
-    densities = dict.fromkeys(density for _, density in cells)
-    rows = [["arm", *densities]] + [[arm, *(cells.get((arm, density), "") for density in densities)] for arm in arms]
-    if known := any(row.matches is not None for row in pruned):
-        sparsest = [percent(row.density) if row else "none" for row in sparsest_match(means).values()]
-        rows = [[*row, last] for row, last in zip(rows, ["sparsest match", *sparsest], strict=True)]
-    if len(densities) >= len(arms):
-        rows = list(zip(["weights", *rows[0][1:]], *rows[1:], strict=True))
-    first = f"{label(metric)}{_seeds(means)}, by weights remaining\ndense network: {_cell(dense)}"
-    last = _meaning(pruned[0], dense) if known and dense else UNKNOWN
-    return "\n".join((first, aligned(rows, left=("arm",)), last))
-
-
-def _seeds(means: Sequence[Mean]) -> str:
-    least, most = (which((row.seeds for row in means), default=1) for which in (min, max))
-    number = most if least == most else f"{least} to {most}"
-    return f", mean ± standard deviation over {number} seeds" if most > 1 else " of one seed"
-
-
-def _cell(row: Mean | None) -> str:
-    if row is None or not math.isfinite(row.value):
-        return "diverged" if row else "none"
-    deviation = f" ± {row.deviation:.4f}".replace(" 0.", " .") if math.isfinite(row.deviation) else ""
-    return f"{'* ' if row.matches else ''}{row.value:.4f}{deviation}"
-
-
-def _meaning(row: Mean, dense: Mean) -> str:
-    one = f"one standard deviation ({row.tolerance:.4f})"
-    within = one if row.tolerance == dense.deviation else f"{row.tolerance:g}"
-    sparsest = "sparsest match: the lowest density down to which all match"
-    return f"* matches: mean within {within} of the dense network's, or better; {sparsest}"
-
-
-def draw(means: Sequence[Mean], metric: str, path: Path, title: str) -> np.ndarray:
-    """Draws each arm's values over density, and the dense network; returns the pixels, (height, width, 3) of uint8.
+def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
+    """Each arm's values over density, and the dense network.
 
     Arms are named "criterion" or "criterion, ablation": those of one criterion share colour and marker, those of one
     ablation the dashes. More than eight are parted: one panel has those without ablation, and each criterion its own.
     """
-    return save_figure(_figure(means, metric, title), path)
-
-
-def _figure(means: Sequence[Mean], metric: str, title: str) -> Figure:
-    arms, dense, sign = _by_arm(means), _dense(means), -1 if lower_is_better(metric) else 1
+    arms, dense, sign = by_arm(means), dense_of(means), -1 if lower_is_better(metric) else 1
     looks, panels, (bottom, top) = styles(arms), _panels(list(arms)), heights(means, sign)
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     size = (2 + 2.7 * columns, 0.9 + 2.4 * rows) if len(panels) > 1 else (8, max(4.5, 0.22 * (len(arms) + 6)))
