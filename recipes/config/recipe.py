@@ -28,6 +28,7 @@ RANGES = {
     "train_subset_num_batches": (1, (-1,)),
     "device_train_microbatch_size": (1, ("auto", None)),
 }
+DATA = ("train_data", "eval_data", "validation_data")
 SAVED_AS = ("save_filename", "save_latest_filename")
 REQUIRED = ("run_name", "max_duration", "global_batch_size", *REQUIRED_SECTIONS)
 RENAMED = {
@@ -43,7 +44,8 @@ RENAMED = {
 class Recipe:
     """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML.
 
-    The parts of the data are the `build` of sources that have found their data.
+    The parts of the data are the `build` of sources that have found their data. What is chosen, such as the best of
+    several runs, is chosen on `validation_data`, which hold nothing of the others.
     """
 
     source: Source
@@ -55,6 +57,7 @@ class Recipe:
     model: Part
     train_data: Part
     eval_data: Part | None
+    validation_data: Part | None
     optimizer: Part
     scheduler: Part | None
     algorithms: list[Part]
@@ -83,8 +86,9 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     ranks = _check_ranks(source, config)
     trainer = _check_trainer(source, {key: config[key] for key in config if key not in {*OWN_KEYS, *SECTIONS}})
     parts = {key: check_parts(source, key, entries[key]) for key in SECTIONS}
-    counts_tokens = "seq_len" in inspect.signature(parts["train_data"][0].target).parameters
+    counts_tokens = getattr(parts["train_data"][0].target, "counts_tokens", False)
     _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
+    data = _check_data({key: parts[key][0] for key in DATA if parts[key]})
     return Recipe(
         source=source,
         config=config,
@@ -93,8 +97,9 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
         batch_size=config["global_batch_size"] // ranks,
         eval_batch_size=config["eval_batch_size"] // ranks,
         model=parts["model"][0],
-        train_data=_check_data(parts["train_data"][0]),
-        eval_data=_check_data(parts["eval_data"][0]) if parts["eval_data"] else None,
+        train_data=data["train_data"],
+        eval_data=data.get("eval_data"),
+        validation_data=data.get("validation_data"),
         optimizer=parts["optimizer"][0],
         scheduler=parts["scheduler"][0] if parts["scheduler"] else None,
         algorithms=parts["algorithms"],
@@ -175,8 +180,17 @@ def _check_duration(source: Source, value: Any, units: tuple[str, ...]) -> None:
         raise source.error("max_duration", f"{value} given; {hint}")
 
 
-def _check_data(part: Part) -> Part:
-    data = part.build()
-    with part.source.blame(part.key, *REFUSALS):
-        data.check()
-    return replace(part, target=data.build, arguments={})
+def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts that build what they hold, once they have found it; a source may say whether it `overlaps` another."""
+    sources = {}
+    for key, part in parts.items():
+        sources[key] = part.build()
+        with part.source.blame(part.key, *REFUSALS):
+            sources[key].check()
+    validation = sources.get("validation_data")
+    for key in [key for key in sources if key != "validation_data" and hasattr(validation, "overlaps")]:
+        if validation.overlaps(sources[key]):
+            part = parts["validation_data"]
+            hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
+            raise part.source.error(part.key, f"holds examples of {key}; {hint}")
+    return {key: replace(part, target=sources[key].build, arguments={}) for key, part in parts.items()}

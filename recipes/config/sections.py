@@ -24,6 +24,7 @@ SECTIONS = {
     "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),
     "eval_data": Namespace(modules=DATA, methods=("check", "build")),
+    "validation_data": Namespace(modules=DATA, methods=("check", "build")),
     "optimizer": Namespace(modules=("composer.optim", "torch.optim"), base="torch.optim:Optimizer"),
     "scheduler": Namespace(
         modules=("accelerando.algorithms", "composer.optim"),

@@ -10,7 +10,7 @@ from composer.core import DataSpec
 IGNORED = -100  # where there is nothing to predict, for torch's losses and Hugging Face's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a source holds, or a model takes; None where it does not say."""
 

@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,27 +33,43 @@ from .loaders import (
     to_device,
     worker_loader,
 )
+from .splits import overlap, part_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class _InMemory:
-    """All images of the split, normalised, on the device."""
+    """All images of the split, normalised, on the device. A split is one of `sizes`, or a slice of it."""
 
     mean: ClassVar[list[float]]
     std: ClassVar[list[float]]
     classes: ClassVar[Sequence[str]]
+    sizes: ClassVar[dict[str, int]]
+    split: str
+    path = ""
     augment = False
 
-    def load(self) -> tuple[Tensor, Tensor]:
+    def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Images of float32 in [0, 1], (N, C, H, W), and labels."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        self.part()
+
+    def part(self) -> tuple[str, range]:
+        """The split and which of its images."""
+        return part_of(self.split, self.sizes)
+
+    def overlaps(self, other: Any) -> bool:
+        return type(other) is type(self) and other.path == self.path and overlap(self.part(), other.part())
+
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        images, labels = self.load()
+        split, rows = self.part()
+        images, labels = (tensor[rows.start : rows.stop] for tensor in self.load(split))
         tensors = [to_device(normalize(images, self.mean, self.std), device), to_device(labels, device)]
-        facts = Facts("images", "classes", len(self.classes), tuple(self.classes), channels=images.shape[1])
+        names = tuple(self.classes)
+        facts = Facts(inputs="images", labels="classes", classes=len(names), names=names, channels=images.shape[1])
         if train and self.augment:
             return Described(TensorLoader(tensors, batch_size, train, seed, _crop_and_flip, noise_shape=(3,)), facts)
         return Described(TensorLoader(tensors, batch_size, train, seed), facts)
@@ -63,17 +79,15 @@ class _InMemory:
 class Digits(_InMemory):
     """1797 real handwritten digits, 8x8 pixels, that scikit-learn carries with it: 1437 to train on, 360 to test on."""
 
-    split: Literal["train", "test"] = "train"
+    split: str = "train"  # or test, or a slice such as train[:80%]
 
     mean, std, classes = [0.305], [0.376], "0123456789"
+    sizes: ClassVar[dict[str, int]] = {"train": 1437, "test": 360}
 
-    def check(self) -> None:
-        """Nothing to miss: the digits come with scikit-learn."""
-
-    def load(self) -> tuple[Tensor, Tensor]:
+    def load(self, split: str) -> tuple[Tensor, Tensor]:
         pixels, labels = load_digits(return_X_y=True)
         halves = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
-        pixels, labels = halves[self.split == "test" :: 2]
+        pixels, labels = halves[split == "test" :: 2]
         return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
 
 
@@ -82,20 +96,22 @@ class Cifar10(_InMemory):
     """CIFAR-10: 60 000 colour images of 32x32 pixels, as torchvision keeps them on disk; served from memory."""
 
     path: str  # the folder that holds (or, with download, will hold) cifar-10-batches-py
-    split: Literal["train", "test"] = "train"
+    split: str = "train"  # or test, or a slice such as train[:80%]
     augment: bool = True  # in training: crop at random after padding by 4 pixels, and flip half of the images
     download: bool = False
 
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
 
     def check(self) -> None:
+        super().check()
         if not self.download:
             check_folder(Path(self.path) / "cifar-10-batches-py", "CIFAR-10 (or set download: true)")
 
-    def load(self) -> tuple[Tensor, Tensor]:
+    def load(self, split: str) -> tuple[Tensor, Tensor]:
         with dist.run_local_rank_zero_first():
-            data = torchvision.datasets.CIFAR10(self.path, self.split == "train", download=self.download)
+            data = torchvision.datasets.CIFAR10(self.path, split == "train", download=self.download)
         return torch.from_numpy(data.data).permute(0, 3, 1, 2) / 255, torch.tensor(data.targets)
 
 
@@ -104,19 +120,21 @@ class FashionMnist(_InMemory):
     """Fashion-MNIST: 70 000 grey images of 28x28 pixels, as torchvision keeps them on disk; served from memory."""
 
     path: str  # the folder that holds (or, with download, will hold) FashionMNIST/raw
-    split: Literal["train", "test"] = "train"
+    split: str = "train"  # or test, or a slice such as train[:80%]
     augment: bool = False  # in training: crop at random after padding by 4 pixels, and flip half of the images
     download: bool = False
 
     mean, std, classes = [0.2860], [0.3530], torchvision.datasets.FashionMNIST.classes
+    sizes: ClassVar[dict[str, int]] = {"train": 60_000, "test": 10_000}
 
     def check(self) -> None:
+        super().check()
         if not self.download:
             check_folder(Path(self.path) / "FashionMNIST" / "raw", "Fashion-MNIST (or set download: true)")
 
-    def load(self) -> tuple[Tensor, Tensor]:
+    def load(self, split: str) -> tuple[Tensor, Tensor]:
         with dist.run_local_rank_zero_first():
-            data = torchvision.datasets.FashionMNIST(self.path, self.split == "train", download=self.download)
+            data = torchvision.datasets.FashionMNIST(self.path, split == "train", download=self.download)
         return data.data[:, None] / 255, data.targets
 
 
@@ -241,5 +259,5 @@ def _decoded(
         images, labels = batch
         return (images - mean) / std, labels
 
-    facts = Facts("images", "classes", classes, names, channels=3)
+    facts = Facts(inputs="images", labels="classes", classes=classes, names=names, channels=3)
     return Described(loader, facts, microbatch_transforms=transform)

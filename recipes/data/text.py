@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from .loaders import (
     to_device,
     worker_loader,
 )
+from .splits import overlap, part_of
 
 Batch = dict[str, Tensor]
 Tokenizer = Any  # of transformers, whose annotations do not fit its own use
@@ -51,7 +52,9 @@ class PythonDocs:
     held out. The WordPiece vocabulary is trained on the others, once, and kept in ~/.cache/accelerando.
     """
 
-    split: Literal["train", "test"] = "train"
+    counts_tokens: ClassVar[bool] = True
+
+    split: str = "train"  # or test, or a slice of the topics of either, such as train[:90%]
     seq_len: int = 128  # tokens per sample, [CLS] and [SEP] included
     mask_probability: float = 0.15
     vocab_size: int = 4096
@@ -60,10 +63,20 @@ class PythonDocs:
         _check(self.seq_len, self.mask_probability)
         if self.vocab_size < 256:
             raise ValueError(f"vocab_size must be at least 256, not {self.vocab_size}")
+        self.part()
+
+    def part(self) -> tuple[str, range]:
+        """The split and which of its topics."""
+        return part_of(self.split, {split: len(_python_docs(split)) for split in ("train", "test")})
+
+    def overlaps(self, other: Any) -> bool:
+        return isinstance(other, PythonDocs) and overlap(self.part(), other.part())
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         tokenizer = _python_docs_tokenizer(self.vocab_size)
-        samples = to_device(_pack(_python_docs(self.split), tokenizer, self.seq_len), device)
+        split, topics = self.part()
+        texts = _python_docs(split)[topics.start : topics.stop]
+        samples = to_device(_pack(texts, tokenizer, self.seq_len), device)
         mask = _MaskTokens(tokenizer, self.mask_probability, device)
         loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
         return Described(loader, _facts(tokenizer, self.seq_len))
@@ -75,6 +88,8 @@ class HuggingFaceText:
 
     For masked LM the rows are joined and cut into samples of `seq_len` tokens; for classification each row is a sample.
     """
+
+    counts_tokens: ClassVar[bool] = True
 
     name: str  # on the hub, or a local folder: one of save_to_disk, or one of csv, json or parquet files
     tokenizer: str  # on the hub, or a local folder
@@ -156,6 +171,8 @@ class StreamingText:
     Each document is one sample, cut or padded to `seq_len` tokens. In evaluation on several ranks, at most one sample
     per rank is seen twice where the ranks do not divide the number of samples.
     """
+
+    counts_tokens: ClassVar[bool] = True
 
     local: str  # the folder that holds the shards, or that caches them
     tokenizer: str  # on the hub, or a local folder
@@ -268,7 +285,7 @@ def _facts(
     tokenizer: Tokenizer, seq_len: int, labels: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Facts:
     """Of texts with labels of their own, or else with one at each masked token."""
-    text = Facts("texts", "tokens", words=len(tokenizer), positions=seq_len)
+    text = Facts(inputs="texts", labels="tokens", words=len(tokenizer), positions=seq_len)
     if labels is None:
         return text
     if isinstance(labels[0], float):

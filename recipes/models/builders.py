@@ -28,7 +28,7 @@ logging.getLogger("composer.models.huggingface").addFilter(
 )
 
 
-def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Summed over classes, which keeps the learning rate at cross entropy's scale, and averaged over the batch."""
     return F.binary_cross_entropy_with_logits(logits, dense_targets(logits, target), reduction="sum") / len(logits)
 
@@ -45,7 +45,7 @@ def _classifier(module: nn.Module, head: nn.Linear, loss: Loss) -> ComposerClass
         # Each class starts at a probability of about 1 / num_classes.
         nn.init.constant_(head.bias, -math.log(head.out_features))
     # F.cross_entropy takes dense targets too; Composer's soft_cross_entropy would read them back from the device.
-    loss_fn = F.cross_entropy if loss == "cross_entropy" else _binary_cross_entropy
+    loss_fn = F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
     return ComposerClassifier(module, num_classes=head.out_features, loss_fn=loss_fn)
 
 

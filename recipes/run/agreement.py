@@ -7,7 +7,7 @@ classes gets as far as its loss.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from accelerando.algorithms.checkpoints import some
 
 from ..data.facts import IGNORED, Described, Facts
-from ..models.builders import _binary_cross_entropy
+from ..models.builders import binary_cross_entropy
 
 if TYPE_CHECKING:
     from ..config.errors import ConfigError
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
 # Their labels are classes, from 0.
-LOSSES = (F.cross_entropy, soft_cross_entropy, _binary_cross_entropy)
+LOSSES = (F.cross_entropy, soft_cross_entropy, binary_cross_entropy)
 
 
-def agree(recipe: Recipe, takes: Facts, train_data: Any, eval_data: Any) -> None:
-    """ConfigError where a source does not fit the model, or the evaluation the training.
+def agree(recipe: Recipe, takes: Facts, data: Sequence[tuple[Part, Any]]) -> None:
+    """ConfigError where a source does not fit the model, or what is evaluated the training, which is the first.
 
     Labels that are not known beforehand are compared with the model's classes batch by batch, while on the host.
     """
+    _, train_data = data[0]
     training = getattr(train_data, "facts", Facts())
     if recipe.trainer.get("accumulate_train_batch_on_tokens"):
         _refuse_without_tokens(recipe, train_data)
-    for part, data in ((recipe.train_data, train_data), (recipe.eval_data, eval_data)):
-        for spec in _specs(data):
-            assert part
+    for part, built in data:
+        for spec in _specs(built):
             holds = getattr(spec, "facts", Facts())
             if problem := _difference(recipe, part, training, holds) or _problem(recipe, part, takes, holds):
                 raise problem
@@ -148,13 +148,16 @@ def takes(model: ComposerModel) -> Facts:
 
         network, config = model.model, model.model.config
         if isinstance(config, BertConfig) and isinstance(network, BertForMaskedLM | BertForSequenceClassification):
-            text = Facts("texts", "tokens", words=config.vocab_size, positions=config.max_position_embeddings)
+            text = Facts(
+                inputs="texts", labels="tokens", words=config.vocab_size, positions=config.max_position_embeddings
+            )
             if isinstance(network, BertForMaskedLM):
                 return text
             return replace(text, labels="classes" if config.num_labels > 1 else "numbers", classes=config.num_labels)
     if isinstance(model, ComposerClassifier) and model._loss_fn in LOSSES:
         channels = _channels(model.module)
-        return Facts("images" if channels else None, "classes", model.num_classes, channels=channels)
+        inputs = "images" if channels else None
+        return Facts(inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
     return Facts()
 
 

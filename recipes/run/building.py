@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from composer import ComposerModel, Trainer
 from composer.algorithms import SAM
-from composer.core import ensure_data_spec
+from composer.core import Evaluator, ensure_data_spec
 from composer.devices import Device
 from composer.loggers import LoggerDestination
 from composer.utils import reproducibility
@@ -19,13 +19,14 @@ from composer.utils import reproducibility
 from accelerando.algorithms.for_recipes import declared_by
 
 from ..config.errors import REFUSALS
+from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..data.loaders import OneSetOfBuffers
 from .agreement import agree, takes
 from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .checkpoints import Checkpoint, Saved, nothing_executed
 from .folder import blame_checkpoint, blame_disk
-from .history import History
+from .history import VALIDATION, History
 from .loggers import build_loggers
 from .progress import Lines
 
@@ -66,8 +67,12 @@ def build(
     model = _build_model(recipe)
     optimizer = recipe.optimizer.build(model.parameters())
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
-    eval_data = recipe.eval_data.build(recipe.eval_batch_size, False, seed, device) if recipe.eval_data else None
-    agree(recipe, takes(model), train_data, eval_data)
+    evaluated = [
+        (part, part.build(recipe.eval_batch_size, False, seed, device))
+        for part in (recipe.eval_data, recipe.validation_data)
+        if part
+    ]
+    agree(recipe, takes(model), [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
     with (
         recipe.source.blame("", *REFUSALS),
@@ -78,7 +83,7 @@ def build(
         trainer = Trainer(
             model=model,
             train_dataloader=train_data,
-            eval_dataloader=eval_data,
+            eval_dataloader=_evaluators(recipe, evaluated),
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=algorithms,
@@ -97,6 +102,22 @@ def _shown_by(history: History, watch: LoggerDestination | None, arguments: Mapp
     if watch:
         return [watch]
     return [] if arguments["progress_bar"] or arguments.get("log_to_console") else [Lines(history)]
+
+
+def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> Any:
+    """What there is to evaluate; the metrics on the validation data are told apart by their label."""
+    if recipe.validation_data is None:
+        return evaluated[0][1] if evaluated else None
+    found: list[Evaluator] = []
+    for part, data in evaluated:
+        validates, several = part is recipe.validation_data, list(data) if isinstance(data, list | tuple) else [data]
+        if validates and len(several) > 1:
+            raise part.source.error(part.key, f"gives {len(several)} data sets; expected one")
+        for each in several:
+            one = each if isinstance(each, Evaluator) else Evaluator(label="eval", dataloader=each)
+            one.label = VALIDATION if validates else one.label
+            found.append(one)
+    return found
 
 
 def _build_model(recipe: Recipe) -> ComposerModel:

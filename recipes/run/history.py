@@ -14,6 +14,7 @@ Record = dict[str, float]  # in a file, what is not finite is null
 TRAIN_LOSS = "loss/train/total"
 TRAIN_PREFIX = "metrics/train/"
 EVAL_PREFIX = "metrics/eval/"
+VALIDATION = "eval/validation"  # the label of what is evaluated on `validation_data`
 COUNTS = ("batch", "samples", "seconds")
 MOST_RECORDS = 10_000
 

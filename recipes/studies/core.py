@@ -142,10 +142,10 @@ class Base:
 
         return build_algorithms(recipe, recipe.scheduler.build() if recipe.scheduler else None)
 
-    def metric_of(self, recipe: Recipe, wanted: str | None, errors: bool = True, key: str = "metric") -> str:
+    def metric_of(self, recipe: Recipe, wanted: str | None, errors: bool = True) -> str:
         """The full name of the metric `wanted`, by default the first accuracy, of those that the model evaluates."""
         names = evaluated(recipe)
-        with self.source.blame(key, ValueError):
+        with self.source.blame("metric", ValueError):
             return choose_metric(names, wanted, errors)
 
     def needs_evaluation(self, recipe: Recipe, why: str) -> None:
@@ -158,16 +158,14 @@ class Base:
 class Study:
     """Subclasses are found by their snake_case names, or by import path; the fields are the keys of the YAML's block.
 
-    `metric` is what is reported. `chosen_by` is the metric by which what is chosen is chosen, such as one of a
-    validation split; by default it is `metric`, and then a choice is made on the data that it is reported on.
+    `metric` is what is reported. What is chosen, such as the best of several trainings, is chosen by the same metric on
+    the base run's `validation_data`; without these it is chosen on the data that it is reported on, which claims tell.
     `may_be_prolonged` says whether a training that is in the folder already may be a shorter one of the same kind;
     `about` is a paragraph for the page that reports the study.
     """
 
     seeds: list[int] = field(default_factory=lambda: [17])
     metric: str | None = None
-    chosen_by: str | None = None
-
     may_be_prolonged: ClassVar[bool] = False
     about: ClassVar[str] = ""
 
@@ -251,6 +249,13 @@ def evaluated(recipe: Recipe) -> list[str]:
     from ..run.history import EVAL_PREFIX
 
     return [f"{EVAL_PREFIX}{name}" for name in recipe.model.build().get_metrics(is_train=False)]
+
+
+def on_validation_data(recipe: Recipe, metric: str) -> str | None:
+    """The full name of the metric there; None where the run has none."""
+    from ..run.history import EVAL_PREFIX, VALIDATION
+
+    return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1) if recipe.validation_data else None
 
 
 def lower_is_better(metric: str) -> bool:

@@ -149,6 +149,6 @@ def _cell(row: Mean | None) -> str:
 def _meaning(row: Mean, dense: Mean, chosen_by: str | None) -> str:
     one = f"one standard deviation ({row.tolerance:.4f})"
     within = one if row.tolerance == dense.deviation else f"{row.tolerance:.4g}"
-    by = f" by {label(chosen_by)}" if chosen_by else ""
+    by = " on validation data" if chosen_by else ""
     sparsest = "sparsest match: the lowest density down to which all match"
     return f"* matches: mean within {within} of the dense network's, or better{by}; {sparsest}"

@@ -19,7 +19,7 @@ from ..config.loading import merge
 from ..config.recipe import Recipe, check
 from ..run.folder import identity
 from .claims import Claim
-from .core import Base, Changes, Study, Train, as_time, choose_metric, duration, evaluated, lower_is_better, named
+from .core import Base, Changes, Study, Train, as_time, duration, lower_is_better, named, on_validation_data
 from .distillation_checks import build_once, check_schedule, check_windows, rising
 from .distillation_claims import claims_of
 from .speedup import PLAIN, TEACHER, rank, summarize
@@ -45,7 +45,6 @@ class Distillation(Study):
         windows: shares of the training, from its start, in which is distilled.
         distillation: arguments of the algorithm Distillation, such as {temperature: 4.0}.
         metric: by default the first accuracy there is; of errors and losses, less is better.
-        chosen_by: the metric by which teachers are ranked, such as one of a validation split; by default `metric`.
     """
 
     teachers: Changes = field(default_factory=dict)
@@ -53,7 +52,7 @@ class Distillation(Study):
     baseline_lengths: list[str] = field(default_factory=list)
     windows: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0])
     distillation: dict[str, Any] = field(default_factory=dict)
-    chosen_by: str | None = None
+    ranked_by: str | None = field(init=False, default=None)  # on validation data
 
     about: ClassVar[str] = (
         "Quality over training time of students without a teacher, with the best or the poorest one, all of them, or "
@@ -79,12 +78,12 @@ class Distillation(Study):
         base.needs_evaluation(student, "quality is what is evaluated there")
         teachers = [self._checked_teacher(base, name, node) for name, node in self._teachers(base).items()]
         self.metric = base.metric_of(student, self.metric, errors=True)
-        with source.blame("chosen_by", ValueError):
-            self._ranked_by = choose_metric(evaluated(student), self.chosen_by or self.metric, errors=True)
+        self.ranked_by = on_validation_data(student, self.metric)
         with untouched_generators():
             for recipe in teachers:
-                for metric in (self.metric, self._ranked_by):
-                    base.metric_of(recipe, metric, errors=True)
+                base.metric_of(recipe, self.metric, errors=True)
+                if (recipe.validation_data is None) != (student.validation_data is None):
+                    raise recipe.source.error("validation_data", "teachers are ranked there; expected for all or none")
             build_once(source, student, teachers, self.distillation)
 
     def _student(self, base: Base) -> Recipe:
@@ -126,9 +125,10 @@ class Distillation(Study):
         yield from teachers.values()
         ranked = None
         if all(node.name in done for node in teachers.values()):
-            found = {name: done[node.name].metrics.get(self._ranked_by) for name, node in teachers.items()}
+            metric = self.ranked_by or str(self.metric)
+            found = {name: done[node.name].metrics.get(metric) for name, node in teachers.items()}
             values = {name: math.nan if value is None else value for name, value in found.items()}
-            ranked = rank(values, lower_is_better(self._ranked_by))
+            ranked = rank(values, lower_is_better(metric))
         after = tuple(node.name for node in teachers.values())
         for seed in self.seeds:
             for length in self.baseline_lengths:
@@ -208,7 +208,7 @@ class Distillation(Study):
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         reported = "who is the best and who the poorest teacher was chosen on the data that this is reported on"
-        yield from claims_of(rows, str(self.metric), "" if self.chosen_by else reported)
+        yield from claims_of(rows, str(self.metric), "" if self.ranked_by else reported)
 
 
 def arms(ranked: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -159,12 +160,12 @@ def _tell(runs: Runs, node: Train, place: str, problem: str | None, progress: Pr
         progress.tell(f"{place}: {words}")
 
 
-def report_only(plan: Plan) -> Outcome:
-    """Reports what the finished trainings show; nothing is trained."""
+def report_only(plan: Plan, page: Path | None = None) -> Outcome:
+    """Reports what the finished trainings show, also on a `page` if it is given; nothing is trained."""
     runs = Runs(plan)
     if not runs.done:
         raise plan.base.source.error("", f"nothing is finished in {plan.base.folder}; there is nothing to report")
-    return report(plan, runs.nodes, runs.done, {})
+    return report(plan, runs.nodes, runs.done, {}, page)
 
 
 def dry_run(plan: Plan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.arguments import check_arguments
@@ -12,7 +12,7 @@ from ..config.errors import REFUSALS, ArgumentError, Source
 from ..config.recipe import Recipe
 from ..run.results import percent
 from .claims import Claim, judge_each
-from .core import Base, Study, Train, as_time, duration, has_times_in_dur, lower_is_better, row_of
+from .core import Base, Study, Train, as_time, duration, has_times_in_dur, lower_is_better, on_validation_data, row_of
 from .density import DENSE, Mean, dense_of, means, table
 from .statistics import Difference, paired
 from .table import Row, by_seed
@@ -38,6 +38,7 @@ class PruningStudy(Study):
     """
 
     tolerance: float | None = 0.002
+    chosen_by: str | None = field(init=False, default=None)
 
     def prepare(self, base: Base) -> None:
         """Checks that the base run is evaluated, and that nothing in it prunes or follows the whole run's length."""
@@ -60,8 +61,7 @@ class PruningStudy(Study):
             if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
                 raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
         self.metric = base.metric_of(recipe, self.metric)
-        if self.chosen_by is not None:
-            self.chosen_by = base.metric_of(recipe, self.chosen_by, key="chosen_by")
+        self.chosen_by = on_validation_data(recipe, self.metric)
 
     def dense(self, seed: int) -> Train:
         """The base run itself."""
@@ -162,7 +162,7 @@ class PruningStudy(Study):
     @property
     def choice(self) -> str:
         """On which data what matches is chosen."""
-        return f"chosen by {self.chosen_by}" if self.chosen_by else "chosen on the data that it is reported on"
+        return f"chosen on {'validation data' if self.chosen_by else 'the data that it is reported on'}"
 
 
 def with_size(row: Row, size: Mapping[str, Any]) -> Row:

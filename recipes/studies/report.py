@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from ..config.errors import ConfigError
 from .claims import Claim, to_markdown
 from .core import Base, Study, Train
 from .plan import Plan
@@ -25,8 +29,17 @@ class Outcome:
     failures: Mapping[str, str]
 
 
-def report(plan: Plan, nodes: Sequence[Train], done: Mapping[str, Result], failures: Mapping[str, str]) -> Outcome:
-    """Writes table, summaries, figure and claims of the trainings that are `done`, prints them, and logs them."""
+def report(
+    plan: Plan,
+    nodes: Sequence[Train],
+    done: Mapping[str, Result],
+    failures: Mapping[str, str],
+    page: Path | None = None,
+) -> Outcome:
+    """Writes table, summaries, figure and claims of the trainings that are `done`, prints them, and logs them.
+
+    They are also put on a `page`, if it is given, beside which the figure and the table are then copied.
+    """
     from composer.utils import dist
 
     from ..run.loggers import log_study
@@ -37,6 +50,8 @@ def report(plan: Plan, nodes: Sequence[Train], done: Mapping[str, Result], failu
     if rows and dist.get_global_rank() == 0:
         with base.source.blame("folder", OSError):
             found = _write(study, base, rows)
+        if page:
+            _publish(base.folder, page)
     dist.broadcast_object_list(found)
     if rows:
         first = next(base.recipe_of(node) for node in nodes if node.name in done)
@@ -64,7 +79,7 @@ def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
         pixels = save_figure(figure, folder / "figure.png")
         names.append("figure.png")
     write(folder / "claims.md", to_markdown(claims).encode())
-    write(folder / "report.md", _page(study, base, text, claims, pixels is not None).encode())
+    write(folder / "report.md", _page(study, base, rows, text, claims, pixels is not None).encode())
     if text:
         print(f"\n{text}")
     for claim in claims:
@@ -74,13 +89,33 @@ def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
     return [pixels, {name: list(lines) for name, lines in tables.items() if lines}, claims]
 
 
-def _page(study: Study, base: Base, text: str, claims: Sequence[Claim], has_figure: bool) -> str:
-    """The study as a page, for a repository's docs."""
-    parts = [f"# {base.folder.name}", study.about]
+def _page(study: Study, base: Base, rows: Sequence[Row], text: str, claims: Sequence[Claim], has_figure: bool) -> str:
+    """The study as a page, from which it can be repeated."""
+    runs, hours = len({row.node for row in rows}), sum(row.seconds for row in rows) / 3600
+    seeds = ", ".join(map(str, study.seeds))
+    measured = f"Measured by {runs} runs with the seeds {seeds}, {hours:.2g} hours of training in all"
+    parts = [f"# {base.folder.name}", study.about, f"{measured}; [every row](table.csv)."]
     parts += ["![the study's figure](figure.png)"] if has_figure else []
     parts += [f"```\n{text}\n```"] if text else []
     parts += [f"## Claims\n\n{to_markdown(claims)}".rstrip()] if claims else []
+    parts += [f"## The study\n\n```yaml\n{OmegaConf.to_yaml(base.given).rstrip()}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _publish(folder: Path, page: Path) -> None:
+    """Copies the page, with its figure and table, whose names follow the page's."""
+    from ..run.files import write
+
+    text = (folder / "report.md").read_text()
+    try:
+        for file in ("figure.png", "table.csv"):
+            own = page.with_suffix(Path(file).suffix)
+            if (folder / file).exists():
+                write(own, (folder / file).read_bytes())
+            text = text.replace(f"]({file})", f"]({own.name})")
+        write(page, text.encode())
+    except OSError as error:
+        raise ConfigError(str(page), "", f"cannot be written; {error}") from error
 
 
 def _flat(rows: Sequence[Row]) -> list[dict[str, Any]]:

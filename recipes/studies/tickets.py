@@ -148,8 +148,8 @@ class Tickets(PruningStudy):
         for seed in self.seeds if {*self.controls} - {"random"} else []:
             node = f"{self._ladders[0].name}-seed{seed}"
             ended = max((row["level"] for row in rows if row.node == node), default=math.inf)
-            if lacking := [str(level) for level in self._levels() if level > ended]:
-                lines.append(f"{node} ended after level {ended}: it has no masks for controls at level {', '.join(lacking)}")
+            if lacking := ", ".join(str(level) for level in self._levels() if level > ended):
+                lines.append(f"{node} ended after level {ended}: it has no masks for controls at level {lacking}")
         return "\n".join(lines)
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:

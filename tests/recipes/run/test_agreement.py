@@ -114,9 +114,8 @@ def recipe_of(root, model, training, evaluation=None, **more):
 
 def compare(*parts, **more):
     recipe = recipe_of(*parts, **more)
-    train_data = recipe.train_data.build(2, True, 0, "cpu")
-    eval_data = recipe.eval_data.build(2, False, 0, "cpu") if recipe.eval_data else None
-    agree(recipe, takes(recipe.model.build()), train_data, eval_data)
+    data = [(part, part.build(2, False, 0, "cpu")) for part in (recipe.train_data, recipe.eval_data) if part]
+    agree(recipe, takes(recipe.model.build()), data)
 
 
 FOLDER, TABLE = "train_data.image_folder", "train_data.hugging_face_text"
@@ -231,7 +230,7 @@ def test_what_says_nothing_is_left_alone_but_for_labels_that_end_in_an_error(fil
 
     recipe = recipe_of(files, cifar(num_classes=3), somebodys)
     spec = recipe.train_data.build(2, True, 0, "cpu")
-    agree(recipe, takes(recipe.model.build()), spec, None)
+    agree(recipe, takes(recipe.model.build()), [(recipe.train_data, spec)])
     *good, last = spec.dataloader
     for batch in good:
         assert spec.batch_transforms(batch) is batch

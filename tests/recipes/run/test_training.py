@@ -175,6 +175,32 @@ def test_diverged_results_can_be_read(config, tmp_path):
     assert read.found["levels"] == [{"digest": "a", "eval/CrossEntropy": None}] and read.metrics == result.metrics
 
 
+def test_validation_data_are_evaluated_beside_the_others(config, tmp_path):
+    """Each metric is that of a run which evaluates those data alone; what is trained stays the same."""
+    config |= {"algorithms": {}, "eval_subset_num_batches": -1, "train_data": {"digits": {"split": "train[:80%]"}}}
+    apart = {"digits": {"split": "train[80%:]"}}
+    both, weights = trained(config | {"validation_data": apart})[:2]
+    alone = {}
+    for name, data in {"test": config["eval_data"], "validation": apart}.items():
+        result, same_weights = trained(config | {"run_name": name, "eval_data": data})[:2]
+        assert same(same_weights, weights)
+        alone[name] = result.metrics["metrics/eval/MulticlassAccuracy"]
+    assert alone["test"] != alone["validation"]
+    found = {name: value for name, value in both.metrics.items() if name.endswith("Accuracy")}
+    assert found == {
+        "metrics/eval/MulticlassAccuracy": alone["test"],
+        "metrics/eval/validation/MulticlassAccuracy": alone["validation"],
+    }
+    last = both.records[-1]
+    assert "metrics/eval/validation/CrossEntropy" in last and "metrics/eval/CrossEntropy" in last
+    for key, changes in {
+        "train_data": {"validation_data": {"digits": {"split": "train[79%:]"}}},
+        "eval_data": {"validation_data": {"digits": {"split": "test[:9]"}}},
+    }.items():
+        with pytest.raises(ConfigError, match=rf"validation_data\.digits: holds examples of {key}; expected others"):
+            train(config | {"run_name": "wrong"} | changes)
+
+
 def test_fine_tuning_needs_no_schedule(config):
     levels = {"levels": 1, "rewind": "finetune", "rewind_to": "1ep", "finetune_multiplier": 1e-9}
     config["scheduler"] = None

@@ -333,7 +333,8 @@ def test_mistakes_are_one_line(config, overrides, message, tmp_path):
 
 
 def test_of_a_loss_less_is_better(config, tmp_path):
-    config.study.distillation.update(metric="CrossEntropy", seeds=[1], lengths=["2ba"], chosen_by="CrossEntropy")
+    config.study.distillation.update(metric="CrossEntropy", seeds=[1], lengths=["2ba"])
+    config.train_data, config.validation_data = ({"digits": {"split": f"train[{part}]"}} for part in (":80%", "80%:"))
     found = outcome(config)
     able, dull = (row.metrics["metrics/eval/CrossEntropy"] for row in found.rows[:2])
     assert able < dull and [taught_by(row)[1] for row in found.rows if row["arm"] == "best"] == ["able"]

@@ -113,6 +113,9 @@ def test_a_report_of_what_is_finished_trains_nothing(copied, capsys):
     found = report_only(plan(config(copied, RATES)))
     assert [row.node for row in found.rows] == NODES[:3] and not (copied / "study/lr0.1-seed18").exists()
     assert found.claims[0].verdict == "cannot be told here" and "one seed" in found.claims[0].measured
+    (copied / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/page.md: cannot be written; .*Not a directory"):
+        report_only(plan(config(copied, RATES)), copied / "file" / "page.md")
     shutil.rmtree(copied / "study")
     with pytest.raises(ConfigError, match="nothing is finished in"):
         report_only(plan(config(copied, RATES)))
@@ -208,10 +211,13 @@ def test_the_command_line(copied):
     del base["study"]
     (copied / "base.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(base)))
     path = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
-    done = command("study.yaml", "--report", cwd=copied, PYTHONPATH=path)
+    done = command("study.yaml", "--report=docs/rates.md", cwd=copied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert "A higher rate is better." in done.stdout
-    assert read_table(copied / "study/table.csv")
+    assert read_table(copied / "study/table.csv") == read_table(copied / "docs/rates.csv")
+    page = (copied / "docs/rates.md").read_text()
+    assert "4 runs with the seeds 17, 18" in page and "[every row](rates.csv)" in page and "rates:\n    - 0.001" in page
+    assert page.replace("(rates.", "(table.") == (copied / "study/report.md").read_text()
 
 
 def test_files_extend_others(tmp_path):
