@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.arguments import check_arguments
 from ..config.errors import REFUSALS, ArgumentError, Source
@@ -37,6 +37,10 @@ class PruningStudy(Study):
     accuracy there is, of errors and losses less is better.
     """
 
+    about: ClassVar[str] = (
+        "A pruned network matches the dense one if its mean over seeds is worse than the dense network's by `tolerance` "
+        "at most; where that is null, by one standard deviation of the dense networks over seeds."
+    )
     tolerance: float | None = 0.002
     chosen_by: str | None = field(init=False, default=None)
 

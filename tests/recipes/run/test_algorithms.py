@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 from composer import Algorithm
+from composer.core import Event
 
 from accelerando.algorithms.for_recipes import Folder, ForRecipes, Milestone, Supply
 from accelerando.recipes.config.errors import ConfigError
@@ -55,7 +56,7 @@ class Rounds(ForRecipes, Stranger):
         return lambda state, ssr=1.0: 0.5 * self.plan(state, ssr)
 
     def match(self, event, state):
-        return event == "batch_end"
+        return event == Event.BATCH_END
 
     def apply(self, event, state, logger):
         if state.timestamp.batch.value % 2 == 0:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from composer import Callback
+from composer.loggers import LoggerDestination
 
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
-from accelerando.recipes.run import figures
 from accelerando.recipes.run.checkpoints import newest_checkpoint
 from accelerando.recipes.run.results import Result
 from accelerando.recipes.train import train
@@ -326,22 +326,27 @@ class KillIn(Callback):
             raise KeyboardInterrupt
 
 
+class KillBesideTheFigure(LoggerDestination):
+    def log_images(self, *images, **options):
+        raise KeyboardInterrupt
+
+
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
 @pytest.mark.filterwarnings("ignore:No batches were trained")
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 @pytest.mark.parametrize(
-    ("moment", "interval"),
-    [("epoch_end", "8ba"), ("eval_batch_start", "1ep"), ("fit_end", "8ba"), ("draw", "1ep"), ("save", "8ba")],
+    ("kill", "interval"),
+    [
+        ({"callbacks": {f"{__name__}:KillIn": {"event": "epoch_end"}}}, "8ba"),
+        ({"callbacks": {f"{__name__}:KillIn": {"event": "eval_batch_start"}}}, "1ep"),
+        ({"callbacks": {f"{__name__}:KillIn": {"event": "fit_end"}}}, "8ba"),
+        ({"loggers": {f"{__name__}:KillBesideTheFigure": {}}}, "1ep"),
+    ],
 )
-def test_a_run_killed_after_its_last_batch_is_completed(config, tmp_path, monkeypatch, whole, moment, interval):
-    def kill(*arguments):
-        raise KeyboardInterrupt
-
+def test_a_run_killed_after_its_last_batch_is_completed(config, tmp_path, whole, kill, interval):
     config["save_interval"] = interval
-    callbacks = {} if moment in ("draw", "save") else {f"{__name__}:KillIn": {"event": moment}}
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(*((figures, "draw") if moment == "draw" else (Result, "save")), kill)
-        train(config | {"callbacks": callbacks})
+    with pytest.raises(KeyboardInterrupt):
+        train(config | kill)
     assert not (tmp_path / "run/results.json").exists()
     assert measured(train(config)) == measured(whole[0]) == measured(Result.load(tmp_path / "run"))
     assert (tmp_path / "run/curves.png").exists()

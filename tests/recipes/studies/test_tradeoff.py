@@ -131,7 +131,7 @@ def test_what_is_new_is_trained_and_nothing_else(copied, whole, capsys):
     rows = outcome(config(copied, seeds=(1, 5), arms=arms)).rows
     assert Watch.batches == (2 + 4) * CYCLIC
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 * 6 and told[-1].startswith("run 8 of 8: named-seed5, cycle 2 of 2: cross entropy ")
+    assert len(told) == 2 * 6 and told[-1].startswith("run 8 of 8: named-seed5, cycle 2 of 2: accuracy ")
     assert told[-1].endswith("(100%, 00:00 left)")
     assert [row for row in rows if row["seed"] == 1 and row["arm"] in ("baseline", "smoothed")] == first
     values = {row["arm"]: row[ACCURACY] for row in rows if row["seed"] == 1}
