@@ -18,9 +18,10 @@ from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .batches import labels_key
 from .generators import untouched_generators
 from .host import composer_model
-from .targets import check_labels, computes_own_loss, dense_targets, labels_key
+from .targets import check_labels, computes_own_loss, dense_targets
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets; one number
 MOST_TRIES = 32

@@ -13,18 +13,20 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, Precision, State, Time
+from composer.core import Event, Precision, State, Time
 from composer.loggers import Logger
 from composer.utils import dist, ensure_tuple
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bases import RandomAlgorithm
+from .batches import labels_key
 from .for_recipes import ForRecipes, Supply
 from .generators import numpy_generator
-from .host import composer_model, moment, reached, refuse_twins
+from .host import composer_model, moment, reached
 from .labelled_positions import Labelled, LabelledPositions
-from .targets import IGNORED, labels_key
+from .targets import IGNORED
 from .teachers import Teacher, load_teacher, logits_of, rows
 from .validation import check
 
@@ -76,7 +78,7 @@ def minimised(loss: Any) -> Tensor:
     return sum(part.mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
 
 
-class Distillation(ForRecipes, Algorithm):
+class Distillation(ForRecipes, RandomAlgorithm):
     """Add a loss that draws the student's logits to its teachers'.
 
     Args:
@@ -110,6 +112,16 @@ class Distillation(ForRecipes, Algorithm):
 
     Raises ValueError before the first step where a teacher has another number of classes than the student.
     """
+
+    steps: ClassVar = {
+        Event.INIT: "_start",
+        Event.BATCH_START: "_choose",
+        Event.BEFORE_TRAIN_BATCH: "_restart",
+        Event.BEFORE_BACKWARD: "_distill",
+        Event.AFTER_TRAIN_BATCH: "_log",
+        Event.BATCH_END: "_finish",
+        Event.FIT_END: "_warn",
+    }
 
     supplied: ClassVar = {"teachers": Supply.NETWORKS}
 
@@ -173,7 +185,6 @@ class Distillation(ForRecipes, Algorithm):
         self._parts: Tensor | None = None  # of the loss; see `_distill`
         self._logged = -1
         self._tokens = self._checked = self._began = self._over = False
-        self._seed = 0
 
     @property
     def bound_to_the_length(self) -> bool:
@@ -184,25 +195,18 @@ class Distillation(ForRecipes, Algorithm):
         return f"Distillation(teachers={self._count}, teachers_per_step={self.teachers_per_step})"
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self._seed, "over": self._over, "teachers": self._count}
+        return {**super().state_dict(), "over": self._over, "teachers": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if (count := state.get("teachers", self._count)) != self._count:
             raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self._count}.")
-        self._seed, self._over = state.get("seed", self._seed), state.get("over", self._over)
-
-    def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        getattr(self, _STEPS[event])(state, logger)
+        super().load_state_dict(state)
+        self._over = state.get("over", self._over)
 
     def _start(self, state: State, logger: Logger) -> None:
-        refuse_twins(self, state)
         own = set(map(id, state.model.parameters()))
         if any(id(parameter) in own for teacher in self.teachers for parameter in teacher.module.parameters()):
             raise ValueError("Distillation: a teacher shares weights with the student; give copy.deepcopy of it.")
-        self._seed = state.rank_zero_seed
 
     def _choose(self, state: State, logger: Logger) -> None:
         self.drawn = []
@@ -329,14 +333,3 @@ class Distillation(ForRecipes, Algorithm):
         except (KeyError, IndexError, AttributeError):  # a batch without labels
             return None
         return labels if isinstance(labels, Tensor) else None
-
-
-_STEPS = {
-    Event.INIT: "_start",
-    Event.BATCH_START: "_choose",
-    Event.BEFORE_TRAIN_BATCH: "_restart",
-    Event.BEFORE_BACKWARD: "_distill",
-    Event.AFTER_TRAIN_BATCH: "_log",
-    Event.BATCH_END: "_finish",
-    Event.FIT_END: "_warn",
-}

@@ -46,9 +46,10 @@ def seeded(seed: int, devices: Iterable[int] = ()) -> Iterator[None]:
         yield
 
 
-def numpy_generator(seed: int, *place: int) -> np.random.Generator:
-    """By the run's seed and a place, such as the step, the rank, a number that stands for the purpose."""
-    return np.random.default_rng((seed, *place))
+def numpy_generator(seed: int, *place: int | str) -> np.random.Generator:
+    """By the run's seed and a place, such as the step, the rank, a number or a text that stands for the purpose."""
+    numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in place]
+    return np.random.default_rng((seed, *numbers))
 
 
 def torch_generator(seed: int, purpose: int) -> torch.Generator:

@@ -42,8 +42,9 @@ def refuse_twins(algorithm: Algorithm, state: State) -> None:
 
     Both would act, and on resume both would receive the state of the last one; which any two classes of one name do.
     """
-    ours = (kind for kind in type(algorithm).__mro__ if kind.__module__.startswith(f"{__package__}."))
-    own = next((kind for kind in ours if issubclass(kind, Algorithm)), type(algorithm))
+    ours = [kind for kind in type(algorithm).__mro__ if kind.__module__.startswith(f"{__package__}.")]
+    techniques = (kind for kind in ours if issubclass(kind, Algorithm) and kind.__module__ != f"{__package__}.bases")
+    own = next(techniques, type(algorithm))
     kinds = (own, getattr(composer.algorithms, own.__name__, own))
     if sum(isinstance(other, kinds) for other in state.algorithms) > 1:
         raise ValueError(

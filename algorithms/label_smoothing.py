@@ -7,17 +7,19 @@ compute it themselves, as Hugging Face's do in `forward`, are smoothed too.
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
 from .asked_loss import AskedLoss
-from .host import composer_model, refuse_twins
+from .bases import EventAlgorithm
+from .batches import labels_key, target_in
+from .host import composer_model
 from .own_loss import OwnLoss, PlainLoss
-from .targets import IGNORED, dense_targets, holds_classes, labels_key, logits_in, soften, target_in
+from .targets import IGNORED, dense_targets, holds_classes, logits_in, soften
 from .validation import check
 
 REMEDY = "Smooth in the loss itself, as with torch's cross_entropy(label_smoothing=...)."
@@ -39,7 +41,7 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore
     return dense_targets(logits, target, 1 - smoothing + uniform, uniform, ignore_index)
 
 
-class LabelSmoothing(Algorithm):
+class LabelSmoothing(EventAlgorithm):
     """Smooth the targets that the loss sees; metrics and other algorithms see the original ones.
 
     Args:
@@ -57,6 +59,13 @@ class LabelSmoothing(Algorithm):
     device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without.
     """
 
+    steps: ClassVar = {
+        Event.FIT_START: "_forget",
+        Event.BEFORE_FORWARD: "_remember",
+        Event.BEFORE_LOSS: "_smooth",
+        Event.AFTER_LOSS: "_finish",
+    }
+
     def __init__(
         self,
         smoothing: float = 0.1,
@@ -73,26 +82,17 @@ class LabelSmoothing(Algorithm):
         self._pending = False  # whether the loss is smoothed once it is there
         self._forget()
 
-    def __repr__(self) -> str:
-        return f"LabelSmoothing(smoothing={self.smoothing})"
-
     def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS and (self.smoothing > 0 or event == Event.INIT)
+        return super().match(event, state) and (self.smoothing > 0 or event == Event.INIT)
 
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        getattr(self, _STEPS[event])(state)
-
-    def _start(self, state: State) -> None:
-        refuse_twins(self, state)
-
-    def _forget(self, state: State | None = None) -> None:
+    def _forget(self, state: State | None = None, logger: Logger | None = None) -> None:
         self._asked = AskedLoss(self.target_key, self.ignore_index)
         self._own = OwnLoss("LabelSmoothing", self.ignore_index, REMEDY)
 
-    def _remember(self, state: State) -> None:
+    def _remember(self, state: State, logger: Logger) -> None:
         self._given = target_in("LabelSmoothing", state.batch, self.target_key)
 
-    def _smooth(self, state: State) -> None:
+    def _smooth(self, state: State, logger: Logger) -> None:
         outputs: Any = state.outputs
         target, logits = target_in("LabelSmoothing", state.batch, self.target_key), logits_in("LabelSmoothing", outputs)
         self._original, self._pending = None, False
@@ -104,7 +104,7 @@ class LabelSmoothing(Algorithm):
         else:
             self._pending = True
 
-    def _finish(self, state: State) -> None:
+    def _finish(self, state: State, logger: Logger) -> None:
         if self._original is not None:
             state.batch_set_item(labels_key(state.batch, self.target_key), self._original)
             self._original = None
@@ -143,12 +143,3 @@ class LabelSmoothing(Algorithm):
                 "LabelSmoothing needs classes, but the model does regression (its loss is a squared error)."
             )
         return loss + plain.smoothing(logits, target, self.smoothing)
-
-
-_STEPS = {
-    Event.INIT: "_start",
-    Event.FIT_START: "_forget",
-    Event.BEFORE_FORWARD: "_remember",
-    Event.BEFORE_LOSS: "_smooth",
-    Event.AFTER_LOSS: "_finish",
-}

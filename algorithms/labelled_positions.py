@@ -8,16 +8,17 @@ before the head, as fairseq does for RoBERTa (Liu et al. 2019, arXiv 1907.11692)
 import copy
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 
-from .host import composer_model, refuse_twins
+from .bases import EventAlgorithm
+from .host import composer_model
 from .targets import IGNORED
 
 LIBRARIES = ("torch", "transformers", "composer", "peft")
@@ -160,7 +161,7 @@ class Labelled:
         return torch.from_numpy(np.flatnonzero(mask)).to(labels.device, non_blocking=True)
 
 
-class LabelledPositions(Algorithm):
+class LabelledPositions(EventAlgorithm):
     """Project to the vocabulary where a label stands, in training; evaluation is untouched.
 
     For `composer.models.HuggingFaceModel` around BERT, RoBERTa, XLM-RoBERTa, DistilBERT or ModernBERT for masked LM. In
@@ -168,21 +169,20 @@ class LabelledPositions(Algorithm):
     belong to them. Raises TypeError for other models, and for subclasses and heads that compute in their own way.
     """
 
+    steps: ClassVar = {
+        Event.INIT: "_start",
+        Event.BATCH_START: "_find",
+        Event.BEFORE_TRAIN_BATCH: "_restart",
+        Event.BEFORE_FORWARD: "_select",
+        Event.AFTER_FORWARD: "_stop",
+        Event.AFTER_LOSS: "_restore",
+    }
+
     def __init__(self) -> None:
         self._labelled = Labelled()
         self._batch: Any = None
 
-    def __repr__(self) -> str:
-        return "LabelledPositions()"
-
-    def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        getattr(self, _STEPS[event])(state, logger)
-
     def _start(self, state: State, logger: Logger) -> None:
-        refuse_twins(self, state)
         model = composer_model(state)
         if not isinstance(model, HuggingFaceModel):
             raise TypeError(f"LabelledPositions needs composer.models.HuggingFaceModel, got {type(model).__name__}.")
@@ -235,13 +235,3 @@ class _EvalForward:
         if outputs is not None and "labels" in outputs:
             self.model.labels = outputs["labels"]
         return result
-
-
-_STEPS = {
-    Event.INIT: "_start",
-    Event.BATCH_START: "_find",
-    Event.BEFORE_TRAIN_BATCH: "_restart",
-    Event.BEFORE_FORWARD: "_select",
-    Event.AFTER_FORWARD: "_stop",
-    Event.AFTER_LOSS: "_restore",
-}

@@ -8,24 +8,25 @@ and the rank, so a resumed run mixes as the uninterrupted one does and nobody el
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, State, get_precision_context
+from composer.core import Event, State, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
 from .asked_loss import AskedLoss
-from .generators import numpy_generator
-from .host import composer_model, refuse_twins
+from .bases import RandomAlgorithm
+from .batches import labels_key, target_in, whole_input
+from .host import composer_model
 from .label_smoothing import REMEDY as LABELS_REMEDY
 from .label_smoothing import LabelSmoothing
 from .own_loss import OwnLoss, PlainLoss
-from .targets import IGNORED, check_labels, dense_targets, holds_classes, labels_key, logits_in, target_in
+from .targets import IGNORED, check_labels, dense_targets, holds_classes, logits_in
 from .validation import check
 
 REMEDY = "Compute it in the `loss` method of a ComposerModel, and use interpolate_loss=True."
@@ -83,7 +84,7 @@ def draw_mixing(alpha: float, generator: Any) -> float:
     return min(z, 1 - z)
 
 
-class MixUp(Algorithm):
+class MixUp(RandomAlgorithm):
     """Train on mixed examples with mixed targets.
 
     Args:
@@ -103,6 +104,16 @@ class MixUp(Algorithm):
     keep the order of the examples, as Composer's does.
     """
 
+    steps: ClassVar = {
+        Event.INIT: "_start",
+        Event.FIT_START: "_forget",
+        Event.BATCH_START: "_mix",
+        Event.BEFORE_TRAIN_BATCH: "_restart",
+        Event.AFTER_FORWARD: "_mix_target",
+        Event.AFTER_LOSS: "_mix_loss",  # before Distillation adds to it
+        Event.BEFORE_BACKWARD: "_restore_target",
+    }
+
     def __init__(
         self,
         alpha: float = 0.2,
@@ -118,66 +129,39 @@ class MixUp(Algorithm):
         self.interpolate_loss = interpolate_loss
         self.input_key, self.target_key, self.ignore_index = input_key, target_key, ignore_index
         self.mixing = 0.0
-        self._seed = 0
         # Of the whole batch; then of the microbatch at hand: what is mixed in, and what is put back after the loss.
         self._permuted_target = self._other_target = self._original_target = torch.empty(0)
         self._done = 0
         self._by_loss = False  # whether the loss is mixed once it is there
         self._forget()
 
-    def __repr__(self) -> str:
-        return f"MixUp(alpha={self.alpha}, interpolate_loss={self.interpolate_loss})"
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self._seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seed = state.get("seed", self._seed)
-
     def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS and (self.alpha > 0 or event == Event.INIT)
+        return super().match(event, state) and (self.alpha > 0 or event == Event.INIT)
 
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        getattr(self, _STEPS[event])(state)
-
-    def _start(self, state: State) -> None:
-        refuse_twins(self, state)
+    def _start(self, state: State, logger: Logger) -> None:
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):
             raise ValueError(
                 "MixUp(interpolate_loss=True) adds the loss of targets that LabelSmoothing has not smoothed. Use "
                 "interpolate_loss=False beside LabelSmoothing; for cross entropy it is the same."
             )
-        self._seed = state.rank_zero_seed
 
-    def _forget(self, state: State | None = None) -> None:
+    def _forget(self, state: State | None = None, logger: Logger | None = None) -> None:
         self._asked = AskedLoss(self.target_key, self.ignore_index)
         self._own = OwnLoss("MixUp", self.ignore_index, REMEDY)
 
-    def _mix(self, state: State) -> None:
-        # Composer moves a batch to the device microbatch by microbatch, but partners come from all of it.
-        state.batch = state.device.batch_to_device(state.batch)
+    def _mix(self, state: State, logger: Logger) -> None:
+        input = whole_input("MixUp", state, self.input_key)
         target = target_in("MixUp", state.batch, self.target_key)
-        try:
-            input = state.batch_get_item(self.input_key)
-        except KeyError as error:
-            raise ValueError(
-                f"MixUp finds nothing at {error} in a batch of {', '.join(map(str, state.batch))}: give input_key."
-            ) from error
-        if not isinstance(input, Tensor):
-            raise TypeError(f"MixUp needs one tensor at input_key, but the batch holds {type(input).__name__} there.")
-        if not input.is_floating_point() and input.dtype != torch.uint8:
-            raise TypeError(f"MixUp mixes images or features, but input_key gives {input.dtype}, such as token ids.")
-        step = state.timestamp.batch.value
-        self.mixing = draw_mixing(self.alpha, numpy_generator(self._seed, step))
-        pairs = numpy_generator(self._seed, step, dist.get_global_rank()).permutation(len(input))
+        self.mixing = draw_mixing(self.alpha, self.generator(state))
+        pairs = self.generator(state, dist.get_global_rank()).permutation(len(input))
         mixed, self._permuted_target, _ = mixup_batch(input, target, self.mixing, indices=torch.from_numpy(pairs))
         state.batch_set_item(self.input_key, mixed)
 
-    def _restart(self, state: State) -> None:
+    def _restart(self, state: State, logger: Logger) -> None:
         # An optimizer with a closure (SAM) and a retry after running out of memory pass over the microbatches again.
         self._done = 0
 
-    def _mix_target(self, state: State) -> None:
+    def _mix_target(self, state: State, logger: Logger) -> None:
         target = self._original_target = target_in("MixUp", state.batch, self.target_key)
         other = self._other_target = self._permuted_target[self._done : self._done + len(target)]
         self._done += len(target)
@@ -223,7 +207,7 @@ class MixUp(Algorithm):
         )
         return target.float().lerp(other.float(), self.mixing) if alike else None
 
-    def _mix_loss(self, state: State) -> None:
+    def _mix_loss(self, state: State, logger: Logger) -> None:
         loss, outputs = state.loss, state.outputs
         if not self._by_loss:
             return
@@ -234,17 +218,6 @@ class MixUp(Algorithm):
             other: Any = composer_model(state).loss(outputs, batch_set(copy.copy(state.batch), key, self._other_target))
         state.loss = (1 - self.mixing) * loss + self.mixing * other
 
-    def _restore_target(self, state: State) -> None:
+    def _restore_target(self, state: State, logger: Logger) -> None:
         if not self._by_loss:
             state.batch_set_item(labels_key(state.batch, self.target_key), self._original_target)
-
-
-_STEPS = {
-    Event.INIT: "_start",
-    Event.FIT_START: "_forget",
-    Event.BATCH_START: "_mix",
-    Event.BEFORE_TRAIN_BATCH: "_restart",
-    Event.AFTER_FORWARD: "_mix_target",
-    Event.AFTER_LOSS: "_mix_loss",  # before Distillation adds to it
-    Event.BEFORE_BACKWARD: "_restore_target",
-}

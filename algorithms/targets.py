@@ -4,15 +4,9 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TypeGuard
 
 import torch
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor
 
 IGNORED = -100  # the label of what is not to be predicted, in torch and in Hugging Face models
-
-
-def labels_key(batch: Any, target_key: Any) -> Any:
-    """Where the labels stand: at `target_key`; in a batch that is a mapping its default, 1, means "labels"."""
-    return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
 
 
 def insist(condition: Tensor, sentence: str, found: Callable[[], str] = lambda: "") -> None:
@@ -98,18 +92,3 @@ def logits_in(name: str, outputs: Any) -> Tensor:
             f"with return_dict=True give it; got {type(outputs).__name__}."
         )
     return logits
-
-
-def target_in(name: str, batch: Any, target_key: Any) -> Tensor:
-    """The one tensor of targets in a batch. Raises ValueError, or TypeError, where there is none."""
-    key = labels_key(batch, target_key)
-    try:
-        target = batch_get(batch, key)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        held = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
-        raise ValueError(
-            f"{name} finds nothing at {key!r} in a batch{held} ({type(batch).__name__}): give target_key."
-        ) from error
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{name} needs one tensor at target_key, but the batch holds {type(target).__name__} there.")
-    return target

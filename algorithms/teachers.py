@@ -16,10 +16,10 @@ from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .batches import labels_key
 from .checkpoints import load_weights
 from .generators import untouched_generators
 from .labelled_positions import HeadPositions, has_masked_lm_head
-from .targets import labels_key
 
 
 def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> nn.Module:

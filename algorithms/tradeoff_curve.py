@@ -13,18 +13,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from composer.core import Algorithm, Event, State, Time
+from composer.core import Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
+from .bases import EventAlgorithm
 from .cyclic import MultiplicativeCyclicScheduler
 from .for_recipes import ForRecipes, Milestone, Supply
-from .host import TrainingClock, also_evaluate, evaluated, refuse_stoppers, refuse_twins
+from .host import TrainingClock, also_evaluate, evaluated, refuse_stoppers
 
 _LOGGED = "tradeoff/"
 
 
-class TradeoffCurve(ForRecipes, Algorithm):
+class TradeoffCurve(ForRecipes, EventAlgorithm):
     """Evaluate at the end of every cycle, before the learning rate rises again, and keep what was reached at what cost.
 
     Every evaluator of the Trainer runs there, beside the times at which it runs anyway. Each point is logged as
@@ -37,6 +38,15 @@ class TradeoffCurve(ForRecipes, Algorithm):
     Args:
         scheduler: the one that the Trainer was given.
     """
+
+    steps: ClassVar = {
+        Event.INIT: "_begin",
+        Event.FIT_START: "_start",
+        Event.BEFORE_DATALOADER: "_start_clock",
+        Event.BATCH_END: "_stop_clock",
+        Event.EVAL_AFTER_ALL: "_record",
+        Event.FIT_END: "_finish",
+    }
 
     bound_to_the_length = True
     supplied: ClassVar = {"scheduler": Supply.SCHEDULER}
@@ -62,14 +72,7 @@ class TradeoffCurve(ForRecipes, Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.points, self._clock.seconds = state.get("points", []), state.get("seconds", 0.0)
 
-    def match(self, event: Event, state: State) -> bool:
-        return event in _STEPS
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        getattr(self, _STEPS[event])(state, logger)
-
     def _begin(self, state: State, logger: Logger) -> None:
-        refuse_twins(self, state)
         refuse_stoppers(self, state)
         self.points, self._clock = [], TrainingClock()
         # Another Trainer may have had it before; this one asks it for the first learning rate after this event.
@@ -132,13 +135,3 @@ class TradeoffCurve(ForRecipes, Algorithm):
         if self._length is not None and state.timestamp < self._length and dist.get_global_rank() == 0:
             text = f"the run was stopped after {state.timestamp.batch} of {self._length}; later points do not come"
             warnings.warn(f"TradeoffCurve: {text}.", stacklevel=2)
-
-
-_STEPS = {
-    Event.INIT: "_begin",
-    Event.FIT_START: "_start",
-    Event.BEFORE_DATALOADER: "_start_clock",
-    Event.BATCH_END: "_stop_clock",
-    Event.EVAL_AFTER_ALL: "_record",
-    Event.FIT_END: "_finish",
-}

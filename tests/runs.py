@@ -7,7 +7,7 @@ import torch
 from composer import Callback, ComposerModel, Trainer
 from torch import Tensor
 
-from accelerando.recipes.data.loaders import OneSetOfBuffers
+from accelerando.recipes.run.buffers import OneSetOfBuffers
 from accelerando.recipes.train import train
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from composer.algorithms.warnings import NoEffectWarning
@@ -23,20 +23,14 @@ from torch.utils.data import DataLoader
 from ..for_recipes import Supply
 from ..generators import seeded, torch_generator
 from ..host import composer_model, moment, reached, share_of_training
-from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
+from .criteria import CRITERIA, OF_DATA, OF_WEIGHTS, synflow
 from .enforcement import apply_masks
 from .files import load_masks
 from .masks import Masks, Scope, digest, keep_highest, kept_counts, shuffled
 from .samples import class_balanced
 from .sparsity import Pruning, plain_forward
 
-Criterion = Literal["magnitude", "random", "gradient_magnitude", "snip", "snip_per_batch", "grasp", "synflow"]
-_OF_DATA: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "gradient_magnitude": gradient_magnitude,
-    "snip": snip,
-    "snip_per_batch": partial(snip, per_batch=True),
-    "grasp": grasp,
-}
+Criterion = Callable[[nn.Module, dict[str, nn.Parameter], Masks], dict[str, Tensor]]
 _STREAM = 0x9127  # no other algorithm's random numbers
 
 
@@ -50,10 +44,10 @@ class PruneAtInit(Pruning):
     """Prune before the first update, or at `at`, by a criterion or by the masks of a `ticket`; then train on.
 
     Args:
-        criterion: `magnitude`, `random`, `gradient_magnitude`, `snip`, `snip_per_batch`, `grasp` or `synflow`; or a
-            function of the masks so far, (model, weights by name, masks by name) -> scores by name, of which the
-            highest are kept. `snip` is the same for every number of microbatches and ranks; `snip_per_batch` takes
-            `|g * w|` of each of the loader's batches, as the code of arXiv 2009.08576 does (see `criteria.snip`).
+        criterion: the name of one in `criteria.CRITERIA`, such as `snip`; or a function of the masks so far,
+            (model, weights by name, masks by name) -> scores by name, of which the highest are kept. `snip` is the same
+            for every number of microbatches and ranks; `snip_per_batch` takes `|g * w|` of each of the loader's
+            batches, as the code of arXiv 2009.08576 does (see `criteria.snip`).
         density: share of the prunable weights that is kept, in (0, 1); or shares by patterns of the layers' names.
         ticket: a file of masks (see `save_masks`) in place of criterion and density.
         iterations: in how many steps to prune, each scoring what the last one has left, with densities that fall
@@ -82,7 +76,7 @@ class PruneAtInit(Pruning):
 
     def __init__(
         self,
-        criterion: Criterion | Callable[[nn.Module, dict[str, nn.Parameter], Masks], dict[str, Tensor]] = "magnitude",
+        criterion: str | Criterion = "magnitude",
         density: float | dict[str, float] | None = None,
         ticket: str | None = None,
         iterations: int | None = None,
@@ -100,8 +94,8 @@ class PruneAtInit(Pruning):
         classifier: bool = True,
     ):
         super().__init__(include, exclude, classifier)
-        known = ("magnitude", "random", "synflow", *_OF_DATA)
-        self.check("criterion", callable(criterion) or criterion in known, f"a function or one of {known}", criterion)
+        known = callable(criterion) or criterion in CRITERIA
+        self.check("criterion", known, f"a function or one of {', '.join(CRITERIA)}", criterion)
         if ticket is None:
             self.check("density", density is not None, "given where no ticket is", density)
             self.check_density(density)  # type: ignore[arg-type]
@@ -204,19 +198,17 @@ class PruneAtInit(Pruning):
             return (dict(zip(self.density, row, strict=True)) for row in zip(*shares, strict=True))
         return exponential_densities(self.density or 1.0, self.iterations)
 
-    def _score(self, state: State, seed: int, generator: torch.Generator) -> Callable[..., dict[str, Tensor]]:
+    def _score(self, state: State, seed: int, generator: torch.Generator) -> Criterion:
         if callable(self.criterion):
             return self.criterion
-        if self.criterion == "magnitude":
-            return lambda model, weights, masks: magnitude(weights)
-        if self.criterion == "random":
-            return lambda model, weights, masks: random_scores(weights, generator)
+        if of_weights := OF_WEIGHTS.get(self.criterion):
+            return lambda model, weights, masks: of_weights(weights, generator)
         if self.criterion == "synflow":
             return partial(_synflow, state.batch, self.transform is not None)
         with seeded(seed):  # augmentation
             batches = [*self._batches(state, seed)]
         loss = partial(_loss, self.temperature)
-        of_data = _OF_DATA[self.criterion]
+        of_data = OF_DATA[self.criterion]
         return lambda model, weights, masks: of_data(model, weights, batches, loss, seed=seed)
 
     def _batches(self, state: State, seed: int) -> Iterator[Any]:

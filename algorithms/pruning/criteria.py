@@ -24,6 +24,7 @@ where the weights are.
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -294,3 +295,18 @@ def _checked(criterion: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
                 "after a loss that diverged, or overflow."
             )
     return scores
+
+
+# By the names that PruneAtInit and YAMLs know: of the weights alone, (weights, generator) -> scores; and of data, with
+# the arguments that these share.
+OF_WEIGHTS: dict[str, Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]] = {
+    "magnitude": lambda weights, generator: magnitude(weights),
+    "random": random_scores,
+}
+OF_DATA: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "gradient_magnitude": gradient_magnitude,
+    "snip": snip,
+    "snip_per_batch": partial(snip, per_batch=True),
+    "grasp": grasp,
+}
+CRITERIA = (*OF_WEIGHTS, *OF_DATA, "synflow")

@@ -81,8 +81,10 @@ def check_arguments(
             hidden = inspect.Parameter.VAR_KEYWORD in _kinds(target)
             where = ", which neither signature nor docstring has" if hidden else ""
             raise ArgumentError(name, f"unknown argument{where}{nearest(name, named)}")
+    from torch.optim.optimizer import required  # by which optimizers mark an argument that has no default
+
     for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in arguments:
+        if (parameter.default is parameter.empty or parameter.default is required) and name not in arguments:
             raise ArgumentError(name, "missing; it has no default")
     hints: dict[str, Any] = {}
     for callee in reversed(_callees(target)):

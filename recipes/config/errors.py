@@ -26,7 +26,8 @@ class ConfigError(Exception):
 
     def __init__(self, file: str, key: str, message: str):
         self.file, self.key, self.message = file, key, " ".join(message.split())
-        super().__init__(": ".join(part for part in (file, key, self.message) if part))
+        # A key may be text of several lines.
+        super().__init__(": ".join(part for part in (file, " ".join(key.split()), self.message) if part))
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from .checks import check_folder, check_least
 from .facts import Described, Facts
-from .loaders import (
-    AnyDevice,
-    TensorLoader,
-    check_folder,
-    check_least,
-    check_shards,
-    open_shards,
-    to_device,
-    worker_loader,
-)
+from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
+from .shards import check_shards, open_shards
 from .splits import overlap, part_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

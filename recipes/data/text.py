@@ -27,17 +27,10 @@ from accelerando.algorithms.generators import generator_of
 from accelerando.algorithms.whole_files import written_whole
 
 from ..config.errors import ArgumentError, show
+from .checks import check_hub_name, check_least
 from .facts import IGNORED, Described, Facts
-from .loaders import (
-    AnyDevice,
-    TensorLoader,
-    check_hub_name,
-    check_least,
-    check_shards,
-    open_shards,
-    to_device,
-    worker_loader,
-)
+from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
+from .shards import check_shards, open_shards
 from .splits import overlap, part_of
 
 Batch = dict[str, Tensor]

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from accelerando.algorithms.targets import dense_targets
 
 from ..config.lookup import nearest
-from ..data.loaders import check_hub_name, check_least
+from ..data.checks import check_hub_name, check_least
 from .metrics import MetricName, build_metrics
 from .pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
 

@@ -21,9 +21,9 @@ from accelerando.algorithms.for_recipes import declared_by
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
 from ..config.recipe import Recipe
-from ..data.loaders import OneSetOfBuffers
 from .agreement import agree, takes
 from .algorithms import SeenByModel, build_algorithms, for_recipes
+from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
 from .folder import blame_checkpoint, blame_disk
 from .history import VALIDATION, History

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.arguments import check_arguments, check_inside, check_value
+from ..config.arguments import check_arguments, check_inside, check_path, check_value
 from ..config.errors import Source, show
 from ..config.loading import check_numbers, resolving
 from ..config.lookup import Namespace, Part
 from ..config.recipe import refuse_unknown
+from ..config.sections import SECTIONS, entries_of
 from .core import Base, Study, Train
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ def plan(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -
         folder = config.get("folder") or "runs"
     if name is None:
         raise source.error("run_name", "missing; expected the name of the study's folder")
+    _check_names(source, resolved)
     with source.blame(""):
         check_value("run_name", str, name)
         check_inside("run_name", name, "the name of a folder inside `folder`")
+        check_value("folder", str, folder)
+        check_path("folder", folder, "a folder of this machine")
     if "seed" in config:
         raise source.error("seed", "a study has several; give seeds in its block, such as [17]")
     kind, key, given = _found(config, source, "study", STUDIES)
@@ -83,6 +87,14 @@ def plan(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -
     found = Plan(study=study, base=base, executor=executor)
     found.nodes({})
     return found
+
+
+def _check_names(source: Source, config: Mapping[str, Any]) -> None:
+    """Raises an error at a name of the base run that is unknown, even where every training replaces it by another."""
+    for section, names in SECTIONS.items():
+        for name in entries_of(source, section, config.get(section)):
+            with source.blame(f"{section}.{name}", LookupError):
+                names.find(name)
 
 
 def _found(config: DictConfig, source: Source, section: str, names: Namespace) -> tuple[Any, str, dict[str, Any]]:

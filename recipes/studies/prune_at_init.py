@@ -90,15 +90,14 @@ class PruneAtInit(PruningStudy):
     def _arms_of(self, base: Base, name: str, given: Mapping[str, Any]) -> Iterator[Arm]:
         """The criterion's own and those of its ablations."""
         from accelerando.algorithms import PruneAtInit as Algorithm
-        from accelerando.algorithms.pruning.at_init import Criterion
+        from accelerando.algorithms.pruning.criteria import CRITERIA
 
         source, key = base.source, f"criteria.{name}"
         if name in (DENSE, AFTER_FOLDER):
             raise source.error(key, "is what the study calls something else; choose another name")
-        known = typing.get_args(Criterion)
-        if (criterion := given.get("criterion", name)) not in known:
+        if (criterion := given.get("criterion", name)) not in CRITERIA:
             where = f"{key}.criterion" if "criterion" in given else key
-            raise source.error(where, f"unknown criterion{nearest(str(criterion), known)}")
+            raise source.error(where, f"unknown criterion{nearest(str(criterion), CRITERIA)}")
         _refuse_text(base, key, criterion, given)
         places = {"pruning": self.pruning, key: given}
         for ablation in (None, *(self.ablations if criterion != "random" else [])):

@@ -38,7 +38,7 @@ class PruningStudy(Study):
     """
 
     about: ClassVar[str] = (
-        "A pruned network matches the dense one if its mean over seeds is worse than the dense network's by `tolerance` "
+        "A pruned network matches the dense one if its mean over seeds is worse than the dense one's by `tolerance` "
         "at most; where that is null, by one standard deviation of the dense networks over seeds."
     )
     tolerance: float | None = 0.002

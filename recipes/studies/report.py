@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from .table import COSTS, Row, to_csv
 
 if TYPE_CHECKING:
     from ..run.results import Result
+
+WRITTEN = ".report.json"  # the names of what a report has left in the study's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,13 @@ def report(
     study, base = plan.study, plan.base
     rows = [row for node in nodes if node.name in done for row in study.rows(base, node, done[node.name])]
     found: list[Any] = [None, {}, ()]  # what rank 0 makes of them
-    if rows and dist.get_global_rank() == 0:
+    if dist.get_global_rank() == 0:
         with base.source.blame("folder", OSError):
-            found = _write(study, base, rows)
+            if rows:
+                found = _write(study, base, rows)
+            else:
+                with _alone(base.folder, ()):
+                    pass
         if page:
             _publish(base.folder, page)
     dist.broadcast_object_list(found)
@@ -69,24 +77,45 @@ def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
 
     folder, pixels = base.folder, None
     text, summaries, claims = study.text(base, rows), study.summaries(base, rows), [*study.claims(base, rows)]
-    write_yaml(folder / "config.yaml", base.given)
-    write(folder / "table.csv", to_csv(rows).encode())
-    names = ["table.csv"]
-    for name, lines in summaries.items():
-        write_csv(lines, folder / f"{name}.csv")
-        names.append(f"{name}.csv")
-    if (figure := study.figure(base, rows)) is not None:
-        pixels = save_figure(figure, folder / "figure.png")
-        names.append("figure.png")
-    write(folder / "claims.md", to_markdown(claims).encode())
-    write(folder / "report.md", _page(study, base, rows, text, claims, pixels is not None).encode())
+    figure = study.figure(base, rows)
+    names = ["table.csv", *(f"{name}.csv" for name in summaries), *(["figure.png"] if figure is not None else [])]
+    names += ["claims.md", "report.md", "config.yaml"]
+    with _alone(folder, names):
+        write_yaml(folder / "config.yaml", base.given)
+        write(folder / "table.csv", to_csv(rows).encode())
+        for name, lines in summaries.items():
+            write_csv(lines, folder / f"{name}.csv")
+        if figure is not None:
+            pixels = save_figure(figure, folder / "figure.png")
+        write(folder / "claims.md", to_markdown(claims).encode())
+        write(folder / "report.md", _page(study, base, rows, text, claims, pixels is not None).encode())
     if text:
         print(f"\n{text}")
     for claim in claims:
         print(f"\n{claim.verdict}: {claim.claim}\n  {claim.measured}\n  {claim.why}")
-    print(f"\n{folder}: {', '.join(names)}, claims.md, report.md, config.yaml, a folder for each run", flush=True)
+    print(f"\n{folder}: {', '.join(names)}, a folder for each run", flush=True)
     tables = {"table": _flat(rows), **summaries, "claims": [asdict(claim) for claim in claims]}
     return [pixels, {name: list(lines) for name, lines in tables.items() if lines}, claims]
+
+
+@contextmanager
+def _alone(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """Files of these names are written inside, and what an earlier report has left besides is removed afterwards.
+
+    Nothing else in the folder is touched, and a kill at any moment leaves nothing that the next report does not remove.
+    """
+    from ..run.files import write
+
+    old: list[str] = []
+    with suppress(FileNotFoundError, ValueError):
+        old = [name for name in json.loads((folder / WRITTEN).read_text()) if Path(name).name == name]
+    if old or names:
+        write(folder / WRITTEN, json.dumps(sorted({*old, *names})).encode())
+    yield
+    if stale := {*old} - {*names}:
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+        write(folder / WRITTEN, json.dumps(sorted(names)).encode())
 
 
 def _page(study: Study, base: Base, rows: Sequence[Row], text: str, claims: Sequence[Claim], has_figure: bool) -> str:

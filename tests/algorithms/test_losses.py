@@ -386,7 +386,7 @@ def test_logits_without_a_loss(kind):
 def test_a_subclass_that_overrides_a_step_is_obeyed(kind, steps):
     called = []
     for step in steps:
-        other = type("Mine", (kind,), {step: lambda self, state, step=step: called.append(step)})
+        other = type("Mine", (kind,), {step: lambda self, state, logger, step=step: called.append(step)})
         losses([other()], Net(F.cross_entropy, 3), (numbers(N, 5), whole(3, N)))
     assert called == steps
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
-from PIL import Image
-from streaming import MDSWriter
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from formats import write_images, write_texts
+from transformers import BertConfig, BertForSequenceClassification
 
 import accelerando.yamls
 from accelerando.algorithms.pruning import level_densities, prunable_weights
@@ -145,31 +143,8 @@ def test_the_matrices_of_bert_that_are_pruned():
 def big(tmp_path_factory):
     """Small data in the formats of the big ones, one launch of two ranks for all, and where their results lie."""
     data = tmp_path_factory.mktemp("data")
-    draw = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for label in range(2):
-            folder = data / "imagenet" / split / f"n{label:08}"
-            folder.mkdir(parents=True)
-            for image in range(6):
-                pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{image}.jpeg")
-        with MDSWriter(out=str(data / "shards" / split), columns={"x": "jpeg", "y": "int"}) as shards:
-            for sample in range(64):
-                pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-                shards.write({"x": Image.fromarray(pixels), "y": sample % 2})
-        with MDSWriter(out=str(data / "c4" / split), columns={"text": "str"}) as shards:
-            for sample in range(64):
-                shards.write({"text": f"the cat number {sample} sat on the mat " * 5})
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "number", "sat", "on", "mat"]
-    (data / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(data / "vocab.txt"))
-    tokenizer.save_pretrained(data / "bert")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertForSequenceClassification(BertConfig(vocab_size=11, **sizes)).save_pretrained(data / "bert")
-    rows = {"premise": ["the cat sat"] * 16, "hypothesis": ["on the mat"] * 16, "label": [0, 1, 2, 0] * 4}
-    mnli = DatasetDict({split: Dataset.from_dict(rows) for split in ("train", "validation_matched")})
-    mnli.save_to_disk(data / "mnli")
-
+    write_images(data)
+    write_texts(data)
     runs = data / "runs"
     common = [
         "max_duration=2ba",

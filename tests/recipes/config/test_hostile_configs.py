@@ -1,6 +1,8 @@
 """What a YAML may hold that nobody means: each is one line that names its place, and nothing in it is called."""
 
 import copy
+import inspect
+import os
 import random
 import sys
 from itertools import pairwise
@@ -12,25 +14,20 @@ from composer.algorithms import EMA
 from composer.callbacks import Generate
 from composer.core import Algorithm
 from composer.models import ComposerModel
+from formats import found_in, write_images, write_texts
 from omegaconf import OmegaConf
 from yaml import safe_dump
 
+import accelerando.yamls
 from accelerando.algorithms import BlurPool, ChannelsLast, Distillation
-from accelerando.recipes import prune_at_init, study, tickets
 from accelerando.recipes.config.arguments import check_arguments
 from accelerando.recipes.config.errors import ArgumentError, ConfigError
 from accelerando.recipes.config.loading import load
 from accelerando.recipes.config.lookup import Namespace, import_path
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.run.algorithms import build_algorithms
+from accelerando.recipes.studies.plan import plan
 
-PLANS = {
-    "digits/tradeoff": study.plan,
-    "digits/distillation": study.plan,
-    "digits/tickets": tickets.plan,
-    "digits/prune_at_init": prune_at_init.plan,
-    "digits/all": lambda config, source: check(config, source),
-}
 BASE = "digits/all.yaml"
 ARMS, BLOCK = "study.tradeoff.arms", "study.distillation"
 W, S = "'${variables.w}'", "'${variables.s}'"
@@ -38,9 +35,14 @@ W, S = "'${variables.w}'", "'${variables.s}'"
 BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
 
 
-def refusal(*overrides, file=BASE, plan=PLANS["digits/all"]) -> str:
+def judged(config, source):
+    """The plan of a study, or the recipe of a run."""
+    return (plan if "study" in config else check)(config, source)
+
+
+def refusal(*overrides, file=BASE) -> str:
     with pytest.raises(ConfigError) as error:
-        plan(*load(file, overrides))
+        judged(*load(file, overrides))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -210,6 +212,24 @@ def test_names_that_lead_elsewhere(key, value):
     assert refusal(f"{key}={value}").startswith(f"command line: {key}: ")
 
 
+def test_what_every_training_replaces_is_known_all_the_same(bases, tmp_path):
+    (tmp_path / "glue.yaml").write_text(safe_dump(bases["bert/glue"] | {"optimizer": {"decoupled_adamv": {}}}))
+    assert ": optimizer.decoupled_adamv: unknown name; did you mean" in refusal(file=tmp_path / "glue.yaml")
+
+
+def test_an_optimizer_without_its_rate():
+    assert "decoupled_sgdw.lr: missing; it has no default" in refusal(
+        "optimizer={sgd: {}}", "optimizer={decoupled_sgdw: {}}"
+    )
+
+
+def test_what_is_text_of_several_lines_or_none_at_all():
+    assert refusal("scheduler='a\nb'").startswith("command line: scheduler.a b: unknown name")
+    for file in (BASE, "digits/tradeoff.yaml"):
+        for folder in ("{a: {}}", "[1]", "3", "''"):
+            assert refusal(f"folder={folder}", file=file).startswith("command line: folder: ")
+
+
 @pytest.mark.parametrize(
     ("file", "overrides", "message"),
     [
@@ -227,13 +247,17 @@ def test_names_that_lead_elsewhere(key, value):
             [f"{BLOCK}.teachers.wide.modle={{}}"],
             f"{BLOCK}.teachers.wide.modle: unknown key; did you mean model?",
         ),
-        ("digits/tickets", ["ladder={}"], "ladder: unknown key; did you mean ladders?"),
+        ("digits/tickets", ["study.tickets.ladder={}"], "ladder: unknown argument; did you mean ladders?"),
         (
             "digits/tickets",
-            ["ladders.iterative={level: 3}"],
+            ["study.tickets.ladders.iterative={level: 3}"],
             "ladders.iterative.level: unknown argument; did you mean lev",
         ),
-        ("digits/prune_at_init", ["criterium={}"], "criterium: unknown key; did you mean criteria?"),
+        (
+            "digits/prune_at_init",
+            ["study.prune_at_init.criterium={}"],
+            "criterium: unknown argument; did you mean criteria?",
+        ),
         (
             "digits/all",
             ["algorithms.label_smoothing={smothing: 0.1}"],
@@ -242,7 +266,7 @@ def test_names_that_lead_elsewhere(key, value):
     ],
 )
 def test_the_nearest_name_is_proposed(file, overrides, message):
-    assert message in refusal(*overrides, file=f"{file}.yaml", plan=PLANS[file])
+    assert message in refusal(*overrides, file=f"{file}.yaml")
 
 
 def last_config(plan):
@@ -278,22 +302,32 @@ def last_config(plan):
         ),
         (
             "digits/tickets",
-            ["variables={n: 2}", "ladders={a: {levels: '${variables.n}'}}", "control_levels=['${variables.n}']"],
-            lambda study: study.ladders[-1].levels == 2 and study.control_levels == [2],
+            [
+                "variables={n: 2}",
+                "study.tickets.ladders={a: {levels: '${variables.n}'}}",
+                "study.tickets.control_levels=['${variables.n}']",
+            ],
+            lambda plan: plan.study.ladders["a"]["levels"] == 2 and plan.study.control_levels == [2],
         ),
         (
             "digits/prune_at_init",
-            ["variables={w: 3, s: 0.2}", f"criteria={{snip: {{samples_per_class: {W}}}}}", f"densities=[{S}]"],
-            lambda study: study.arms[0].arguments["samples_per_class"] == 3 and study.densities == [0.2],
+            [
+                "variables={w: 3, s: 0.2}",
+                f"study.prune_at_init.criteria={{snip: {{samples_per_class: {W}}}}}",
+                f"study.prune_at_init.densities=[{S}]",
+            ],
+            lambda plan: any(
+                (pruned.get("samples_per_class"), pruned.get("density")) == (3, 0.2)
+                for recipe in (plan.base.recipe_of(node) for node in plan.nodes({}))
+                if (pruned := recipe.config.get("algorithms", {}).get("prune_at_init"))
+            ),
         ),
     ],
 )  # fmt: skip
 def test_interpolations_in_a_study(file, overrides, found, tmp_path):
-    studies = [name for name in ("distillation", "tradeoff") if file.endswith(name)]
-    one_seed = [f"study.{studies[0]}.seeds=[17]" if studies else "seeds=[17]"]
-    one_seed += ["tolerance=0.1"] if file.endswith(("tickets", "init")) else []
-    plan = PLANS[file]
-    assert found(plan(*load(f"{file}.yaml", [*one_seed, *overrides, f"folder={tmp_path}"])))
+    block = f"study.{file.rpartition('/')[2]}"
+    few = [f"{block}.seeds=[17]", *([f"{block}.tolerance=0.1"] if file.endswith(("tickets", "init")) else [])]
+    assert found(plan(*load(f"{file}.yaml", [*few, *overrides, f"folder={tmp_path}"])))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +340,7 @@ def test_interpolations_in_a_study(file, overrides, found, tmp_path):
 def test_interpolations_that_lead_nowhere(value, key):
     arms = load("digits/tradeoff.yaml")[0].study.tradeoff.arms
     few = ["study.tradeoff.seeds=[17]", *(f"{ARMS}.{arm}=false" for arm in arms if arm != "baseline")]
-    refusal(*few, f"{key}={value}", file="digits/tradeoff.yaml", plan=study.plan)
+    refusal(*few, f"{key}={value}", file="digits/tradeoff.yaml")
 
 
 class Scheduled(Algorithm):
@@ -334,6 +368,7 @@ def test_algorithms_with_arguments_called_like_ours(tmp_path):
     assert f"algorithms.{__name__}:Taught.teachers: missing" in error
 
 
+NUMBER = int(os.environ.get("MUTATIONS", 40))  # of all files together
 HOSTILE = [
     *(None, True, 0, -1, 10**30, float("nan"), "", "x" * 300, "a\nb", "{rank}", "../x", "${", "${variables.no}", "???"),
     *([], {}, [[]], [None], {"a": None}, {"a": {"b": {}}}, {1: 2}, ["a", "a"], "1ep", "0ba", "os:system", b"x", 1.5),
@@ -347,41 +382,65 @@ def places(node, place=()):
         yield from places(node[key], (*place, key))
 
 
-@pytest.mark.parametrize("file", PLANS)
-def test_configs_changed_at_random(file, tmp_path):
+SHIPPED = Path(inspect.getfile(accelerando.yamls)).parent
+FILES = sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
+SMALL_MODEL = {"resnet_cifar": {"depth": 8, "width": 4, "num_classes": 2}}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Every shipped YAML, with small data in place of large and few runs in place of many."""
+    data, bases = tmp_path_factory.mktemp("data"), {}
+    write_images(data)
+    write_texts(data)
+    for name in FILES:
+        teachers = ["variables.teachers=teacher"] if "distill_" in name else []
+        config, _ = load(f"{name}.yaml", [*found_in(name, data), *teachers, f"folder={data / 'runs'}"])
+        bases[name] = base = OmegaConf.to_container(config)
+        if "study" not in base:
+            continue
+        (own,) = base["study"].values()
+        own |= {"seeds": [17]} | ({"tolerance": 0.1} if "tolerance" in own else {})
+        own |= {"lengths": own["lengths"][-1:], "baseline_lengths": [], "windows": [0.5]} if "lengths" in own else {}
+        own |= {key: own[key][:2] for key in own.keys() & {"control_levels", "densities"}}
+        for named in own.keys() & {"arms", "teachers", "criteria", "tasks"}:
+            own[named] = dict([*own[named].items()][:: len(own[named]) - 1])
+        base |= {"model": SMALL_MODEL} if name.startswith("resnet50/") else {}
+    return bases
+
+
+def changed_at_random(base, draw):
+    """One place in it is left out, renamed, nested, or gets a hostile value."""
+    config = copy.deepcopy(base)
+    *path, last = draw.choice(list(places(config)))
+    parent = config
+    for key in path:
+        parent = parent[key]
+    match draw.choice(["drop", "rename", "nest", "hostile", "hostile"]):
+        case "drop":
+            del parent[last]
+        case "rename" if isinstance(parent, dict):
+            parent[f"{last}zz"] = parent.pop(last)
+        case "nest":
+            parent[last] = {str(last): parent[last]}
+        case _:
+            parent[last] = copy.deepcopy(draw.choice(HOSTILE))
+    return config
+
+
+def test_configs_changed_at_random(bases, tmp_path):
     """Each is accepted, or refused in one line."""
-    given, _ = load(f"{file}.yaml")
-    base = OmegaConf.to_container(OmegaConf.merge(given, {"folder": str(tmp_path)}))
-    own = next(iter(base["study"].values())) if "study" in base else base
-    if file != "digits/all":
-        own |= {"seeds": [17]}
-    if file == "digits/distillation":
-        own |= {"lengths": ["4ep"], "baseline_lengths": [], "windows": [0.5]}
-    for named in own.keys() & {"arms", "teachers", "criteria"}:
-        own[named] = dict([*own[named].items()][-2:])
-    draw, refused = random.Random(file), 0
-    for _ in range(60 if file == "digits/all" else 12):
-        config = copy.deepcopy(base)
-        *path, last = draw.choice(list(places(config)))
-        parent = config
-        for key in path:
-            parent = parent[key]
-        match draw.choice(["drop", "rename", "nest", "hostile", "hostile"]):
-            case "drop":
-                del parent[last]
-            case "rename" if isinstance(parent, dict):
-                parent[f"{last}zz"] = parent.pop(last)
-            case "nest":
-                parent[last] = {str(last): parent[last]}
-            case _:
-                parent[last] = copy.deepcopy(draw.choice(HOSTILE))
+    draw, refused = random.Random(17), 0
+    sizes = [len(list(places(base))) for base in bases.values()]
+    for _ in range(NUMBER):
+        (base,) = draw.choices(list(bases.values()), sizes)
+        (tmp_path / "config.yaml").write_text(safe_dump(changed_at_random(base, draw)))
         try:
-            (tmp_path / "config.yaml").write_text(safe_dump(config))
-            PLANS[file](*load(tmp_path / "config.yaml"))
+            judged(*load(tmp_path / "config.yaml"))
         except ConfigError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused
+    assert refused > NUMBER / 4
 
 
 def test_a_model_of_a_subclass_is_found_without_a_call():

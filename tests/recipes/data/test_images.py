@@ -11,13 +11,12 @@ from composer import Callback, Trainer
 from composer.algorithms import ColOut, ProgressiveResizing, RandAugment
 from composer.devices import DeviceCPU
 from composer.models import ComposerClassifier
+from formats import picture
 from PIL import Image
-from streaming import MDSWriter
 from torchvision.datasets import CIFAR10
 
 from accelerando.recipes.data.images import Cifar10, Digits, FashionMnist, ImageFolder, StreamingImages, _crop_and_flip
 from accelerando.recipes.models.builders import resnet
-from runs import served
 from tiny import launch
 
 
@@ -29,11 +28,6 @@ def labels_of(spec):
     return torch.cat([labels for _, labels in batches(spec)]).tolist()
 
 
-def picture(seed, size=(40, 32), mode="RGB"):
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size).convert(mode)
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Eleven JPEGs in two classes: three of cats and eight of dogs, some of them grey or CMYK."""
@@ -42,18 +36,6 @@ def folder(tmp_path_factory):
         name = root / ("cat" if i < 3 else "dog") / f"{i}.jpeg"
         name.parent.mkdir(exist_ok=True)
         picture(i, mode={4: "L", 5: "CMYK"}.get(i, "RGB")).save(name)
-    return root
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory):
-    """70 JPEGs to train on and 11 to evaluate in MDS shards, with the columns of MosaicML's converter of ImageNet."""
-    root = tmp_path_factory.mktemp("shards")
-    for split, count in [("train", 70), ("val", 11)]:
-        columns = {"i": "int", "x": "jpeg", "y": "int"}
-        with MDSWriter(out=str(root / split), columns=columns, size_limit=20_000) as writer:
-            for i in range(count):
-                writer.write({"i": i, "x": picture(i), "y": int(i >= 3)})
     return root
 
 
@@ -242,61 +224,6 @@ def test_streaming_images_go_on_in_the_middle_of_an_epoch(shards):
     assert labels(10, 3) == labels(0, 5)[10:]
 
 
-@pytest.fixture(scope="session")
-def numbered(tmp_path_factory):
-    """37 images, whose labels tell which one it is."""
-    root = tmp_path_factory.mktemp("numbered")
-    with MDSWriter(out=str(root), columns={"x": "jpeg", "y": "int"}, size_limit=5000) as writer:
-        for i in range(37):
-            writer.write({"x": picture(i, (8, 8)), "y": i})
-    return root
-
-
-def labels_of_a_run(shards, folder, resume=None):
-    """Of every batch of two epochs."""
-    model = ComposerClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 37)), num_classes=37)
-    data = StreamingImages(str(shards), crop_size=8, num_workers=0).build(5, True, 3, "cpu")
-    return [labels.tolist() for _, labels in served(model, data, folder, "2ep", resume=resume)]
-
-
-# Where nothing is left of the epoch that a run goes on with, Composer and its metrics say so.
-@pytest.mark.filterwarnings("ignore:No batches were trained:UserWarning", "ignore:The ``compute`` method:UserWarning")
-def test_shards_make_epochs_of_whole_batches_and_go_on_after_any_of_them(numbered, tmp_path):
-    batches = labels_of_a_run(numbered, tmp_path / "whole")
-    epochs = [list(chain(*batches[:7])), list(chain(*batches[7:]))]
-    assert len(batches) == 14 and all(len(set(epoch)) == len(epoch) == 35 for epoch in epochs)
-    assert epochs[0] != epochs[1] and len({*epochs[0], *epochs[1]}) > 35
-    for done in (2, 6, 7, 8, 13):
-        rest = labels_of_a_run(numbered, tmp_path / str(done), tmp_path / "whole" / f"{done}.pt")
-        assert rest == batches[done:]
-
-
-JOBS_AT_ONCE = """
-import os, sys
-from accelerando.recipes.data.images import StreamingImages
-
-source = StreamingImages(sys.argv[1], split="val", crop_size=8, num_workers=0)
-start, go = os.pipe()
-jobs = []
-for _ in range(4):
-    if not (job := os.fork()):
-        os.close(go)
-        os.read(start, 1)  # ends for all of them when the parent closes the other end
-        for _ in range(20):
-            source.build(4, False, 0, "cpu")
-        sys.exit()
-    jobs.append(job)
-os.close(go)
-sys.exit(any([os.waitpid(job, 0)[1] for job in jobs]))
-"""
-
-
-def test_jobs_on_one_machine_do_not_take_the_same_shared_memory(shards, tmp_path):
-    (tmp_path / "jobs.py").write_text(JOBS_AT_ONCE)
-    done = launch(1, tmp_path / "jobs.py", shards)
-    assert done.returncode == 0, done.stderr
-
-
 def test_what_is_missing_is_named(tmp_path, folder, shards):
     expectations = [
         (Cifar10(str(tmp_path)), FileNotFoundError, "cifar-10-batches-py is not a folder: .*download: true"),
@@ -312,16 +239,6 @@ def test_what_is_missing_is_named(tmp_path, folder, shards):
     Digits().check()
     Cifar10(str(tmp_path), download=True).check()
     StreamingImages(str(tmp_path), remote="s3://bucket/imagenet").check()
-
-
-def test_shards_of_something_else_are_refused(tmp_path):
-    with MDSWriter(out=str(tmp_path), columns={"text": "str"}) as writer:
-        writer.write({"text": "no image"})
-    with pytest.raises(ValueError, match=r"has the columns \['text'\]: expected \['x', 'y'\]"):
-        StreamingImages(str(tmp_path)).check()
-    (tmp_path / "index.json").write_text((tmp_path / "index.json").read_text()[:40])
-    with pytest.raises(ValueError, match="is not the index of MDS shards"):
-        StreamingImages(str(tmp_path)).check()
 
 
 def test_damaged_files_are_named(tmp_path, monkeypatch):
@@ -343,7 +260,8 @@ TWO_RANKS = """
 import json, sys
 import torch
 from accelerando.recipes.data.images import ImageFolder, StreamingImages
-from accelerando.recipes.data.loaders import OneSetOfBuffers, TensorLoader
+from accelerando.recipes.data.loaders import TensorLoader
+from accelerando.recipes.run.buffers import OneSetOfBuffers
 from composer import DataSpec, Evaluator, Trainer
 from composer.models import ComposerClassifier
 from composer.utils import dist

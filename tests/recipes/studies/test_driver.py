@@ -71,6 +71,31 @@ def test_a_run_of_a_study_is_the_run_by_itself(whole, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+MEDIANS = """
+from learning_rates import LearningRates
+
+class Medians(LearningRates):
+    def summaries(self, base, rows):
+        return {"medians": [{"rate": rate} for rate in self.rates]}
+"""
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one(copied, monkeypatch):
+    (copied / "median_rates.py").write_text(MEDIANS)
+    monkeypatch.syspath_prepend(copied)
+    folder = copied / "study"
+    (folder / "notes.csv").write_text("somebody's own")
+    by_other_means = {"median_rates:Medians": next(iter(RATES.values()))}
+    report_only(plan(config(copied, by_other_means)))
+    assert not (folder / "means.csv").exists() and (folder / "medians.csv").exists() and (folder / "notes.csv").exists()
+    report_only(plan(config(copied, RATES)))
+    assert not (folder / "medians.csv").exists() and lines(folder / "means.csv") and len(table(folder)) == 4
+    failing = {"learning_rates:LearningRates": {"rates": [0.2, 0.3], "seeds": [17]}}
+    failures = outcome(config(copied, failing, callbacks={"studies:FailsAlways": {}})).failures
+    assert len(failures) == 2
+    assert {file.name for file in folder.iterdir() if file.suffix in (".csv", ".md", ".png")} == {"notes.csv"}
+
+
 def test_the_table_can_be_read_back_by_pandas(whole):
     pandas = pytest.importorskip("pandas")
     frame = pandas.read_csv(whole / "study/table.csv")

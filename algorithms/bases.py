@@ -1,0 +1,61 @@
+"""What algorithms are made of that act at the events of a Composer Trainer, and of those whose choices are random."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from .generators import numpy_generator
+from .host import refuse_twins
+
+
+class EventAlgorithm(Algorithm):
+    """The base of an algorithm whose methods act at events, and of which a run holds one.
+
+    Methods are called by their names, with the state and the logger, so that a subclass's take the place of its base's.
+    """
+
+    steps: ClassVar[Mapping[Event, str]]
+    """Which method acts at an event."""
+
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        plain = [f"{name}={value!r}" for name, value in given.items() if isinstance(value, bool | int | float | str)]
+        return f"{type(self).__name__}({', '.join(plain)})"
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT or event in self.steps
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.INIT:
+            refuse_twins(self, state)
+        if event in self.steps:
+            getattr(self, self.steps[event])(state, logger)
+
+
+class RandomAlgorithm(EventAlgorithm):
+    """The base of an algorithm whose choices are functions of the run's seed and the batch's number.
+
+    A run that is resumed, also with another seed, chooses as the uninterrupted one does; nobody else's random numbers
+    move.
+    """
+
+    _seed = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed = state.get("seed", self._seed)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.INIT:
+            self._seed = state.rank_zero_seed
+        super().apply(event, state, logger)
+
+    def generator(self, state: State, *place: int | str) -> np.random.Generator:
+        """For this batch, the same on all ranks; what the place adds, such as a purpose or a rank, sets it apart."""
+        return numpy_generator(self._seed, state.timestamp.batch.value, *place)
