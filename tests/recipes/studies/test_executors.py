@@ -4,7 +4,9 @@ import pytest
 
 from accelerando.recipes.config.arguments import check_arguments
 from accelerando.recipes.config.errors import ArgumentError
-from accelerando.recipes.studies.executors import Processes, Slurm, last_words, slots
+from accelerando.recipes.studies.executors import Processes, Slurm
+from accelerando.recipes.studies.executors.launch import last_words
+from accelerando.recipes.studies.executors.processes import slots
 
 
 @pytest.fixture(autouse=True)
