@@ -75,10 +75,13 @@ def trained(folder, executor, moments=None, length=0.0, most=0):
             if runs and moments.random() < 0.5:
                 moments.choice(runs).kill()
                 killed.append("run")
+            else:
+                os.kill(driver, signal.SIGKILL)
+                os.waitpid(driver, 0)
+                killed.append("driver")
+            print(f"killed: {killed[-1]}", flush=True)
+            if killed[-1] == "run":
                 continue
-            os.kill(driver, signal.SIGKILL)
-            os.waitpid(driver, 0)
-            killed.append("driver")
         elif code == 1 and failures < killed.count("run"):
             failures += 1
         else:
