@@ -12,7 +12,7 @@ import pytest
 import yaml
 from studies import config, outcome, table, without_seconds
 
-from accelerando.recipes.studies.executors import Slurm
+from accelerando.recipes.executors import Slurm
 from executor_jobs import (
     attempts,
     drill,
@@ -84,13 +84,13 @@ def test_a_study_from_the_command_line(tmp_path, monkeypatch):
     until(lambda: (tmp_path / "second.txt").read_text().count(": begun") == 2)
     command("scancel", "--signal=KILL")(queue[killed / "submitit"])
     command("scontrol", "requeue")(queue[requeued / "submitit"])
-    assert second.wait(timeout=300) == 1
+    assert second.wait(timeout=600) == 1
     said = (tmp_path / "second.txt").read_text()
     assert "lr0.001-seed17: failed: " in said and f"see {killed}/log.txt" in said
     assert "lr0.1-seed17: failed" not in said
 
     third = started(tmp_path / "third.txt")
-    assert third.wait(timeout=300) == 0, (tmp_path / "third.txt").read_text()
+    assert third.wait(timeout=600) == 0, (tmp_path / "third.txt").read_text()
     assert without_seconds(table(tmp_path / "study")) == without_seconds(table(tmp_path / "in-turn/study"))
     assert [attempts(run) for run in runs.values()] == [[0, 3]] * 2
 

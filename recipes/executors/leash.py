@@ -1,6 +1,6 @@
 """Runs a module on a leash, which is its stdin: it ends when the process that holds the other end does, however.
 
-python -m accelerando.recipes.studies.executors.leash MODULE ARGUMENT...
+python -m accelerando.recipes.executors.leash MODULE ARGUMENT...
 """
 
 import os

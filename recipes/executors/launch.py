@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LEASH = ["-m", "accelerando.recipes.studies.executors.leash"]
+LEASH = ["-m", "accelerando.recipes.executors.leash"]
 
 # Of the launcher's one rank: with its port, and as part of its group, the runs would meet one another.
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
