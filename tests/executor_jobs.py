@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from accelerando.recipes.studies.executors import Job, Running, Slurm
+from accelerando.recipes.executors import Job, Running, Slurm
 
 HERE = Path(__file__).parent
 
@@ -75,7 +75,7 @@ def ended(*running: Running) -> None:
 
 def driver(program: str) -> "subprocess.Popen[str]":
     """A process that starts what the program says; it is back when that is done, and waits to be killed."""
-    imports = "import time\nfrom pathlib import Path\nfrom accelerando.recipes.studies.executors import *\n"
+    imports = "import time\nfrom pathlib import Path\nfrom accelerando.recipes.executors import *\n"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{imports}{program}\nprint('started', flush=True)\ntime.sleep(600)"],
         stdout=subprocess.PIPE,

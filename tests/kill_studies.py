@@ -1,13 +1,17 @@
-"""Kills a study again and again, at random moments, and compares its table with that of a study left in peace.
+"""Kills a study again and again, at random moments, and compares its table with that of one trained in turn in peace.
 
-    python tests/kill_studies.py [--executor 'processes: {at_once: 2}'] [--kills 50] [--seed 0]
+    python tests/kill_studies.py [--executor 'processes: {at_once: 2}'] [--kills 50] [--within 60] [--seed 0]
 
-The driver is a fork of this process, which has imported everything, and is killed by SIGKILL; with an executor, what it
-has started ends with it (processes) or goes on without it (SLURM, submitit's local executor). When a study is whole it
-is compared, and the next one begins, until so many kills are done. Exit code 1 where a table differs.
+The driver is a fork of this process, which has imported everything. By a coin SIGKILL comes to the driver, which then
+begins again, or to a run that an executor has started, which the driver tells of and its next call trains again. What a
+driver has started ends with it (processes) or goes on without it (SLURM, submitit's local executor). When a study is
+whole it is compared, and the next one begins, until so many kills are done. Exit code 1 where a table differs. The next
+kill comes within so many seconds, by default those that the study takes in turn; an executor's runs, each of which
+imports Composer first, take longer.
 """
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -19,6 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "recipes" / "studies")]
 
+import psutil  # noqa: E402
 import yaml  # noqa: E402
 from studies import config, without_seconds  # noqa: E402
 
@@ -45,41 +50,69 @@ def begin(folder, executor):
         os._exit(3)
 
 
+def ended_within(driver, seconds):
+    """The exit code of a driver that ends in this time by itself, else None."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pid, code = os.waitpid(driver, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(code)
+        time.sleep(0.01)
+    return None
+
+
+def runs_of(folder):
+    """The processes in which executors train runs of the study in the folder."""
+    recipes = {str(file) for file in folder.glob("study/*/recipe.yaml")}
+    return [one for one in psutil.process_iter(["cmdline"]) if recipes & set(one.info["cmdline"] or [])]
+
+
+def trained(folder, executor, moments=None, within=0.0, most=0):
+    """Trains the study, with up to so many kills; returns what was killed, and its rows unless it has failed."""
+    killed, failures, driver = [], 0, begin(folder, executor)
+    while True:
+        code = ended_within(driver, moments.uniform(0, within) if len(killed) < most else math.inf)
+        if code is None:
+            runs = runs_of(folder)
+            if runs and moments.random() < 0.5:
+                moments.choice(runs).kill()
+                killed.append("run")
+            else:
+                os.kill(driver, signal.SIGKILL)
+                os.waitpid(driver, 0)
+                killed.append("driver")
+            print(f"killed: {killed[-1]}", flush=True)
+            if killed[-1] == "run":
+                continue
+        elif code == 1 and failures < killed.count("run"):
+            failures += 1
+        else:
+            return killed, without_seconds(read_table(folder / "study/table.csv")) if code == 0 else None
+        driver = begin(folder, executor)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executor", type=yaml.safe_load, default=None)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--within", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     executor = {"executor": given.executor} if given.executor else {}
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
-    moments, root = random.Random(given.seed), Path(tempfile.mkdtemp())
-    begun = time.monotonic()
-    assert os.waitpid(begin(root / "whole", executor), 0)[1] == 0, (root / "whole.log").read_text()
-    length = time.monotonic() - begun
-    expected = without_seconds(read_table(root / "whole/study/table.csv"))
-    kills, studies, wrong = 0, 0, 0
-    while kills < given.kills:
-        folder, studies, in_this = root / str(studies), studies + 1, 0
-        while True:
-            pid, wait = begin(folder, executor), moments.uniform(0, length)
-            end = time.monotonic() + wait
-            while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < end:
-                time.sleep(0.01)
-            if ended[0] == 0 and kills < given.kills:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                kills, in_this = kills + 1, in_this + 1
-                continue
-            code = (ended if ended[0] else os.waitpid(pid, 0))[1]
-            break
-        same = code == 0 and without_seconds(read_table(folder / "study/table.csv")) == expected
-        wrong += not same
-        print(
-            f"study {studies}: killed {in_this} times, {'the same table' if same else f'ANOTHER (exit {code})'}",
-            flush=True,
-        )
-    print(f"{kills} kills within 0 to {length:.1f} s, {studies} studies, {wrong} tables that differ")
+    moments, root, begun = random.Random(given.seed), Path(tempfile.mkdtemp()), time.monotonic()
+    _, expected = trained(root / "in-turn", {})
+    assert expected, (root / "in-turn.log").read_text()
+    within = given.within or time.monotonic() - begun
+    kills, studies, wrong = [], 0, 0
+    while len(kills) < given.kills:
+        folder, studies = root / str(studies), studies + 1
+        killed, rows = trained(folder, executor, moments, within, given.kills - len(kills))
+        kills, wrong = kills + killed, wrong + (rows != expected)
+        told = "the same table" if rows == expected else f"ANOTHER table; see {folder}.log"
+        print(f"study {studies}: killed {len(killed)} times, {told}", flush=True)
+    told = f"{kills.count('driver')} kills of the driver and {kills.count('run')} of runs"
+    print(f"{told}, within {within:.1f} s each, {studies} studies, {wrong} tables that differ")
     sys.exit(1 if wrong else 0)
 
 

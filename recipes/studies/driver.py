@@ -17,9 +17,9 @@ from .plan import Plan
 from .report import Outcome, report
 
 if TYPE_CHECKING:
+    from ..executors import Executor, Running
     from ..run.progress import Progress
     from ..run.results import Result
-    from .executors import Executor, Running
 
 POLLED = 0.1  # seconds
 
@@ -131,8 +131,8 @@ def _in_turn(runs: Runs, progress: Progress) -> None:
 
 def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
     """As processes or jobs of their own."""
+    from ..executors import Job
     from ..run.files import write_yaml
-    from .executors import Job
 
     begun: dict[str, tuple[Train, str]] = {}
     while (ready := runs.ready()) or runs.running:

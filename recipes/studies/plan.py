@@ -18,13 +18,11 @@ from ..config.sections import SECTIONS, entries_of
 from .core import Base, Study, Train
 
 if TYPE_CHECKING:
+    from ..executors import Executor
     from ..run.results import Result
-    from .executors import Executor
 
 STUDIES = Namespace(modules=("accelerando.recipes.studies",), base="accelerando.recipes.studies.core:Study")
-EXECUTORS = Namespace(
-    modules=("accelerando.recipes.studies.executors",), base="accelerando.recipes.studies.executors:Executor"
-)
+EXECUTORS = Namespace(modules=("accelerando.recipes.executors",), base="accelerando.recipes.executors:Executor")
 OWN_KEYS = ("study", "executor")
 
 

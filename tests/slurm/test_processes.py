@@ -6,7 +6,7 @@ from contextlib import closing
 import psutil
 import pytest
 
-from accelerando.recipes.studies.executors import Processes
+from accelerando.recipes.executors import Processes
 from executor_jobs import (
     WRONG,
     attempts,

@@ -5,17 +5,21 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from studies import config, outcome, table, without_seconds
 
-from accelerando.recipes.studies.executors import Slurm
+from accelerando.recipes.executors import Slurm
 from executor_jobs import (
     attempts,
     drill,
     ended,
     make_job,
     on_the_path,  # noqa: F401
+    until,
     whole,  # noqa: F401
 )
 
@@ -57,10 +61,53 @@ def test_jobs_are_found_again_and_go_on(whole, tmp_path):  # noqa: F811
     )
 
 
+def test_a_study_from_the_command_line(tmp_path, monkeypatch):
+    """The driver is killed; of the next one's jobs one is killed and one requeued; the last driver finishes."""
+    studies = str(HERE.parent / "recipes/studies")
+    monkeypatch.syspath_prepend(studies)
+    monkeypatch.setenv("PYTHONPATH", studies, prepend=":")
+    in_turn = config(tmp_path / "in-turn", {"learning_rates:LearningRates": {"rates": [0.001, 0.1]}})
+    outcome(in_turn)
+    attempts_of_each = {"attempts:Attempts": {"folder": "${folder}/${run_name}", "wait": True}}
+    given = {**in_turn, "folder": str(tmp_path), "callbacks": attempts_of_each}
+    given["executor"] = {"slurm": {"timeout_min": 30, "slurm_setup": ["export OMP_NUM_THREADS=1"]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(given))
+    runs = {name: tmp_path / "study" / name for name in ("lr0.001-seed17", "lr0.1-seed17")}
+    killed, requeued = runs.values()
+
+    first = started(tmp_path / "first.txt")
+    until(lambda: all((run / "waits").exists() for run in runs.values()))
+    first.kill()
+    first.wait()
+    queue = Slurm(timeout_min=30).queue()
+    second = started(tmp_path / "second.txt")
+    until(lambda: (tmp_path / "second.txt").read_text().count(": begun") == 2)
+    command("scancel", "--signal=KILL")(queue[killed / "submitit"])
+    command("scontrol", "requeue")(queue[requeued / "submitit"])
+    assert second.wait(timeout=600) == 1
+    said = (tmp_path / "second.txt").read_text()
+    assert "lr0.001-seed17: failed: " in said and f"see {killed}/log.txt" in said
+    assert "lr0.1-seed17: failed" not in said
+
+    third = started(tmp_path / "third.txt")
+    assert third.wait(timeout=600) == 0, (tmp_path / "third.txt").read_text()
+    assert without_seconds(table(tmp_path / "study")) == without_seconds(table(tmp_path / "in-turn/study"))
+    assert [attempts(run) for run in runs.values()] == [[0, 3]] * 2
+
+
+def started(output):
+    """The command that trains the study in the folder of the file to which its output goes."""
+    with output.open("w") as file:
+        words = [sys.executable, "-m", "accelerando.recipes.study", output.parent / "study.yaml"]
+        return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+
+
 def test_two_nodes_and_what_slurm_refuses(tmp_path):
     job = make_job(tmp_path, "two-nodes")
     executor = Slurm(timeout_min=30, nodes=2, slurm_additional_parameters={"begin": "now+3"})
     waiting = executor.start(job)  # in the queue, where another driver finds it
+    (submitted,) = job.folder.glob("submitit/*_submitted.pkl")
+    submitted.rename(submitted.with_name("0123456789abcdef0123456789abcdef.pkl"))  # as if killed before it was named
     running = Slurm(timeout_min=30, nodes=2).start(job)
     cancelled = make_job(tmp_path, "cancelled")
     held = executor.start(cancelled)

@@ -1,10 +1,15 @@
 """Executors: how GPUs are dealt out, a run's last words, what is refused; tests/slurm tries their processes."""
 
+import subprocess
+import sys
+
 import pytest
 
 from accelerando.recipes.config.arguments import check_arguments
 from accelerando.recipes.config.errors import ArgumentError
-from accelerando.recipes.studies.executors import Processes, Slurm, last_words, slots
+from accelerando.recipes.executors import Processes, Slurm
+from accelerando.recipes.executors.launch import last_words
+from accelerando.recipes.executors.processes import slots
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +79,9 @@ def test_what_processes_cannot_do_is_refused():
 def test_a_name_that_submitit_does_not_have_is_refused_while_checking():
     with pytest.raises(ArgumentError, match=r"slurm_partitoin.*did you mean slurm_partition"):
         check_arguments(Slurm, {"timeout_min": 5, "slurm_partitoin": "gpu"})
+
+
+def test_a_job_of_slurm_holds_no_second_composer():
+    """What submitit loads on a node is this; the run, which imports Composer, is a process of its own."""
+    program = "import sys, accelerando.recipes.executors.slurm_jobs; sys.exit('composer' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
