@@ -9,7 +9,6 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
-
 AnyDevice = Device | torch.device | str
 
 SEED_STRIDE = 100_000
