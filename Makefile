@@ -4,7 +4,7 @@ PYTHON ?= python3
 INSTALL ?= --editable
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm check benchmark clean
+.PHONY: demo test test-programs check benchmark clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: .venv/ready
@@ -14,9 +14,9 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-# Studies as processes and as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
-test-slurm: .venv/ready
-	$(BIN)/python -m pytest tests/slurm
+# What starts many programs, such as studies as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
+test-programs: .venv/ready
+	$(BIN)/python -m pytest -m programs tests tests/slurm
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from tiny import assert_same, launch
 SCRIPT = Path(__file__).with_name("plain_script.py")
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_is_as_if_nothing_had_happened(processes, tmp_path):
     killed = launch(processes, SCRIPT, tmp_path, 7)

@@ -65,6 +65,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.programs
 def test_nor_by_a_script_that_knows_composer_alone(tmp_path):
     paths = {name: saved(name, tmp_path) for name in PRUNING}
     done = launch(

@@ -22,7 +22,7 @@ from executor_jobs import (
     whole,  # noqa: F401
 )
 
-pytestmark = pytest.mark.usefixtures("on_the_path")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("on_the_path")]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Jobs of a real SLURM, which start.sh starts: killed, requeued, found again by another driver, and on two nodes.
 
-`make test-slurm` runs it; it needs Debian's packages slurm-wlm and munge, and root.
+`make test-programs` runs it; it needs Debian's packages slurm-wlm and munge, and root.
 """
 
 import json
@@ -23,7 +23,7 @@ from executor_jobs import (
     whole,  # noqa: F401
 )
 
-pytestmark = pytest.mark.usefixtures("on_the_path")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("on_the_path")]
 
 HERE = Path(__file__).parent
 

@@ -515,6 +515,7 @@ def rank(number, port, folder):
     os._exit(0)  # gloo may wait for ever where its group is destroyed
 
 
+@pytest.mark.programs
 def test_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path):
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     torch.multiprocessing.spawn(rank, (store.port, tmp_path), nprocs=2)

@@ -201,6 +201,7 @@ def test_a_missing_package_names_the_extra(yaml, capsys, monkeypatch):
     assert error.endswith("loggers.wandb: needs the package wandb; install it with: pip install 'accelerando[wandb]'")
 
 
+@pytest.mark.programs
 def test_two_ranks_tell_it_once(yaml):
     script = Path(__file__).parents[3] / "recipes" / "train.py"
     done = launch(2, script, yaml, "model=resnet", "algorithms.emma={}")

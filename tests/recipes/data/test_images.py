@@ -304,6 +304,7 @@ if dist.get_global_rank() == 0:
 """
 
 
+@pytest.mark.programs
 def test_two_ranks_evaluate_one_model_and_count_no_sample_twice(folder, shards, numbered, tmp_path):
     (tmp_path / "evaluate.py").write_text(TWO_RANKS)
     done = launch(2, tmp_path / "evaluate.py", folder, shards, numbered, tmp_path / "seen.json")

@@ -51,6 +51,7 @@ sys.exit(any([os.waitpid(job, 0)[1] for job in jobs]))
 """
 
 
+@pytest.mark.programs
 def test_jobs_on_one_machine_do_not_take_the_same_shared_memory(shards, tmp_path):
     (tmp_path / "jobs.py").write_text(JOBS_AT_ONCE)
     done = launch(1, tmp_path / "jobs.py", shards)

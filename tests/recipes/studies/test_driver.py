@@ -126,6 +126,7 @@ def test_killed_at_any_time_it_goes_on(whole, tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.programs
 def test_runs_at_once_are_those_in_turn(whole, tmp_path):
     done = outcome(config(tmp_path, RATES, executor={"processes": {"at_once": 2}}))
     assert not done.failures

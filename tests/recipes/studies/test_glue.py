@@ -251,6 +251,7 @@ def test_killed_at_any_time_it_goes_on(files, whole, tmp_path, kill_at):
     assert 16 <= Watch.batches <= 17  # 26 rows by 8, the last batch too
 
 
+@pytest.mark.programs
 def test_runs_at_once_are_those_in_turn(files, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     config = settings(files, tmp_path, "mnli", "sst2", "rte", executor={"processes": {"at_once": 2}})
