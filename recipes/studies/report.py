@@ -54,7 +54,7 @@ def report(
     if dist.get_global_rank() == 0:
         with base.source.blame("folder", OSError):
             if rows:
-                found = _write(study, base, rows)
+                found = _write(study, base, rows, [result.seconds for result in done.values()])
             else:
                 with _alone(base.folder, ()):
                     pass
@@ -70,8 +70,8 @@ def report(
     return Outcome(rows=rows, claims=found[2], failures=failures)
 
 
-def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
-    """The figure's pixels, all tables, and the claims."""
+def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[float]) -> list[Any]:
+    """The figure's pixels, all tables, and the claims; `seconds` are those of each training."""
     from ..run.figures import save_figure
     from ..run.files import write, write_csv, write_yaml
 
@@ -88,7 +88,9 @@ def _write(study: Study, base: Base, rows: Sequence[Row]) -> list[Any]:
         if figure is not None:
             pixels = save_figure(figure, folder / "figure.png")
         write(folder / "claims.md", to_markdown(claims).encode())
-        write(folder / "report.md", _page(study, base, rows, text, claims, pixels is not None).encode())
+        seeds = ", ".join(map(str, study.seeds))
+        measured = f"{len(seconds)} runs with the seeds {seeds}, {sum(seconds) / 3600:.2g} hours of training in all"
+        write(folder / "report.md", _page(study, base, measured, text, claims, pixels is not None).encode())
     if text:
         print(f"\n{text}")
     for claim in claims:
@@ -118,12 +120,9 @@ def _alone(folder: Path, names: Collection[str]) -> Iterator[None]:
         write(folder / WRITTEN, json.dumps(sorted(names)).encode())
 
 
-def _page(study: Study, base: Base, rows: Sequence[Row], text: str, claims: Sequence[Claim], has_figure: bool) -> str:
+def _page(study: Study, base: Base, measured: str, text: str, claims: Sequence[Claim], has_figure: bool) -> str:
     """The study as a page, from which it can be repeated."""
-    runs, hours = len({row.node for row in rows}), sum(row.seconds for row in rows) / 3600
-    seeds = ", ".join(map(str, study.seeds))
-    measured = f"Measured by {runs} runs with the seeds {seeds}, {hours:.2g} hours of training in all"
-    parts = [f"# {base.folder.name}", study.about, f"{measured}; [every row](table.csv)."]
+    parts = [f"# {base.folder.name}", study.about, f"Measured by {measured}; [every row](table.csv)."]
     parts += ["![the study's figure](figure.png)"] if has_figure else []
     parts += [f"```\n{text}\n```"] if text else []
     parts += [f"## Claims\n\n{to_markdown(claims)}".rstrip()] if claims else []
