@@ -254,11 +254,11 @@ def test_killed_at_any_time_it_goes_on(files, whole, tmp_path, kill_at):
 @pytest.mark.programs
 def test_runs_at_once_are_those_in_turn(files, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    config = settings(files, tmp_path, "mnli", "sst2", "rte", executor={"processes": {"at_once": 2}})
+    config = settings(files, tmp_path, "mnli", "rte", executor={"processes": {"at_once": 2}})
     config.callbacks = None  # which count in this process
     done = outcome(config)
     assert not done.failures
-    expected = [row for task in ("mnli", "sst2", "rte") for row in whole[0] if row["task"] == task]
+    expected = [row for row in whole[0] if row["task"] in ("mnli", "rte")]
     assert without_seconds(done.rows) == without_seconds(expected)
 
 
