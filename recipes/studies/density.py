@@ -116,7 +116,7 @@ def sparsest_match(means: Sequence[Mean]) -> dict[str, Mean | None]:
     return {arm: rows[-1] if rows else None for arm, rows in matching.items()}
 
 
-def table(means: Sequence[Mean], metric: str, chosen_by: str | None = None) -> str:
+def table(means: Sequence[Mean], metric: str, by_deviation: bool = False, chosen_by: str | None = None) -> str:
     """Each arm's values by density, and its sparsest match; of arms and densities the more numerous are the rows."""
     arms, dense = by_arm(means), dense_of(means)
     pruned = sorted((row for rows in arms.values() for row in rows), key=lambda row: -row.density)
@@ -129,7 +129,7 @@ def table(means: Sequence[Mean], metric: str, chosen_by: str | None = None) -> s
     if len(densities) >= len(arms):
         rows = list(zip(["weights", *rows[0][1:]], *rows[1:], strict=True))
     first = f"{label(metric)}{_seeds(means)}, by weights remaining\ndense network: {_cell(dense)}"
-    last = _meaning(pruned[0], dense, chosen_by) if known and dense else UNKNOWN
+    last = _meaning(pruned[0], by_deviation, chosen_by) if known and dense else UNKNOWN
     return "\n".join((first, aligned(rows, left=("arm",)), last))
 
 
@@ -146,9 +146,8 @@ def _cell(row: Mean | None) -> str:
     return f"{'* ' if row.matches else ''}{row.value:.4f}{deviation}"
 
 
-def _meaning(row: Mean, dense: Mean, chosen_by: str | None) -> str:
-    one = f"one standard deviation ({row.tolerance:.4f})"
-    within = one if row.tolerance == dense.deviation else f"{row.tolerance:.4g}"
+def _meaning(row: Mean, by_deviation: bool, chosen_by: str | None) -> str:
+    within = f"one standard deviation ({row.tolerance:.4f})" if by_deviation else f"{row.tolerance:.4g}"
     by = " on validation data" if chosen_by else ""
     sparsest = "sparsest match: the lowest density down to which all match"
     return f"* matches: mean within {within} of the dense network's, or better{by}; {sparsest}"

@@ -105,7 +105,7 @@ class PruningStudy(Study):
 
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         """The means by density, and the sparsest match of each arm."""
-        return table(self.means(rows), self.metric or "", self.chosen_by)
+        return table(self.means(rows), self.metric or "", self.tolerance is None, self.chosen_by)
 
     def figure(self, base: Base, rows: Sequence[Row]) -> Figure:
         """The metric over density."""

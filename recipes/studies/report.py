@@ -51,13 +51,9 @@ def report(
     study, base = plan.study, plan.base
     rows = [row for node in nodes if node.name in done for row in study.rows(base, node, done[node.name])]
     found: list[Any] = [None, {}, ()]  # what rank 0 makes of them
-    if dist.get_global_rank() == 0:
+    if rows and dist.get_global_rank() == 0:
         with base.source.blame("folder", OSError):
-            if rows:
-                found = _write(study, base, rows, [result.seconds for result in done.values()])
-            else:
-                with _alone(base.folder, ()):
-                    pass
+            found = _write(study, base, rows, [result.seconds for result in done.values()])
         if page:
             _publish(base.folder, page)
     dist.broadcast_object_list(found)

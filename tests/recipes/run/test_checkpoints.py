@@ -68,7 +68,7 @@ def rewritten(change, digest=False):
 def flipped(digest):
     def damage(folder, killed):
         content = bytearray((folder / FILE).read_bytes())
-        for place in range(0, len(content), 997):  # in weights, momenta and the pickle
+        for place in range(0, len(content) * 3 // 4, 997):  # in weights, momenta and the pickle, not in the directory
             content[place] ^= 4
         (folder / FILE).write_bytes(content)
         if not digest:

@@ -196,10 +196,12 @@ def test_the_table_says_what_is_not_known_and_by_what_it_matches():
         "   80 %  0.5000",
         UNKNOWN,
     ]
-    alone = table(means(dense(0.9) + arm("a", 0.9), tolerance=None), ACCURACY)
+    alone = table(means(dense(0.9) + arm("a", 0.9), tolerance=None), ACCURACY, by_deviation=True)
     assert alone.endswith(UNKNOWN) and "sparsest" not in alone and "*" not in alone
     network = dense(0.97, 0.98, 0.99)
-    several = table(means(network + arm("a", 0.975) + arm("a", 0.975, seed=1), tolerance=None), ACCURACY)
+    several = table(
+        means(network + arm("a", 0.975) + arm("a", 0.975, seed=1), tolerance=None), ACCURACY, by_deviation=True
+    )
     assert (
         several.startswith("accuracy, mean ± standard deviation over 2 to 3 seeds,") and "* 0.9750 ± .0000" in several
     )
@@ -217,10 +219,8 @@ def test_what_matches_may_be_chosen_by_another_metric():
     rows = means(points, chosen_by=VALIDATION, tolerance=0.02)
     assert [(row.value, row.matches) for row in rows] == [(0.9, None), (0.5, True), (0.9, False)]
     assert rows[1].deviation == pytest.approx(0.01 * math.sqrt(2)) and rows[1].tolerance == 0.02
-    text = table(rows, ACCURACY, VALIDATION)
-    assert (
-        "* 0.5000 ± .0141" in text and "within 0.02 of the dense network's, or better by accuracy validation;" in text
-    )
+    text = table(rows, ACCURACY, chosen_by=VALIDATION)
+    assert "* 0.5000 ± .0141" in text and "within 0.02 of the dense network's, or better on validation data;" in text
 
 
 def test_the_fields_are_the_columns_of_the_csv(tmp_path):

@@ -90,10 +90,6 @@ def test_a_report_leaves_nothing_of_an_earlier_one(copied, monkeypatch):
     assert not (folder / "means.csv").exists() and (folder / "medians.csv").exists() and (folder / "notes.csv").exists()
     report_only(plan(config(copied, RATES)))
     assert not (folder / "medians.csv").exists() and lines(folder / "means.csv") and len(table(folder)) == 4
-    failing = {"learning_rates:LearningRates": {"rates": [0.2, 0.3], "seeds": [17]}}
-    failures = outcome(config(copied, failing, callbacks={"studies:FailsAlways": {}})).failures
-    assert len(failures) == 2
-    assert {file.name for file in folder.iterdir() if file.suffix in (".csv", ".md", ".png")} == {"notes.csv"}
 
 
 def test_the_table_can_be_read_back_by_pandas(whole):

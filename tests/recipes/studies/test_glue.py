@@ -305,7 +305,7 @@ def fails(config, tmp_path, *overrides):
         (["train_data={digits: {}}"], "command line: train_data: expected hugging_face_text"),
         (["eval_data={digits: {}}"], "command line: eval_data: comes from train_data and each task's splits"),
         (["train_data.hugging_face_text.seq_len=32"], "seq_len: above the pretrained model's 16 positions"),
-        (["model.bert=null"], "command line: model: expected bert with its arguments"),
+        (["model.bert=null"], "command line: model.bert: null given; expected its arguments as a mapping"),
         (["variables.checkpoint=/no/where"], "model.bert: /no/where is not a folder"),
         (["variables.checkpoint=no.pt"], "model.bert: no.pt is no file"),
         (["variables.data=/no/where"], "train_data.hugging_face_text: /no/where is not a folder"),
