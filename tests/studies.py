@@ -76,13 +76,6 @@ class FailsOnce(Callback):
             raise RuntimeError("on purpose")
 
 
-class FailsAlways(Callback):
-    """Fails in every run."""
-
-    def before_train_batch(self, state, logger):
-        raise RuntimeError("on purpose")
-
-
 def refused(folder, given, *overrides):
     """The line by which a plan of this config in a file, with these overrides after it, is refused."""
     file = Path(folder, "study.yaml")
