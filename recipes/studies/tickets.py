@@ -163,8 +163,8 @@ class Tickets(PruningStudy):
             if control in means:
                 cells, hint = {}, f"no ticket matches the dense network where {words} were tried"
                 if shares := [share for share in matching if share in means[control]]:
-                    cell = means[first][shares[-1]].density
-                    cells = {f"at {shares[-1]}, the sparsest match ({self.choice})": ((first, cell), (control, cell))}
+                    where = f"at {shares[-1]}, the sparsest compared match ({self.choice})"
+                    cells = {where: ((first, cell := means[first][shares[-1]].density), (control, cell))}
                     hint = f"at {shares[-1]} {words} match too" if means[control][shares[-1]].matches else ""
                 claim = f"Tickets match the dense network where {words} do not."
                 contrast = None if control == "random" else 0

@@ -417,7 +417,8 @@ def test_verdicts(changes, expected):
 
 def test_what_claims_say_of_how_it_was_judged():
     found = verdicts(rows_of())
-    assert "at 10 %, the sparsest match (chosen on the data that it is reported on) +0.2000" in found[RANDOM].measured
+    place = "at 10 %, the sparsest compared match (chosen on the data that it is reported on)"
+    assert f"{place} +0.2000" in found[RANDOM].measured
     assert "4 seeds, paired t test" in found[RANDOM].measured
     assert "could show a difference of" in verdicts(rows_of(moderate=0.9))[BETTER].why
     random = verdicts(rows_of(random=0.9))[SHUFFLED]
@@ -436,7 +437,7 @@ def test_the_match_is_chosen_by_the_metric_for_choosing():
     ]
     assert "at 10 %" in verdicts(rows)[RANDOM].measured
     chosen = verdicts(rows, chosen_by=VALIDATION)[RANDOM].measured
-    assert "at 40 %, the sparsest match (chosen on validation data) +0.42" in chosen
+    assert "at 40 %, the sparsest compared match (chosen on validation data) +0.42" in chosen
 
 
 def test_a_diverged_run_is_told_and_not_counted():
