@@ -16,7 +16,7 @@ test: .venv/ready
 
 # What starts many programs, such as studies as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
 test-programs: .venv/ready
-	$(BIN)/python -m pytest -m programs tests tests/slurm
+	$(BIN)/python -m pytest -m programs
 
 check: .venv/ready
 	$(BIN)/ruff check .
