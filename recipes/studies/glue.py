@@ -59,7 +59,7 @@ class Glue(Study):
         if (ranks := dist.get_world_size()) > 1:
             hint = "launch it with composer -n 1: tasks run side by side, each on one GPU"
             raise source.error("", f"{ranks} ranks given; {hint}")
-        given = named(source, "tasks", self.tasks, (*FIXED, "eval_data"))
+        given = named(source, "tasks", self.tasks, (*FIXED, "eval_data", "validation_data"))
         with resolving(source):
             _check_base(base.config, source)
         self.own = {task: _own(base, task, changes) for task, changes in given.items()}
@@ -149,8 +149,9 @@ def _check_base(base: DictConfig, source: Source) -> None:
     for key, name in (("model", "bert"), ("train_data", "hugging_face_text")):
         if not (isinstance(base.get(key), DictConfig) and isinstance(base[key].get(name), DictConfig)):
             raise source.error(key, f"expected {name} with its arguments, to which each task adds its own")
-    if "eval_data" in base:
-        raise source.error("eval_data", "comes from train_data and each task's splits; leave it out")
+    for key in ("eval_data", "validation_data"):
+        if key in base:
+            raise source.error(key, "comes from train_data and each task's splits; leave it out")
     if "pretrained" not in list(base.model.bert):  # whatever it refers to
         hint = "missing; expected a checkpoint, the folder of a run, or a Hugging Face name or folder"
         raise source.error("model.bert.pretrained", hint)

@@ -304,6 +304,7 @@ def fails(config, tmp_path, *overrides):
         (["model={resnet: {}}"], "command line: model: expected bert"),
         (["train_data={digits: {}}"], "command line: train_data: expected hugging_face_text"),
         (["eval_data={digits: {}}"], "command line: eval_data: comes from train_data and each task's splits"),
+        (["validation_data={digits: {}}"], "command line: validation_data: comes from train_data and each"),
         (["train_data.hugging_face_text.seq_len=32"], "seq_len: above the pretrained model's 16 positions"),
         (["model.bert=null"], "command line: model.bert: null given; expected its arguments as a mapping"),
         (["variables.checkpoint=/no/where"], "model.bert: /no/where is not a folder"),
