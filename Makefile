@@ -9,7 +9,7 @@ BIN := .venv/bin
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/composer -n 1 -m accelerando.recipes.study digits/tradeoff.yaml \
-		run_name=demo study.tradeoff.seeds=[17,18] max_duration=32ep
+		run_name=demo study.tradeoff.seeds=[17,18] max_duration=16ep
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

@@ -86,7 +86,7 @@ class ForRecipes:
     def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
         """What to tell people, in the middle of a study, of numbers that were just logged, if anything.
 
-        Of a run whose end a milestone tells nothing else is told.
+        If a milestone is told at the end of a run, nothing else is told of that end.
         """
         return None
 

@@ -47,16 +47,16 @@ def seeded(seed: int, devices: Iterable[int] = ()) -> Iterator[None]:
 
 
 def numpy_generator(seed: int, *place: int | str) -> np.random.Generator:
-    """By the run's seed and a place, such as the step, the rank, a number or a text that stands for the purpose."""
+    """Returns a generator seeded by the run's seed and a place: step, rank, a number or a text for the purpose."""
     numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in place]
     return np.random.default_rng((seed, *numbers))
 
 
 def torch_generator(seed: int, purpose: int) -> torch.Generator:
-    """By the run's seed and a number below 2**16 that stands for the purpose; on the CPU."""
+    """Returns a generator on the CPU, seeded by the run's seed and a number below 2**16 that stands for the purpose."""
     return torch.Generator().manual_seed((seed << 16) + purpose)
 
 
 def generator_of(text: str) -> torch.Generator:
-    """By a text; on the CPU."""
+    """Returns a generator on the CPU that is seeded by a text."""
     return torch.Generator().manual_seed(zlib.crc32(text.encode()))

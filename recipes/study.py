@@ -18,6 +18,7 @@ the exit code is 1, and the next call tries it again.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
         nonlocal failed
         found = plan(config, source)
         if flag == "--dry-run":
-            print(dry_run(found))
+            listed = dry_run(found)
+            if os.environ.get("RANK", "0") == "0":
+                print(listed)
         elif flag == "--report":
             report_only(found, Path(page) if page else None)
         else:

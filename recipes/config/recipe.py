@@ -44,7 +44,7 @@ RENAMED = {
 class Recipe:
     """A checked config. Batch sizes are per rank, `folder` is the run's own, `config` is the resolved YAML.
 
-    The parts of the data are the `build` of sources that have found their data. What is chosen, such as the best of
+    Each part of the data builds from a source that has found its data. What is chosen, such as the best of
     several runs, is chosen on `validation_data`, which hold nothing of the others.
     """
 
@@ -181,16 +181,20 @@ def _check_duration(source: Source, value: Any, units: tuple[str, ...]) -> None:
 
 
 def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
-    """The parts that build what they hold, once they have found it; a source may say whether it `overlaps` another."""
+    """Returns each part with its source's `build`, once all sources have found their data.
+
+    Raises ConfigError for validation data that overlap another part's, as far as their source tells by `overlaps`.
+    """
     sources = {}
     for key, part in parts.items():
         sources[key] = part.build()
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
-    validation = sources.get("validation_data")
-    for key in [key for key in sources if key != "validation_data" and hasattr(validation, "overlaps")]:
-        if validation.overlaps(sources[key]):
+    validation: Any = sources.pop("validation_data", None)
+    for key, source in sources.items() if validation is not None else ():
+        if validation == source or (hasattr(validation, "overlaps") and validation.overlaps(source)):
             part = parts["validation_data"]
             hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
             raise part.source.error(part.key, f"holds examples of {key}; {hint}")
-    return {key: replace(part, target=sources[key].build, arguments={}) for key, part in parts.items()}
+    sources |= {} if validation is None else {"validation_data": validation}
+    return {key: replace(parts[key], target=source.build, arguments={}) for key, source in sources.items()}

@@ -25,7 +25,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 from .checks import check_folder, check_least
 from .facts import Described, Facts
 from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
-from .shards import check_shards, open_shards
+from .shards import check_shards, open_shards, same_shards
 from .splits import overlap, part_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +55,8 @@ class _InMemory:
         return part_of(self.split, self.sizes)
 
     def overlaps(self, other: Any) -> bool:
-        return type(other) is type(self) and other.path == self.path and overlap(self.part(), other.part())
+        alike = type(other) is type(self) and Path(other.path).resolve() == Path(self.path).resolve()
+        return alike and overlap(self.part(), other.part())
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         split, rows = self.part()
@@ -154,6 +155,9 @@ class ImageFolder:
             hint = f"expected one folder of images per class; is it {Path(self.path, folders[0])}?"
             raise ValueError(f"{self.path} holds the folders {', '.join(folders)}: {hint}")
 
+    def overlaps(self, other: Any) -> bool:
+        return isinstance(other, ImageFolder) and Path(other.path).resolve() == Path(self.path).resolve()
+
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         transform = _imagenet_transform(train, self.crop_size, self.resize_size)
         dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image, allow_empty=not train)
@@ -180,6 +184,9 @@ class StreamingImages:
     def check(self) -> None:
         _check_sizes(self)
         check_shards(self.local, self.remote, self.split, {"x", "y"})
+
+    def overlaps(self, other: Any) -> bool:
+        return isinstance(other, StreamingImages) and same_shards(self, other)
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         from streaming.vision import StreamingImageNet

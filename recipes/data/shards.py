@@ -90,3 +90,10 @@ def _one_job_at_a_time() -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def same_shards(one: Any, other: Any) -> bool:
+    """Whether two sources, each with `local`, `remote` and `split`, read the same samples."""
+    if one.split != other.split:
+        return False
+    return Path(one.local).resolve() == Path(other.local).resolve() or (one.remote or "") == (other.remote or None)

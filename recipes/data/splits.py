@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..config.errors import ArgumentError, show
 
-SLICE = re.compile(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?")
+SLICE = re.compile(r"(\w+)(?:\[(\d{1,9}%?)?:(\d{1,9}%?)?\])?")
 
 
 def part_of(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:

@@ -30,7 +30,7 @@ from ..config.errors import ArgumentError, show
 from .checks import check_hub_name, check_least
 from .facts import IGNORED, Described, Facts
 from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
-from .shards import check_shards, open_shards
+from .shards import check_shards, open_shards, same_shards
 from .splits import overlap, part_of
 
 Batch = dict[str, Tensor]
@@ -98,6 +98,13 @@ class HuggingFaceText:
         _check(self.seq_len, self.mask_probability, self.name, self.tokenizer)
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
             raise ValueError(f"text_columns must be one, or two with label_column, not {self.text_columns}")
+
+    def overlaps(self, other: Any) -> bool:
+        def splits(source: HuggingFaceText) -> set[str]:
+            return {source.split} if isinstance(source.split, str) else {*source.split}
+
+        alike = isinstance(other, HuggingFaceText) and (other.name, other.config) == (self.name, self.config)
+        return alike and bool(splits(self) & splits(other))
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec | list[Evaluator]:
         if isinstance(self.split, str):
@@ -179,6 +186,9 @@ class StreamingText:
         _check(self.seq_len, self.mask_probability, self.tokenizer)
         check_least(0, num_workers=self.num_workers)
         check_shards(self.local, self.remote, self.split, {"text"})
+
+    def overlaps(self, other: Any) -> bool:
+        return isinstance(other, StreamingText) and same_shards(self, other)
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         from streaming import StreamingDataset

@@ -117,6 +117,10 @@ def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> Any:
             one = each if isinstance(each, Evaluator) else Evaluator(label="eval", dataloader=each)
             one.label = VALIDATION if validates else one.label
             found.append(one)
+    labels = [one.label for one in found]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        key = recipe.validation_data.key
+        raise recipe.source.error(key, f"a split of eval_data has its name, {twice}; leave out one of them")
     return found
 
 

@@ -63,7 +63,7 @@ def train(
                 with _told_in_one_line(run):
                     _fit_what_is_left(run.trainer)
                     _complete_the_end(run)
-                return report(run, quiet=quiet)
+                    return report(run, quiet=quiet)
 
 
 def _checked(config: Recipe | Mapping[str, Any] | DictConfig | str | os.PathLike[str]) -> Recipe:

@@ -52,6 +52,7 @@ class Train:
         after: names of trainings that must be done before this one begins.
         cost: its length, in trainings of the base run.
         tags: what its rows are told apart by.
+        problem: why it cannot be trained, if so; then it fails, and the others go on.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Train:
     after: tuple[str, ...] = ()
     cost: float = 1.0
     tags: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Base:

@@ -126,8 +126,11 @@ class Distillation(Study):
         ranked = None
         if all(node.name in done for node in teachers.values()):
             metric = self.ranked_by or str(self.metric)
-            found = {name: done[node.name].metrics.get(metric) for name, node in teachers.items()}
-            values = {name: math.nan if value is None else value for name, value in found.items()}
+            values = {
+                n: math.nan if (v := done[t.name].metrics.get(metric)) is None else v for n, t in teachers.items()
+            }
+            if not any(map(math.isfinite, values.values())):
+                raise base.source.error("teachers", f"none has a finite {metric}, so that none is the best")
             ranked = rank(values, lower_is_better(metric))
         after = tuple(node.name for node in teachers.values())
         for seed in self.seeds:
@@ -197,7 +200,7 @@ class Distillation(Study):
 
         metric, lines = str(self.metric), summarize(rows, str(self.metric))
         tables = [quality_table(lines, metric), speedup_table(lines)] if lines else []
-        return "\n\n".join([teacher_table(rows, metric), *tables])
+        return "\n\n".join([teacher_table(rows, metric, self.ranked_by), *tables])
 
     def figure(self, base: Base, rows: Sequence[Row]) -> Figure | None:
         from .speedup_report import draw

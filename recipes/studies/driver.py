@@ -43,7 +43,7 @@ class Runs:
             before = len(self.done)
             self.nodes = self.plan.nodes(self.done)
             for node in self.nodes:
-                if node.changes is not None and node.name not in self._known:
+                if node.changes is not None and not node.problem and node.name not in self._known:
                     self._known.add(node.name)
                     if result := finished(self.recipe_of(node)):
                         self.done[node.name] = result
@@ -57,7 +57,9 @@ class Runs:
         for node in self.nodes:
             if node.name in self.done or node.name in self.failed or node.name in self.running:
                 continue
-            if failed := [name for name in node.after if name in self.failed]:
+            if node.problem:
+                self.failed[node.name] = node.problem
+            elif failed := [name for name in node.after if name in self.failed]:
                 self.failed[node.name] = f"not begun, as it follows {failed[0]}, which has failed"
             elif node.changes is not None and all(name in self.done for name in node.after):
                 ready.append(node)
@@ -66,7 +68,7 @@ class Runs:
     def end(self, node: Train, problem: str | None = None) -> str:
         """Takes note of how it has ended; returns what to tell of it, "" for nothing."""
         recipe = self.recipe_of(node)
-        result = None if problem else finished(recipe)
+        result = finished(recipe)  # what went wrong after the result was written takes nothing from it
         if result is None:
             self.failed[node.name] = problem or f"it has left no result in {recipe.folder}"
             return f"failed: {self.failed[node.name]}"
@@ -85,13 +87,18 @@ class Runs:
         return sum(node.cost for node in self.nodes)
 
 
+def _join_ranks(plan: Plan) -> None:
+    from ..run.training import join_ranks
+
+    join_ranks(plan.base.recipe_of(next(node for node in plan.nodes({}) if node.changes is not None)))
+
+
 def run(plan: Plan) -> Outcome:
     """Trains what is left, and reports. A training that fails is told of, and the others go on."""
     from ..run.progress import Progress
-    from ..run.training import join_ranks
 
     base = plan.base
-    join_ranks(base.recipe_of(next(node for node in plan.nodes({}) if node.changes is not None)))
+    _join_ranks(plan)
     with held(base.folder, base.source):
         runs = Runs(plan)
         progress = Progress(runs.cost(), plan.study.metric or "")
@@ -162,6 +169,7 @@ def _tell(runs: Runs, node: Train, place: str, problem: str | None, progress: Pr
 
 def report_only(plan: Plan, page: Path | None = None) -> Outcome:
     """Reports what the finished trainings show, also on a `page` if it is given; nothing is trained."""
+    _join_ranks(plan)
     runs = Runs(plan)
     if not runs.done:
         raise plan.base.source.error("", f"nothing is finished in {plan.base.folder}; there is nothing to report")
@@ -172,6 +180,7 @@ def dry_run(plan: Plan) -> str:
     """The trainings as a table: what each changes, what it follows, its length, whether it is done; and their sum."""
     from ..run.results import aligned
 
+    _join_ranks(plan)
     runs, length = Runs(plan), plan.study.length(plan.base)
     lines: list[tuple[str, ...]] = [("run", "changes", "follows", f"of {length}", "done")]
     for node in runs.nodes:

@@ -42,7 +42,7 @@ class Plan:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise self.base.source.error("", f"several of its runs would be called {twice}; choose other names")
         for node in nodes:
-            if node.changes is not None and node.name not in self.checked:
+            if node.changes is not None and not node.problem and node.name not in self.checked:
                 self.checked.add(node.name)
                 self.base.refuse_another_run(node, as_long=not self.study.may_be_prolonged)
         return nodes

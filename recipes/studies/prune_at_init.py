@@ -138,8 +138,8 @@ class PruneAtInit(PruningStudy):
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """The last level of each; the level is the place of its density, from 1."""
-        *_, row = super().rows(base, node, result)  # before it the dense network's, if any
-        yield replace(row, tags={**row.tags, "level": node.tags["level"]})
+        for row in [*super().rows(base, node, result)][-1:]:  # before it is the dense network's, if any
+            yield replace(row, tags={**row.tags, "level": node.tags["level"]})
 
     @property
     def random_arm(self) -> str:

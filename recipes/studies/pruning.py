@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.arguments import check_arguments
@@ -134,6 +135,8 @@ class PruningStudy(Study):
             a, b = (self.values(rows, *network) for network in cell)
             if not all(map(math.isfinite, [*a.values(), *b.values()])):
                 others.append(f"{name} (not counted: a run diverged)")
+            elif contrast is not None and not self.values(rows, self.random_arm, cell[contrast][1]):
+                others.append(f"{name} {paired(a, b)} (not counted: as many random weights were not tried)")
             elif contrast is not None and not self._differs_from_random(rows, cell[contrast]):
                 others.append(f"{name} {paired(a, b)} (not counted: not told from random weights)")
             elif a.keys() & b.keys():
@@ -268,3 +271,17 @@ def check_rewind(source: Source, key: str, arguments: Mapping[str, Any], recipe:
     if k.value >= length.value:
         raise source.error(f"{key}.rewind_to", f"{k.to_timestring()} given; expected less than max_duration")
     return k.value / length.value
+
+
+def wrong_masks(file: Path, wanted: str) -> str:
+    """Returns what is wrong with a file of masks, which must have the digest `wanted`; "" for nothing."""
+    from accelerando.algorithms.checkpoints import read_weights
+    from accelerando.algorithms.pruning.files import SUFFIX
+    from accelerando.algorithms.pruning.masks import digest
+
+    try:
+        masks = {name.removesuffix(SUFFIX): mask for name, mask in read_weights(file).items()}
+        wrong = "" if digest(masks) == wanted else "holds other masks than the ladder has found"
+    except REFUSALS as error:
+        wrong = f"cannot be read; {error}"
+    return wrong and f"{file}: {wrong}; delete {file.parent.parent} to train it again"

@@ -84,7 +84,7 @@ def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[floa
         if figure is not None:
             pixels = save_figure(figure, folder / "figure.png")
         write(folder / "claims.md", to_markdown(claims).encode())
-        seeds = ", ".join(map(str, study.seeds))
+        seeds = ", ".join(str(seed) for seed in study.seeds if any(row.tags.get("seed") == seed for row in rows))
         measured = f"{len(seconds)} runs with the seeds {seeds}, {sum(seconds) / 3600:.2g} hours of training in all"
         write(folder / "report.md", _page(study, base, measured, text, claims, pixels is not None).encode())
     if text:
@@ -105,8 +105,9 @@ def _alone(folder: Path, names: Collection[str]) -> Iterator[None]:
     from ..run.files import write
 
     old: list[str] = []
-    with suppress(FileNotFoundError, ValueError):
-        old = [name for name in json.loads((folder / WRITTEN).read_text()) if Path(name).name == name]
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        told = [name for name in json.loads((folder / WRITTEN).read_text()) if isinstance(name, str)]
+        old = [name for name in told if Path(name).name == name and (folder / name).is_file()]
     if old or names:
         write(folder / WRITTEN, json.dumps(sorted({*old, *names})).encode())
     yield

@@ -27,16 +27,22 @@ def rows_by_arm(rows: Iterable[Speedup]) -> dict[tuple[str, float], list[Speedup
     return arms
 
 
-def teacher_table(rows: Sequence[Row], metric: str) -> str:
-    """The teachers, the best one first."""
+def teacher_table(rows: Sequence[Row], metric: str, ranked_by: str | None = None) -> str:
+    """The teachers, the best one by the metric `ranked_by` first, which by default is the other one."""
     by_name = {row["teachers"]: row for row in rows if row["arm"] == TEACHER}
-    values = {name: row.metrics.get(metric, float("nan")) for name, row in by_name.items()}
     unit, size = time_unit(row.seconds for row in by_name.values())
+    metrics = list(dict.fromkeys((metric, ranked_by or metric)))
+    values = {each: {name: row.metrics.get(each, float("nan")) for name, row in by_name.items()} for each in metrics}
     lines = [
-        (name, by_name[name]["length"], f"{values[name]:.4f}", f"{by_name[name].seconds / size:.2f}")
-        for name in rank(values, lower_is_better(metric))
+        (
+            name,
+            by_name[name]["length"],
+            *(f"{values[each][name]:.4f}" for each in metrics),
+            f"{by_name[name].seconds / size:.2f}",
+        )
+        for name in rank(values[metrics[-1]], lower_is_better(metrics[-1]))
     ]
-    return aligned([("teacher", "trained for", label(metric), f"in ({unit})"), *lines], left=("teacher",))
+    return aligned([("teacher", "trained for", *map(label, metrics), f"in ({unit})"), *lines], left=("teacher",))
 
 
 def quality_table(rows: Sequence[Speedup], metric: str) -> str:

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..config.errors import REFUSALS, ConfigError
 from ..run.results import percent
 from .claims import Claim
 from .core import Base, Train, named, refuse_twice
-from .density import DENSE, by_arm
+from .density import DENSE, UNKNOWN, by_arm, dense_of
 from .pruning import (
     WHICH,
     PruningStudy,
@@ -22,6 +20,7 @@ from .pruning import (
     check_seeds_matter,
     check_weights,
     origins,
+    wrong_masks,
 )
 from .table import Row
 
@@ -82,7 +81,7 @@ class Tickets(PruningStudy):
         source = base.source
         given = named(source, "ladders", self.ladders)
         self._ladders = [_ladder(base, name, own, self.ticket) for name, own in given.items()]
-        self._checked = set[str]()  # files of masks
+        self._checked, self._tells_dense = set[str](), dict[int, str]()  # files of masks; ladders by seed
         first = self._ladders[0]
         refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
         if self.controls and first.arguments.get("rewind", "weights") != "weights":
@@ -116,7 +115,7 @@ class Tickets(PruningStudy):
         first = self._ladders[0]
         ladder, name = f"{first.name}-seed{seed}", f"{control}-{first.name}-level{level}"
         arguments = {name: first.arguments[name] for name in WHICH if name in first.arguments}
-        arguments["at"] = first.arguments.get("rewind_to", "0ba")
+        arguments["at"], problem = first.arguments.get("rewind_to", "0ba"), ""
         if control == "random":
             arguments |= {"criterion": "random", "density": first.densities[level]}
         elif found is not None:
@@ -124,8 +123,8 @@ class Tickets(PruningStudy):
             name = f"{name}-{digest[:6]}"
             finished = (base.folder / f"{name}-seed{seed}" / "results.json").is_file()  # the masks may be gone then
             if file not in self._checked and not finished:
-                _check_masks(base.folder / file, digest)
-                self._checked.add(file)
+                problem = wrong_masks(base.folder / file, digest)
+                self._checked |= {file} if not problem else set()
             arguments |= {"ticket": f"{base.name}/{file}"} | ({"shuffle": True} if control == "shuffle" else {})
         other = OTHER_SEED if control == "reinitialize" else 0
         return Train(
@@ -135,12 +134,14 @@ class Tickets(PruningStudy):
             made_from={"algorithms.prune_at_init": f"ladders.{first.name}"},
             after=() if control == "random" else (ladder,),
             tags={"arm": control, "seed": seed, "level": level},
+            problem=problem,
         )
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
-        """The dense network is the same in all ladders, and is told once."""
-        others = [ladder.name for ladder in self._ladders[1:]]
-        yield from (row for row in super().rows(base, node, result) if row["level"] or node.tags["arm"] not in others)
+        """The dense network is the same in all ladders of a seed, and is told once, by the first that is finished."""
+        for row in super().rows(base, node, result):
+            if row["level"] or self._tells_dense.setdefault(row["seed"], node.name) == node.name:
+                yield row
 
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         """The means, and which of the first ladders ended before a level whose masks a control needs."""
@@ -153,7 +154,8 @@ class Tickets(PruningStudy):
         return "\n".join(lines)
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
-        means = {arm: {percent(mean.density): mean for mean in own} for arm, own in by_arm(self.means(rows)).items()}
+        found = self.means(rows)
+        means = {arm: {percent(mean.density): mean for mean in own} for arm, own in by_arm(found).items()}
         ladders = [name for name, given in self.ladders.items() if given is not False and name in means]
         if not ladders:
             return
@@ -162,6 +164,7 @@ class Tickets(PruningStudy):
         for control, words in (("random", "as many weights at random"), ("reinitialize", "other initial weights")):
             if control in means:
                 cells, hint = {}, f"no ticket matches the dense network where {words} were tried"
+                hint = hint if dense_of(found) else UNKNOWN
                 if shares := [share for share in matching if share in means[control]]:
                     where = f"at {shares[-1]}, the sparsest compared match ({self.choice})"
                     cells = {where: ((first, cell := means[first][shares[-1]].density), (control, cell))}
@@ -204,17 +207,3 @@ def _ladder(base: Base, name: str, given: Mapping[str, Any], shared: Mapping[str
     rewind = check_rewind(source, key, arguments, base.recipe)
     made_from = origins("lottery_ticket", places)
     return Ladder(name=name, arguments=arguments, made_from=made_from, densities=densities, rewind=rewind)
-
-
-def _check_masks(file: Path, wanted: str) -> None:
-    from accelerando.algorithms.checkpoints import read_weights
-    from accelerando.algorithms.pruning.files import SUFFIX
-    from accelerando.algorithms.pruning.masks import digest
-
-    try:
-        masks = {name.removesuffix(SUFFIX): mask for name, mask in read_weights(file).items()}
-        wrong = "" if digest(masks) == wanted else "holds other masks than the ladder has found"
-    except REFUSALS as error:
-        wrong = f"cannot be read; {error}"
-    if wrong:
-        raise ConfigError(str(file), "", f"{wrong}; delete {file.parent.parent} to train it again")

@@ -104,7 +104,8 @@ class Tradeoff(Study):
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         """Both summaries."""
         given = rows, str(self.metric), self.baseline
-        return "\n\n".join(filter(None, (budget_table(*given), comparison_table(*given))))
+        note = "The best at each budget is chosen on the data that it is reported on."
+        return "\n\n".join(filter(None, (f"{budget_table(*given)}\n{note}", comparison_table(*given))))
 
     def figure(self, base: Base, rows: Sequence[Row]) -> Figure:
         """Accuracy over training time."""

@@ -14,7 +14,8 @@ from accelerando.algorithms.pruning.masks import density
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.models.builders import resnet_cifar
 from accelerando.recipes.studies import Tickets
-from accelerando.recipes.studies.driver import dry_run
+from accelerando.recipes.studies.density import UNKNOWN
+from accelerando.recipes.studies.driver import dry_run, report_only
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import Row
 from accelerando.recipes.train import train
@@ -194,9 +195,10 @@ def test_another_ticket_does_not_pass_for_this_one(copied, tmp_path):
     own = file.read_bytes()
     for other in ((folder / "iterative-seed2" / "tickets" / "level-2.safetensors").read_bytes(), own[:100], None):
         file.write_bytes(other) if other is not None else file.unlink()
-        with pytest.raises(ConfigError, match=r"delete .*iterative-seed1 to train it again") as error:
-            outcome(given)
-        assert error.value.file == str(file)
+        found = outcome(given)  # the others stand
+        (why,) = found.failures.values()
+        assert why.startswith(f"{file}: ") and why.endswith("iterative-seed1 to train it again")
+        assert [row["arm"] for row in found.rows] == ["dense", "iterative", "iterative", "one_shot"]
     assert Watch.batches == 0
     file.write_bytes(own)
     assert "shuffle" in [row["arm"] for row in outcome(given).rows] and Watch.batches == CONTROL
@@ -208,6 +210,17 @@ def test_another_ticket_does_not_pass_for_this_one(copied, tmp_path):
     outcome(given)
     assert Watch.batches == ITERATIVE + CONTROL
     assert len([*folder.glob("shuffle-iterative-level2-*-seed1")]) == 2
+
+
+def test_the_dense_network_is_told_by_the_first_ladder_that_is_finished(copied, tmp_path):
+    shutil.rmtree(tmp_path / "study" / "iterative-seed1")
+    left = report_only(plan(study(tmp_path))).rows
+    assert [(row["seed"], row.node) for row in left if row["arm"] == "dense"] == [
+        (1, "one_shot-seed1"),
+        (2, "iterative-seed2"),
+    ]
+    dense = {row["seed"]: row.metrics[ACCURACY] for row in copied if row["arm"] == "dense"}
+    assert {row["seed"]: row.metrics[ACCURACY] for row in left if row["arm"] == "dense"} == dense
 
 
 def test_a_ladder_that_was_stopped_lacks_controls_and_the_rest_stands(tmp_path, capsys):
@@ -423,6 +436,10 @@ def test_what_claims_say_of_how_it_was_judged():
     assert "could show a difference of" in verdicts(rows_of(moderate=0.9))[BETTER].why
     random = verdicts(rows_of(random=0.9))[SHUFFLED]
     assert "10 % +0.1" in random.measured and "not counted: not told from random weights" in random.measured
+    unknown = verdicts([row for row in rows_of() if row["arm"] != "dense"])
+    assert UNKNOWN in unknown[RANDOM].why
+    untried = verdicts([row for row in rows_of() if row["arm"] != "random"])[SHUFFLED].measured
+    assert "not counted: as many random weights were not tried" in untried
     alone = verdicts([row for row in rows_of() if row["seed"] == 0])
     assert {one.verdict for one in alone.values()} == {UNTOLD}
     assert verdicts([]) == {}
