@@ -126,10 +126,8 @@ class Distillation(Study):
         ranked = None
         if all(node.name in done for node in teachers.values()):
             metric = self.ranked_by or str(self.metric)
-            values = {
-                n: math.nan if (v := done[t.name].metrics.get(metric)) is None else v for n, t in teachers.items()
-            }
-            if not any(map(math.isfinite, values.values())):
+            values = {name: done[node.name].metrics.get(metric) for name, node in teachers.items()}
+            if not any(value is not None and math.isfinite(value) for value in values.values()):
                 raise base.source.error("teachers", f"none has a finite {metric}, so that none is the best")
             ranked = rank(values, lower_is_better(metric))
         after = tuple(node.name for node in teachers.values())

@@ -259,10 +259,11 @@ def summarize(rows: Sequence[Row], metric: str, resamples: int = RESAMPLES) -> l
     return found
 
 
-def rank(values: Mapping[str, float], lower: bool = False) -> list[str]:
+def rank(values: Mapping[str, float | None], lower: bool = False) -> list[str]:
     """The names from the highest value to the lowest, with `lower` the other way round; not finite ones come last."""
     sign = -1 if lower else 1
-    order = {name: sign * value if math.isfinite(value) else -math.inf for name, value in values.items()}
+    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    order = {name: sign * known[name] if name in known else -math.inf for name in values}
     return sorted(order, key=order.__getitem__, reverse=True)
 
 
