@@ -191,8 +191,9 @@ def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
     validation: Any = sources.pop("validation_data", None)
-    for key, source in sources.items() if validation is not None else ():
-        if validation == source or (hasattr(validation, "overlaps") and validation.overlaps(source)):
+    for key, source in sources.items():
+        overlaps = getattr(validation, "overlaps", None)
+        if validation is not None and (validation == source or (overlaps and overlaps(source))):
             part = parts["validation_data"]
             hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
             raise part.source.error(part.key, f"holds examples of {key}; {hint}")
