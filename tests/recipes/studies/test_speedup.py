@@ -1,6 +1,5 @@
 """Speed-up at equal quality, against a plain search on the baseline's curve."""
 
-import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -300,25 +299,9 @@ def test_an_early_window_is_compared_with_the_whole_one():
 
 def test_the_whole_is_told_from_rows_of_a_real_study():
     """The verdicts on the 274 and 123 runs of the README."""
-    docs, found = Path(__file__).parents[3] / "docs", {}
-    for name, metric in (
-        ("distillation", METRIC),
-        ("distillation-python-docs", "metrics/eval/LanguageCrossEntropy"),
-    ):
-        with (docs / f"{name}.csv").open() as file:
-            runs = [
-                Row(
-                    node="",
-                    tags={"arm": p["arm"], "window": float(p["window"]), "seed": int(p["seed"]), "length": p["length"]}
-                    | ({"teachers": p["teachers"]} if p["teachers"] else {}),
-                    batches=int(p["batches"]),
-                    samples=int(p["samples"]),
-                    seconds=float(p["seconds"]),
-                    metrics={metric: float(p["value"])},
-                )
-                for p in csv.DictReader(file)
-            ]
-        found[name] = verdicts(runs, metric)
+    docs = Path(__file__).parents[3] / "docs" / "studies"
+    metrics = {"digits-distillation": METRIC, "python-docs-distillation": "metrics/eval/LanguageCrossEntropy"}
+    found = {name: verdicts(read_table(docs / f"{name}.csv"), metric) for name, metric in metrics.items()}
     unclear = "cannot be told here"
     digits, texts = found.values()
     assert digits[f"{FASTER}."] == unclear and texts[f"{FASTER}."] == unclear
