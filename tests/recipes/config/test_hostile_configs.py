@@ -428,6 +428,7 @@ def changed_at_random(base, draw):
     return config
 
 
+@pytest.mark.filterwarnings("ignore")  # what a changed config makes without effect is warned of, as it should
 def test_configs_changed_at_random(bases, tmp_path):
     """Each is accepted, or refused in one line."""
     draw, refused = random.Random(17), 0
