@@ -26,6 +26,13 @@ def config(folder, study, **changes):
     return {**base, "study": study}
 
 
+def of_pruning(folder, name, own, length):
+    """A study of pruning by its own keys, in YAML, whose runs `Watch` sees."""
+    base = {"max_duration": length, "eval_interval": "1dur", "save_interval": "1ep"}
+    base |= {"scheduler": {"cosine_annealing": {}}, "callbacks": {"studies:Watch": {}}}
+    return OmegaConf.create(config(folder, {name: OmegaConf.create(own)}, **base))
+
+
 def table(folder):
     return read_table(Path(folder) / "table.csv")
 

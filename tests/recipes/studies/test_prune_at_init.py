@@ -1,11 +1,9 @@
 """Whole studies of `prune_at_init` on the real digits: what they leave, kill and resume, more of anything; claims."""
 
-import shutil
-
 import pytest
 import torch
 from omegaconf import OmegaConf
-from studies import Watch, config, lines, outcome, refused, table, without_seconds
+from studies import Watch, lines, of_pruning, outcome, refused, table, without_seconds
 
 from accelerando.recipes.run.results import Result
 from accelerando.recipes.studies import PruneAtInit
@@ -29,21 +27,17 @@ ARMS = ["snip", "snip, shuffle", "snip, invert", "small", "small, shuffle", "sma
 LAST = "magnitude after training"
 OF_A_SEED = RUN + 2 * (len(ARMS) * RUN + AFTER)
 ACCURACY = "metrics/eval/MulticlassAccuracy"
-pytestmark = pytest.mark.filterwarnings("ignore::accelerando.algorithms.pruning.LayerCollapseWarning")
+pytestmark = [
+    pytest.mark.usefixtures("watch"),
+    pytest.mark.filterwarnings("ignore::accelerando.algorithms.pruning.LayerCollapseWarning"),
+]
 
 
 def study(folder, **changes):
     """The settings, which a test may change before it trains."""
-    base = {"max_duration": "3ba", "eval_interval": "1dur", "scheduler": {"cosine_annealing": {}}}
-    base |= {"save_interval": "1ep", "callbacks": {"studies:Watch": {}}}
-    given = OmegaConf.create(config(folder, {"prune_at_init": OmegaConf.create(OWN)}, **base))
+    given = of_pruning(folder, "prune_at_init", OWN, "3ba")
     given.study.prune_at_init.update(changes)
     return given
-
-
-@pytest.fixture(autouse=True)
-def watch():
-    Watch.reset()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +48,6 @@ def whole(tmp_path_factory):
     outcome(study(folder))
     assert Watch.batches == OF_A_SEED
     return folder / "study", Watch.masks
-
-
-@pytest.fixture
-def copied(whole, tmp_path):
-    shutil.copytree(whole[0], tmp_path / "study", symlinks=True)
-    return table(tmp_path / "study")
 
 
 def arms(rows):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from studies import Watch, config, lines, outcome, refused, table, without_seconds
+from studies import Watch, lines, of_pruning, outcome, refused, table, without_seconds
 
 from accelerando.algorithms.pruning import load_masks, prunable_weights
 from accelerando.algorithms.pruning.masks import density
@@ -34,24 +34,14 @@ OF_A_SEED = ITERATIVE + ONE_SHOT + 3 * CONTROL
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 VALIDATION = "metrics/eval/validation/MulticlassAccuracy"
 
+pytestmark = pytest.mark.usefixtures("watch")
+
 
 def study(folder, **changes):
     """The settings, which a test may change before it trains."""
-    base = {
-        "max_duration": "4ba",
-        "eval_interval": "1dur",
-        "save_interval": "1ep",
-        "scheduler": {"cosine_annealing": {}},
-    }
-    base |= {"save_interval": "1ep", "callbacks": {"studies:Watch": {}}}
-    given = OmegaConf.create(config(folder, {"tickets": OmegaConf.create(OWN)}, **base))
+    given = of_pruning(folder, "tickets", OWN, "4ba")
     given.study.tickets.update(changes)
     return given
-
-
-@pytest.fixture(autouse=True)
-def watch():
-    Watch.reset()
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +52,6 @@ def whole(tmp_path_factory):
     outcome(study(folder))
     assert Watch.batches == 2 * OF_A_SEED
     return folder / "study", Watch.starts, Watch.masks
-
-
-@pytest.fixture
-def copied(whole, tmp_path):
-    shutil.copytree(whole[0], tmp_path / "study", symlinks=True)
-    return table(tmp_path / "study")
 
 
 def named(things, *parts):
