@@ -28,7 +28,7 @@ RANGES = {
     "train_subset_num_batches": (1, (-1,)),
     "device_train_microbatch_size": (1, ("auto", None)),
 }
-DATA = ("train_data", "eval_data", "validation_data")
+DATA_SECTIONS = ("train_data", "eval_data", "validation_data")
 SAVED_AS = ("save_filename", "save_latest_filename")
 REQUIRED = ("run_name", "max_duration", "global_batch_size", *REQUIRED_SECTIONS)
 RENAMED = {
@@ -88,7 +88,7 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     parts = {key: check_parts(source, key, entries[key]) for key in SECTIONS}
     counts_tokens = getattr(parts["train_data"][0].target, "counts_tokens", False)
     _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
-    data = _check_data({key: parts[key][0] for key in DATA if parts[key]})
+    data = _check_data({key: parts[key][0] for key in DATA_SECTIONS if parts[key]})
     return Recipe(
         source=source,
         config=config,
@@ -190,12 +190,13 @@ def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
         sources[key] = part.build()
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
-    validation: Any = sources.pop("validation_data", None)
-    for key, source in sources.items():
-        overlaps = getattr(validation, "overlaps", None)
-        if validation is not None and (validation == source or (overlaps and overlaps(source))):
+    for key in ("train_data", "eval_data"):
+        if {key, "validation_data"} <= parts.keys() and _overlap(sources["validation_data"], sources[key]):
             part = parts["validation_data"]
             hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
             raise part.source.error(part.key, f"holds examples of {key}; {hint}")
-    sources |= {} if validation is None else {"validation_data": validation}
-    return {key: replace(parts[key], target=source.build, arguments={}) for key, source in sources.items()}
+    return {key: replace(part, target=sources[key].build, arguments={}) for key, part in parts.items()}
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    return one == other or (hasattr(one, "overlaps") and one.overlaps(other))

@@ -94,6 +94,5 @@ def _one_job_at_a_time() -> Iterator[None]:
 
 def same_shards(one: Any, other: Any) -> bool:
     """Whether two sources, each with `local`, `remote` and `split`, read the same samples."""
-    if one.split != other.split:
-        return False
-    return Path(one.local).resolve() == Path(other.local).resolve() or (one.remote or "") == (other.remote or None)
+    same_place = Path(one.local).resolve() == Path(other.local).resolve()
+    return one.split == other.split and (same_place or (bool(one.remote) and one.remote == other.remote))

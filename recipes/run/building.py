@@ -14,7 +14,7 @@ from composer.algorithms import SAM
 from composer.core import Evaluator, ensure_data_spec
 from composer.devices import Device
 from composer.loggers import LoggerDestination
-from composer.utils import reproducibility
+from composer.utils import ensure_tuple, reproducibility
 
 from accelerando.algorithms.for_recipes import declared_by
 
@@ -110,13 +110,11 @@ def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> Any:
         return evaluated[0][1] if evaluated else None
     found: list[Evaluator] = []
     for part, data in evaluated:
-        validates, several = part is recipe.validation_data, list(data) if isinstance(data, list | tuple) else [data]
-        if validates and len(several) > 1:
+        several = ensure_tuple(data)
+        if part is recipe.validation_data and len(several) > 1:
             raise part.source.error(part.key, f"gives {len(several)} data sets; expected one")
-        for each in several:
-            one = each if isinstance(each, Evaluator) else Evaluator(label="eval", dataloader=each)
-            one.label = VALIDATION if validates else one.label
-            found.append(one)
+        found += [one if isinstance(one, Evaluator) else Evaluator(label="eval", dataloader=one) for one in several]
+    found[-1].label = VALIDATION  # those data come last
     labels = [one.label for one in found]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         key = recipe.validation_data.key

@@ -161,13 +161,16 @@ class Study:
     """Subclasses are found by their snake_case names, or by import path; the fields are the keys of the YAML's block.
 
     `metric` is what is reported. What is chosen, such as the best of several trainings, is chosen by the same metric on
-    the base run's `validation_data`; without these it is chosen on the data that it is reported on, which claims tell.
+    the base run's `validation_data`, which is `chosen_by`; without these it is chosen on the data that it is reported
+    on, which claims tell.
     `may_be_prolonged` says whether a training that is in the folder already may be a shorter one of the same kind;
     `about` is a paragraph for the page that reports the study.
     """
 
     seeds: list[int] = field(default_factory=lambda: [17])
     metric: str | None = None
+    chosen_by: str | None = field(init=False, default=None)
+
     may_be_prolonged: ClassVar[bool] = False
     about: ClassVar[str] = ""
 

@@ -52,7 +52,6 @@ class Distillation(Study):
     baseline_lengths: list[str] = field(default_factory=list)
     windows: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0])
     distillation: dict[str, Any] = field(default_factory=dict)
-    ranked_by: str | None = field(init=False, default=None)  # on validation data
 
     about: ClassVar[str] = (
         "Quality over training time of students without a teacher, with the best or the poorest one, all of them, or "
@@ -78,7 +77,7 @@ class Distillation(Study):
         base.needs_evaluation(student, "quality is what is evaluated there")
         teachers = [self._checked_teacher(base, name, node) for name, node in self._teachers(base).items()]
         self.metric = base.metric_of(student, self.metric, errors=True)
-        self.ranked_by = on_validation_data(student, self.metric)
+        self.chosen_by = on_validation_data(student, self.metric)
         with untouched_generators():
             for recipe in teachers:
                 base.metric_of(recipe, self.metric, errors=True)
@@ -125,7 +124,7 @@ class Distillation(Study):
         yield from teachers.values()
         ranked = None
         if all(node.name in done for node in teachers.values()):
-            metric = self.ranked_by or str(self.metric)
+            metric = self.chosen_by or str(self.metric)
             values = {name: done[node.name].metrics.get(metric) for name, node in teachers.items()}
             if not any(value is not None and math.isfinite(value) for value in values.values()):
                 raise base.source.error("teachers", f"none has a finite {metric}, so that none is the best")
@@ -198,7 +197,7 @@ class Distillation(Study):
 
         metric, lines = str(self.metric), summarize(rows, str(self.metric))
         tables = [quality_table(lines, metric), speedup_table(lines)] if lines else []
-        return "\n\n".join([teacher_table(rows, metric, self.ranked_by), *tables])
+        return "\n\n".join([teacher_table(rows, metric, self.chosen_by), *tables])
 
     def figure(self, base: Base, rows: Sequence[Row]) -> Figure | None:
         from .speedup_report import draw
@@ -209,7 +208,7 @@ class Distillation(Study):
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         reported = "who is the best and who the poorest teacher was chosen on the data that this is reported on"
-        yield from claims_of(rows, str(self.metric), "" if self.ranked_by else reported)
+        yield from claims_of(rows, str(self.metric), "" if self.chosen_by else reported)
 
 
 def arms(ranked: Sequence[str]) -> dict[str, tuple[str, ...]]:

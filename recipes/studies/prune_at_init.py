@@ -13,7 +13,8 @@ from ..run.results import percent
 from .claims import Claim
 from .core import Base, Train, named, refuse_twice
 from .density import DENSE, UNKNOWN
-from .pruning import WHICH, Cell, PruningStudy, arguments_of, check_rewind, check_weights, origins
+from .pruning import Cell, PruningStudy
+from .pruning_checks import WHICH, arguments_of, check_rewind, check_weights, origins
 from .statistics import paired
 from .table import Row
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config.arguments import check_arguments
-from ..config.errors import REFUSALS, ArgumentError, Source
-from ..config.recipe import Recipe
 from ..run.results import percent
 from .claims import Claim, judge_each
-from .core import Base, Study, Train, as_time, duration, has_times_in_dur, lower_is_better, on_validation_data, row_of
+from .core import Base, Study, Train, duration, has_times_in_dur, lower_is_better, on_validation_data, row_of
 from .density import DENSE, Mean, dense_of, means, table
 from .statistics import Difference, paired
 from .table import Row, by_seed
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..run.results import Result
 
-WHICH = ("include", "exclude", "classifier", "scope")  # arguments of all that prunes
 SIZES = ("compression_ratio", "speedup")
 
 Cell = tuple[str, float]  # an arm at a density
@@ -43,7 +38,6 @@ class PruningStudy(Study):
         "at most; where that is null, by one standard deviation of the dense networks over seeds."
     )
     tolerance: float | None = 0.002
-    chosen_by: str | None = field(init=False, default=None)
 
     def prepare(self, base: Base) -> None:
         """Checks that the base run is evaluated, and that nothing in it prunes or follows the whole run's length."""
@@ -135,10 +129,8 @@ class PruningStudy(Study):
             a, b = (self.values(rows, *network) for network in cell)
             if not all(map(math.isfinite, [*a.values(), *b.values()])):
                 others.append(f"{name} (not counted: a run diverged)")
-            elif contrast is not None and not self.values(rows, self.random_arm, cell[contrast][1]):
-                others.append(f"{name} {paired(a, b)} (not counted: as many random weights were not tried)")
-            elif contrast is not None and not self._differs_from_random(rows, cell[contrast]):
-                others.append(f"{name} {paired(a, b)} (not counted: not told from random weights)")
+            elif contrast is not None and (problem := self._like_random(rows, cell[contrast])):
+                others.append(f"{name} {paired(a, b)} (not counted: {problem})")
             elif a.keys() & b.keys():
                 counted[name] = paired(a, b)
         if cells and not counted:
@@ -146,9 +138,12 @@ class PruningStudy(Study):
         judged = judge_each(claim, source, counted, precondition=precondition, at_least=at_least)
         return replace(judged, measured="; ".join([*([judged.measured] if counted or not others else []), *others]))
 
-    def _differs_from_random(self, rows: Sequence[Row], network: Cell) -> bool:
-        found = paired(self.values(rows, *network), self.values(rows, self.random_arm, network[1]))
-        return found.is_told or found.mean > self.margin(rows)
+    def _like_random(self, rows: Sequence[Row], network: Cell) -> str:
+        """Returns why nothing tells that the network is another than one of as many random weights; "" if it is."""
+        if not (random := self.values(rows, self.random_arm, network[1])):
+            return "as many random weights were not tried"
+        found = paired(self.values(rows, *network), random)
+        return "" if found.is_told or found.mean > self.margin(rows) else "not told from random weights"
 
     @property
     def random_arm(self) -> str:
@@ -190,98 +185,3 @@ def with_size(row: Row, size: Mapping[str, Any]) -> Row:
 def number(value: float | None, absent: float = math.nan) -> float:
     """What a file has as null is not finite."""
     return absent if value is None else float(value)
-
-
-def arguments_of(
-    kind: Any, source: Source, places: Mapping[str, Mapping[str, Any]], added: Mapping[str, Any], taken: Collection[str]
-) -> dict[str, Any]:
-    """The arguments that stand at one or more keys, of which the last counts; checked with those that are `added`.
-
-    Those in `taken` may not be given. The thing is built, as its constructor has more to say.
-    """
-    arguments: dict[str, Any] = {}
-    key, where = "", dict[str, str]()
-    for key, given in places.items():
-        arguments |= given
-        where |= dict.fromkeys(given, key)
-    for name in arguments.keys() & set(taken):
-        raise source.error(f"{where[name]}.{name}", "the study sets it for every run; leave it out")
-    try:
-        checked = check_arguments(kind, {**arguments, **added})
-    except ArgumentError as error:
-        raise source.error(f"{where.get(error.name, key)}.{error.name}", error.message) from error
-    try:
-        kind(**checked)
-    except REFUSALS as error:
-        blamed = [name for name in where if f" {name} must " in str(error)]
-        with source.blame(f"{where[blamed[0]]}.{blamed[0]}" if blamed else key, *REFUSALS):
-            raise
-    return {**arguments, **added}
-
-
-def origins(name: str, places: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Where the arguments of the algorithm `name` in a run's config stand in the study's block."""
-    here = f"algorithms.{name}"
-    each = {f"{here}.{argument}": f"{key}.{argument}" for key, given in places.items() for argument in given}
-    return each | {here: list(places)[-1]}
-
-
-def check_weights(base: Base, arguments: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises an error where some of them, by the key where they stand, choose no weights that the model has."""
-    from accelerando.algorithms.generators import untouched_generators
-    from accelerando.algorithms.pruning import prunable_weights
-
-    from ..run.algorithms import in_its_folders
-    from ..run.teachers import as_in_training
-
-    with untouched_generators():
-        model = as_in_training(base.recipe.model, in_its_folders(base.recipe))
-    for key, given in arguments.items():
-        with base.source.blame(key, ValueError):
-            prunable_weights(model, **selection(given))
-
-
-def check_seeds_matter(base: Base, key: str, arguments: Mapping[str, Any]) -> None:
-    """Raises an error where another seed draws the same weights, as of pre-trained ones: it is the same run again."""
-    import torch
-
-    from accelerando.algorithms.generators import untouched_generators
-    from accelerando.algorithms.pruning import prunable_weights
-
-    drawn = []
-    with untouched_generators():
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            drawn.append(prunable_weights(base.recipe.model.build(), **selection(arguments)))
-    if same := [name for name, weight in drawn[0].items() if torch.equal(weight, drawn[1][name])]:
-        hint = "are the same whatever the seed, as pre-trained ones are; leave it out"
-        raise base.source.error(key, f"reinitialize draws other weights, but those of {same[0]} {hint}")
-
-
-def selection(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments that say which weights may be pruned."""
-    return {name: arguments[name] for name in ("include", "exclude", "classifier") if name in arguments}
-
-
-def check_rewind(source: Source, key: str, arguments: Mapping[str, Any], recipe: Recipe) -> float:
-    """The share of the training at which a LotteryTicket's step k lies, as far as its unit tells."""
-    k, length = as_time(arguments.get("rewind_to", "0ba")), duration(recipe)
-    if k.unit != length.unit:
-        return 0.0
-    if k.value >= length.value:
-        raise source.error(f"{key}.rewind_to", f"{k.to_timestring()} given; expected less than max_duration")
-    return k.value / length.value
-
-
-def wrong_masks(file: Path, wanted: str) -> str:
-    """Returns what is wrong with a file of masks, which must have the digest `wanted`; "" for nothing."""
-    from accelerando.algorithms.checkpoints import read_weights
-    from accelerando.algorithms.pruning.files import SUFFIX
-    from accelerando.algorithms.pruning.masks import digest
-
-    try:
-        masks = {name.removesuffix(SUFFIX): mask for name, mask in read_weights(file).items()}
-        wrong = "" if digest(masks) == wanted else "holds other masks than the ladder has found"
-    except REFUSALS as error:
-        wrong = f"cannot be read; {error}"
-    return wrong and f"{file}: {wrong}; delete {file.parent.parent} to train it again"

@@ -108,8 +108,7 @@ def _alone(folder: Path, names: Collection[str]) -> Iterator[None]:
     with suppress(FileNotFoundError, ValueError, TypeError):
         told = [name for name in json.loads((folder / WRITTEN).read_text()) if isinstance(name, str)]
         old = [name for name in told if Path(name).name == name and (folder / name).is_file()]
-    if old or names:
-        write(folder / WRITTEN, json.dumps(sorted({*old, *names})).encode())
+    write(folder / WRITTEN, json.dumps(sorted({*old, *names})).encode())
     yield
     if stale := {*old} - {*names}:
         for name in stale:

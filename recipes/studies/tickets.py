@@ -12,9 +12,9 @@ from ..run.results import percent
 from .claims import Claim
 from .core import Base, Train, named, refuse_twice
 from .density import DENSE, UNKNOWN, by_arm, dense_of
-from .pruning import (
+from .pruning import PruningStudy
+from .pruning_checks import (
     WHICH,
-    PruningStudy,
     arguments_of,
     check_rewind,
     check_seeds_matter,
@@ -124,7 +124,8 @@ class Tickets(PruningStudy):
             finished = (base.folder / f"{name}-seed{seed}" / "results.json").is_file()  # the masks may be gone then
             if file not in self._checked and not finished:
                 problem = wrong_masks(base.folder / file, digest)
-                self._checked |= {file} if not problem else set()
+                if not problem:
+                    self._checked.add(file)
             arguments |= {"ticket": f"{base.name}/{file}"} | ({"shuffle": True} if control == "shuffle" else {})
         other = OTHER_SEED if control == "reinitialize" else 0
         return Train(
@@ -163,8 +164,8 @@ class Tickets(PruningStudy):
         matching = [*takewhile(lambda share: means[first][share].matches, means[first])]
         for control, words in (("random", "as many weights at random"), ("reinitialize", "other initial weights")):
             if control in means:
-                cells, hint = {}, f"no ticket matches the dense network where {words} were tried"
-                hint = hint if dense_of(found) else UNKNOWN
+                nowhere = f"no ticket matches the dense network where {words} were tried"
+                cells, hint = {}, nowhere if dense_of(found) else UNKNOWN
                 if shares := [share for share in matching if share in means[control]]:
                     where = f"at {shares[-1]}, the sparsest compared match ({self.choice})"
                     cells = {where: ((first, cell := means[first][shares[-1]].density), (control, cell))}
