@@ -53,7 +53,7 @@ def report(
     found: list[Any] = [None, {}, ()]  # what rank 0 makes of them
     if rows and dist.get_global_rank() == 0:
         with base.source.blame("folder", OSError):
-            found = _write(study, base, rows, [result.seconds for result in done.values()])
+            found = _write(study, base, rows, [result.seconds for result in done.values()], len(nodes))
         if page:
             _publish(base.folder, page)
     dist.broadcast_object_list(found)
@@ -66,8 +66,8 @@ def report(
     return Outcome(rows=rows, claims=found[2], failures=failures)
 
 
-def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[float]) -> list[Any]:
-    """The figure's pixels, all tables, and the claims; `seconds` are those of each training."""
+def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[float], planned: int) -> list[Any]:
+    """The figure's pixels, all tables, and the claims; `seconds` are those of each finished one of `planned`."""
     from ..run.figures import save_figure
     from ..run.files import write, write_csv, write_yaml
 
@@ -85,7 +85,8 @@ def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[floa
             pixels = save_figure(figure, folder / "figure.png")
         write(folder / "claims.md", to_markdown(claims).encode())
         seeds = ", ".join(str(seed) for seed in study.seeds if any(row.tags.get("seed") == seed for row in rows))
-        measured = f"{len(seconds)} runs with the seeds {seeds}, {sum(seconds) / 3600:.2g} hours of training in all"
+        finished = f"{len(seconds)} of {planned}" if len(seconds) < planned else str(planned)
+        measured = f"{finished} runs with the seeds {seeds}, {sum(seconds) / 3600:.2g} hours of training in all"
         write(folder / "report.md", _page(study, base, measured, text, claims, pixels is not None).encode())
     if text:
         print(f"\n{text}")

@@ -134,6 +134,7 @@ def test_a_report_of_what_is_finished_trains_nothing(copied, capsys):
     shutil.rmtree(copied / "study/lr0.1-seed18")
     found = report_only(plan(config(copied, RATES)))
     assert [row.node for row in found.rows] == NODES[:3] and not (copied / "study/lr0.1-seed18").exists()
+    assert "3 of 4 runs with the seeds 17, 18" in (copied / "study/report.md").read_text()
     assert found.claims[0].verdict == "cannot be told here" and "one seed" in found.claims[0].measured
     (copied / "file").touch()
     with pytest.raises(ConfigError, match=r"file/page.md: cannot be written; .*File exists"):
