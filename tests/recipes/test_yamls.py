@@ -212,6 +212,7 @@ def big(tmp_path_factory):
     return runs
 
 
+@pytest.mark.programs
 def test_tradeoff_under_two_ranks(big):
     with (big / "resnet50" / "tradeoff" / "table.csv").open() as file:
         rows = [(row["arm"], row["end"], row["samples"]) for row in csv.DictReader(file)]
@@ -221,6 +222,7 @@ def test_tradeoff_under_two_ranks(big):
     assert list((big / "resnet50" / "tradeoff").glob("wandb/offline-run-*"))
 
 
+@pytest.mark.programs
 def test_distillation_under_two_ranks(big):
     rows = [(row["arm"], row.samples) for row in read_table(big / "digits-distillation" / "table.csv")]
     assert rows == [(arm, 8) for arm in ("teacher", "teacher", "none", "best", "poorest", "ensemble", "random")]
@@ -229,6 +231,7 @@ def test_distillation_under_two_ranks(big):
     assert names == {"table", "speedup", "claims"}
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     ("name", "arms"),
     [
@@ -244,6 +247,7 @@ def test_pruning_under_two_ranks(name, arms, big):
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"density"}
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("name", sorted(BIG | {"streaming"}))
 def test_big_under_two_ranks(name, big):
     result = json.loads((big / name / "results.json").read_text())
