@@ -9,6 +9,7 @@ from .label_smoothing import LabelSmoothing, smooth_labels
 from .labelled_positions import LabelledPositions
 from .mixup import MixUp, mixup_batch
 from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
+from .snapshots import Snapshot, Snapshots, find_snapshot, find_snapshots
 from .targets import dense_targets
 from .teachers import load_teacher
 from .tradeoff_curve import TradeoffCurve
@@ -27,6 +28,8 @@ __all__ = [
     "MixUp",
     "MultiplicativeCyclicScheduler",
     "PruneAtInit",
+    "Snapshot",
+    "Snapshots",
     "TradeoffCurve",
     "add_distillation",
     "apply_blurpool",
@@ -39,6 +42,8 @@ __all__ = [
     "distillation_kl",
     "distillation_mse",
     "draw_teachers",
+    "find_snapshot",
+    "find_snapshots",
     "load_teacher",
     "mixup_batch",
     "smooth_labels",

@@ -36,12 +36,14 @@ class Folder:
 class FinishedRun:
     """A run as training has left it.
 
-    `records` hold what was logged, one for each batch that is kept, with `batch`, `samples` and `seconds` of training.
+    `records` hold what was logged, one for each batch that is kept, with `batch`, `samples` and `seconds` of training;
+    `begun` holds these counts as they were when the run began, above 0 where it started from another run's moment.
     `batch` gives one batch of the training data, on the device and as the model sees it.
     """
 
     state: State
     records: Sequence[Mapping[str, float]]
+    begun: Mapping[str, float]
     batch: Callable[[], Any]
 
 

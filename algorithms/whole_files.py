@@ -7,10 +7,16 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its name at the end; several processes may write the same."""
+def written_whole(path: Path, here: bool = True) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its name at the end; several processes may write the same.
+
+    Unless it is `here`, another process writes it, with which this one takes part in gathering what is written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    if not here:
+        yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,15 @@ def half_pruned(run: Trainer, plain: Trainer) -> bool:
     return abs(sum(int(w.count_nonzero()) - 0.49 * w.numel() for w in held)) <= 0.5 * len(held)
 
 
+def has_snapshots(run: Trainer, plain: Trainer) -> bool:
+    own = [algorithm for algorithm in run.state.algorithms if isinstance(algorithm, ours.Snapshots)]
+    if not own:
+        return False
+    held = [ours.find_snapshot(SNAPSHOTS, moment) for moment in own[0].kept]
+    return [*own[0].kept.values()] == [0, 3, run.state.timestamp.batch.value] and all(each.full for each in held)
+
+
+SNAPSHOTS = tempfile.mkdtemp()
 PATTERNS: list[dict[str, Any]] = [
     {"include": ()},
     {"include": "conv"},
@@ -293,6 +303,17 @@ CASES = {
         chosen=masks_of,
         chooses_weights=True,
         reads_to_choose=True,
+    ),
+    "Snapshots": Case(
+        lambda: ours.Snapshots(["0ba", "3ba", "1dur"], full=True, save_folder=SNAPSHOTS),
+        has_snapshots,
+        [
+            *({"at": moments} for moments in ([], "1ep", ["soon"], ["-1ba"], ["1ep", "1ep"], ["2dur"], ["3sec"], [3])),
+            {"save_folder": "s3://bucket/snapshots", "at": ["1ep"]},
+        ],
+        required=lambda: {"at": ["1ep"]},
+        changes_training=False,
+        chosen=lambda snapshots: [*snapshots.kept.values()],
     ),
     "TradeoffCurve": Case(
         lambda: ours.TradeoffCurve(ours.MultiplicativeCyclicScheduler("0dur", "0.25dur", growth=3)),

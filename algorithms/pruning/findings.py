@@ -15,10 +15,15 @@ OF_LEVEL = ("level", "density", "batch", "batches", "samples", "seconds", "compr
 COSTS = ("batch", "samples", "seconds")
 
 
-def with_costs(levels: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Each level with the batches, samples and seconds that it alone had cost; `records` hold the sums by `batch`."""
+def with_costs(
+    levels: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, float]], begun: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Each level with the batches, samples and seconds that it alone had cost.
+
+    `records` hold the sums by `batch`, and `begun` those with which the run began.
+    """
     by_batch = {record["batch"]: record for record in records}
-    told, start = [], dict.fromkeys(COSTS, 0.0)
+    told, start = [], begun
     for level in levels:
         end = by_batch[level["batch"]]
         batches, samples, seconds = (end[name] - start[name] for name in COSTS)

@@ -315,7 +315,7 @@ class LotteryTicket(Pruning):
     def found(self, run: FinishedRun) -> dict[str, Any]:
         """Also `levels`: the `results`, each with what this level alone had cost, and the ratios of its masks."""
         size = super().found(run)
-        sizes, levels = self.size(run.state), with_costs(self.results, run.records)
+        sizes, levels = self.size(run.state), with_costs(self.results, run.records, run.begun)
         return {**size, "levels": [level | ratios(sizes, self.masks_of(level["level"])) for level in levels]}
 
     @classmethod

@@ -279,8 +279,9 @@ class Pruning(ForRecipes, Algorithm):
             self._verify()
         elif state.timestamp.batch.value > 0 and self.is_due_before(state):
             raise ValueError(
-                f"{self._name}: the checkpoint, of batch {state.timestamp.batch.value}, holds no masks, as it should; "
-                "load one of a run like this, or its weights alone (load_weights_only=True)."
+                f"{self._name}: the checkpoint (or start), of batch {state.timestamp.batch.value}, holds no masks, as "
+                "it should; prune at that moment or later, load a checkpoint of a run like this, or its weights alone "
+                "(load_weights_only=True)."
             )
         self.prepare(state)
         # Not before: a checkpoint that has none would be told to lack it.

@@ -19,12 +19,15 @@ from .errors import REFUSALS, ArgumentError, Source, show
 from .loading import resolve
 from .lookup import Part, nearest
 from .sections import REQUIRED_SECTIONS, SECTIONS, STUDY_KEYS, check_parts, entries_of
+from .start import Start, check_start
 
 OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
 DURATIONS = ("ep", "ba", "sp")
+# Of initial weights, and of the data's order and augmentation; what is left follows `seed`, by default these do too.
+SEEDS = ("weights_seed", "data_seed")
 # The least whole number, and what else is allowed.
 RANGES = {
-    "seed": (0, ()),
+    **dict.fromkeys(("seed", *SEEDS), (0, ())),
     "train_subset_num_batches": (1, (-1,)),
     "device_train_microbatch_size": (1, ("auto", None)),
 }
@@ -52,6 +55,9 @@ class Recipe:
     config: dict[str, Any]
     run_name: str
     folder: Path
+    weights_seed: int
+    data_seed: int
+    start: Start | None
     batch_size: int
     eval_batch_size: int
     model: Part
@@ -84,7 +90,10 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
         check_path("folder", config["folder"], "a folder of this machine")
     entries = {key: entries_of(source, key, config.get(key)) for key in SECTIONS}
     ranks = _check_ranks(source, config)
-    trainer = _check_trainer(source, {key: config[key] for key in config if key not in {*OWN_KEYS, *SECTIONS}})
+    for key in SEEDS:
+        _check_range(source, key, config.get(key, 0))
+    own = {*OWN_KEYS, *SECTIONS, *SEEDS, "start"}
+    trainer = _check_trainer(source, {key: config[key] for key in config if key not in own})
     parts = {key: check_parts(source, key, entries[key]) for key in SECTIONS}
     counts_tokens = getattr(parts["train_data"][0].target, "counts_tokens", False)
     _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
@@ -94,6 +103,9 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
         config=config,
         run_name=config["run_name"],
         folder=Path(config["folder"], config["run_name"]),
+        weights_seed=config.get("weights_seed", config["seed"]),
+        data_seed=config.get("data_seed", config["seed"]),
+        start=check_start(source, config.get("start"), config),
         batch_size=config["global_batch_size"] // ranks,
         eval_batch_size=config["eval_batch_size"] // ranks,
         model=parts["model"][0],
@@ -113,7 +125,15 @@ def refuse_unknown(source: Source, given: Iterable[Any], own: Collection[str] = 
     """An error at the first of the given keys that is neither one of a run nor of the caller's `own`."""
     from composer import Trainer
 
-    known = {*inspect.signature(Trainer).parameters, *OWN_KEYS, *SECTIONS, "variables", *own} - RENAMED.keys()
+    known = {
+        *inspect.signature(Trainer).parameters,
+        *OWN_KEYS,
+        *SECTIONS,
+        *SEEDS,
+        "start",
+        "variables",
+        *own,
+    } - RENAMED.keys()
     for key in map(str, given):
         if key in RENAMED:
             raise source.error(key, f"the recipe fills it in; use {RENAMED[key]} instead")
@@ -142,16 +162,20 @@ def _check_trainer(source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
         for key in SAVED_AS:
             _check_saved_as(key, arguments.get(key))
     for key in RANGES.keys() & arguments.keys():
-        value, (least, others) = arguments[key], RANGES[key]
-        if value not in others and not (type(value) is int and least <= value < 2**32):
-            expected = " or ".join([f"a whole number from {least} to {2**32 - 1}", *map(show, others)])
-            raise source.error(key, f"{show(value)} given; expected {expected}")
+        _check_range(source, key, arguments[key])
     with source.blame("device", *REFUSALS):
         device = get_device(arguments.get("device"))
     if arguments.get("precision") is not None:
         with source.blame("precision", ValueError):
             _validate_precision(Precision(arguments["precision"]), device)
     return arguments
+
+
+def _check_range(source: Source, key: str, value: Any) -> None:
+    least, others = RANGES[key]
+    if value not in others and not (type(value) is int and least <= value < 2**32):
+        expected = " or ".join([f"a whole number from {least} to {2**32 - 1}", *map(show, others)])
+        raise source.error(key, f"{show(value)} given; expected {expected}")
 
 
 def _check_saved_as(name: str, value: str | None) -> None:

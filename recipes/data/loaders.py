@@ -18,6 +18,49 @@ def to_device(tensor: Tensor, device: AnyDevice) -> Tensor:
     return device.tensor_to_device(tensor) if isinstance(device, Device) else tensor.to(device)  # type: ignore
 
 
+class Shards(DistributedSampler):
+    """Which samples this rank sees, by the run's epoch; they may begin elsewhere than at those of epoch 0.
+
+    Shifted by s batches, of which an epoch has n, the run's epoch e has the n batches of the data from place e n + s
+    on, counted from the first batch of their epoch 0.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, train: bool, seed: int, drop_last: bool = True):
+        # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
+        ranks = {"num_replicas": dist.get_world_size(), "rank": dist.get_global_rank()}
+        cut = train and drop_last
+        super().__init__(dataset, shuffle=train, seed=seed * SEED_STRIDE, drop_last=cut, **ranks)
+        self.batch_size, self.shift = batch_size, 0
+        self.length, self.rest = divmod(self.num_samples, batch_size)  # of an epoch, in batches
+        if not cut and self.rest:
+            self.length += 1
+
+    def shift_by(self, batches: int) -> None:
+        """ValueError where epochs end in a smaller batch, which would then come in the middle of one."""
+        if batches % self.length and self.rest and not self.drop_last:
+            raise ValueError("an epoch ends in a smaller batch, and the place lies within an epoch")
+        self.shift = batches
+
+    def parts(self) -> Iterator[tuple[int, list[int]]]:
+        """The samples of one of the run's epochs, by the epochs of the data that they are of."""
+        if not self.shift:
+            yield self.epoch, [*super().__iter__()]
+            return
+        run_epoch, size = self.epoch, self.batch_size
+        epoch, place = divmod(run_epoch * self.length + self.shift, self.length)
+        halves = slice(place * size, self.length * size), slice(0, place * size)
+        for number, half in enumerate(halves):
+            self.epoch = epoch + number
+            samples = [*super().__iter__()][half]
+            self.epoch = run_epoch
+            if samples:
+                yield epoch + number, samples
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        for _, samples in self.parts():
+            yield from samples
+
+
 class TensorLoader(DataLoader):
     """Batches of in-memory tensors: shuffled anew each epoch in training, in order and complete in evaluation.
 
@@ -49,22 +92,25 @@ class TensorLoader(DataLoader):
         drop_last: bool = True,
     ):
         self.tensors, self.transform, self.noise_shape = tuple(tensors), transform, noise_shape
-        self.shards = _sampler(TensorDataset(*tensors), train, seed, drop_last)
+        self.shards = Shards(TensorDataset(*tensors), batch_size, train, seed, drop_last)
         self.samples_per_batch, self.train = batch_size, train
         super().__init__(self.shards.dataset, batch_size, sampler=self.shards, drop_last=train and drop_last)
         _check_length(self, len(tensors[0]), batch_size)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        order = torch.tensor(list(self.shards), device=self.tensors[0].device)
-        noise = self._noise()
-        for indices in order.split(self.samples_per_batch)[: len(self)]:
-            batch = tuple(tensor[indices] for tensor in self.tensors)
-            yield self.transform(batch, noise[indices]) if self.transform else batch
+        left = len(self)
+        for epoch, samples in self.shards.parts():
+            order = torch.tensor(samples, device=self.tensors[0].device)
+            noise = self._noise(epoch)
+            for indices in order.split(self.samples_per_batch)[:left]:
+                batch = tuple(tensor[indices] for tensor in self.tensors)
+                yield self.transform(batch, noise[indices]) if self.transform else batch
+                left -= 1
 
-    def _noise(self) -> Tensor:
+    def _noise(self, epoch: int) -> Tensor:
         """Drawn on the CPU, so that every kind of device gets the same numbers."""
         # Complements are seeds that no sampler uses: the noise must not follow the order.
-        seed = ~(self.shards.seed + self.shards.epoch) if self.train else -1
+        seed = ~(self.shards.seed + epoch) if self.train else -1
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.tensors[0]), *self.noise_shape, generator=generator)
         return noise.to(self.tensors[0].device)
@@ -77,7 +123,7 @@ def worker_loader(
     loader = DataLoader(
         dataset,
         batch_size,
-        sampler=None if isinstance(dataset, IterableDataset) else _sampler(dataset, train, seed),
+        sampler=None if isinstance(dataset, IterableDataset) else Shards(dataset, batch_size, train, seed),
         num_workers=num_workers,
         collate_fn=collate_fn,
         drop_last=train,
@@ -94,8 +140,3 @@ def _check_length(loader: DataLoader, samples: int, batch_size: int) -> None:
     """An epoch without a batch would never end the run."""
     if len(loader) == 0:
         raise ValueError(f"{samples} samples do not fill a batch of {batch_size} on {dist.get_world_size()} rank(s)")
-
-
-def _sampler(dataset: Dataset, train: bool, seed: int, drop_last: bool = True) -> DistributedSampler:
-    # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
-    return dist.get_sampler(dataset, drop_last=train and drop_last, shuffle=train, seed=seed * SEED_STRIDE)

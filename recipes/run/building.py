@@ -25,20 +25,26 @@ from .agreement import agree, takes
 from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
-from .folder import blame_checkpoint, blame_disk
+from .folder import as_rank_zero_finds, blame_checkpoint, blame_disk
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .progress import Lines
+from .seeds import SeedOfWeights
+from .start import StartedRun, find_origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A Trainer that is ready to train, what it records, and what its batches go through to the model."""
+    """A Trainer that is ready to train, what it records, and what its batches go through to the model.
+
+    `begun` counts, as `batch` and `sample`, what another run had trained on, from which this one starts.
+    """
 
     recipe: Recipe
     trainer: Trainer
     history: History
     seen: SeenByModel
+    begun: Mapping[str, int]
 
     def batch(self) -> Any:
         """One batch of the training data, on the device and as the model sees it."""
@@ -61,11 +67,12 @@ def build(
     for algorithm in for_recipes(algorithms):
         scheduler = algorithm.wrap(scheduler)
     callbacks = [OneSetOfBuffers(), *(part.build() for part in recipe.callbacks)]
+    origin = as_rank_zero_finds(lambda: find_origin(recipe)) if recipe.start and not checkpoint else None
 
-    seed = recipe.config["seed"]
-    reproducibility.seed_all(seed)
+    reproducibility.seed_all(recipe.weights_seed)
     model = _build_model(recipe)
     optimizer = recipe.optimizer.build(model.parameters())
+    reproducibility.seed_all(seed := recipe.data_seed)
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     evaluated = [
         (part, part.build(recipe.eval_batch_size, False, seed, device))
@@ -74,6 +81,7 @@ def build(
     ]
     agree(recipe, takes(model), [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
+    started = [StartedRun(recipe, origin, seen.data.dataloader)] if recipe.start else []
     with (
         recipe.source.blame("", *REFUSALS),
         blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
@@ -86,12 +94,15 @@ def build(
             eval_dataloader=_evaluators(recipe, evaluated),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=algorithms,
-            callbacks=callbacks,
+            algorithms=[SeedOfWeights(recipe.weights_seed), *algorithms],
+            callbacks=[*callbacks, *started],
             loggers=loggers,
             **arguments,
         )
-    return Run(recipe=recipe, trainer=trainer, history=history, seen=seen)
+    for start in started:
+        trainer._rng_state = start.generators or trainer._rng_state
+    begun = started[0].begun if started else {"batch": 0, "sample": 0}
+    return Run(recipe=recipe, trainer=trainer, history=history, seen=seen, begun=begun)
 
 
 def _kept_records(recipe: Recipe) -> list[str]:

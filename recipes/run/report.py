@@ -23,16 +23,18 @@ def report(run: Run, *, quiet: bool) -> Result:
     """The result of a run that has just ended; it is saved, drawn, logged, and printed unless `quiet`."""
     recipe, state = run.recipe, run.trainer.state
     seconds, records = run.history.seconds, run.history.records
-    done = FinishedRun(state=state, records=records, batch=run.batch)
+    begun = {"batch": run.begun["batch"], "samples": run.begun["sample"], "seconds": 0.0}
+    done = FinishedRun(state=state, records=records, begun=begun, batch=run.batch)
+    samples = int(records[-1]["samples"] - begun["samples"])
     result = Result(
         run_name=recipe.run_name,
         folder=str(recipe.folder),
         algorithms=[type(part).__name__ for part in state.algorithms if not isinstance(part, RequiredOnLoad)],
         metrics=final_metrics(records),
-        batches=int(records[-1]["batch"]),
-        samples=int(records[-1]["samples"]),
+        batches=int(records[-1]["batch"] - begun["batch"]),
+        samples=samples,
         seconds=seconds,
-        samples_per_second=records[-1]["samples"] / seconds,
+        samples_per_second=samples / seconds,
         records=records,
         found={name: value for each in for_recipes(state.algorithms) for name, value in each.found(done).items()},
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Control = Literal["random", "reinitialize", "shuffle"]
 OTHER_SEED = 1_000_000  # from a run's own to that of other initial weights
+REINITIALIZED = {"weights_seed": "seeds"}
 MODERATE = (0.2, 0.5)  # densities
 
 
@@ -62,7 +63,7 @@ class Tickets(PruningStudy):
 
     A control is a run of length T, dense up to k, that from there has as many weights as the first ladder's level:
     drawn at random (`random`), or in each layer as many as the ticket has, in random places (`shuffle`); or the
-    ticket's own weights in a network with other initial weights (`reinitialize`), which is a run with another seed.
+    ticket's own weights in a network with other initial weights (`reinitialize`), of which nothing else is random anew.
 
     Args:
         ladders: arguments of LotteryTicket by name, such as {iterative: {levels: 12}}; false leaves one out.
@@ -95,7 +96,7 @@ class Tickets(PruningStudy):
         if "reinitialize" in self.controls:
             check_seeds_matter(base, "controls", first.arguments)
             for seed in self.seeds:
-                base.recipe_of(Train(name="reinitialize", sets={"seed": seed + OTHER_SEED}))
+                base.recipe_of(Train(name="reinitialize", sets=_other_weights(seed), made_from=REINITIALIZED))
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         for seed in self.seeds:
@@ -127,12 +128,12 @@ class Tickets(PruningStudy):
                 if not problem:
                     self._checked.add(file)
             arguments |= {"ticket": f"{base.name}/{file}"} | ({"shuffle": True} if control == "shuffle" else {})
-        other = OTHER_SEED if control == "reinitialize" else 0
+        other = _other_weights(seed) if control == "reinitialize" else {}
         return Train(
             name=f"{name}-seed{seed}",
             changes={} if control == "random" or found else None,
-            sets={"seed": seed + other, "algorithms": {"prune_at_init": arguments}},
-            made_from={"algorithms.prune_at_init": f"ladders.{first.name}"},
+            sets={"seed": seed, **other, "algorithms": {"prune_at_init": arguments}},
+            made_from={"algorithms.prune_at_init": f"ladders.{first.name}", **REINITIALIZED},
             after=() if control == "random" else (ladder,),
             tags={"arm": control, "seed": seed, "level": level},
             problem=problem,
@@ -192,6 +193,11 @@ class Tickets(PruningStudy):
             if cells:
                 claim = f"Tickets suffer where their {what} are {words}."
                 yield self.judge(claim, "arXiv:2009.08576, abstract", rows, cells)
+
+
+def _other_weights(seed: int) -> dict[str, int]:
+    """What a run of that seed sets to begin with other initial weights, and to draw all else as it would."""
+    return {"seed": seed, "weights_seed": seed + OTHER_SEED}
 
 
 def _ladder(base: Base, name: str, given: Mapping[str, Any], shared: Mapping[str, Any]) -> Ladder:
