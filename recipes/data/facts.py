@@ -19,6 +19,8 @@ class Facts:
     classes: int | None = None  # of a source without their names, one more than the largest label
     names: tuple[str, ...] | None = None  # of the classes, in the order of their labels
     channels: int | None = None
+    side: int | None = None  # of the images, in pixels
+    least_side: int | None = None  # of the images that a model takes, where it takes several sizes
     words: int | None = None  # in the vocabulary
     positions: int | None = None  # tokens in a text
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +23,16 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from ..config.errors import ArgumentError
 from .checks import check_folder, check_least
 from .facts import Described, Facts
+from .idx import find_idx, read_idx
 from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
 from .shards import check_shards, open_shards, same_shards
 from .splits import overlap, part_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEBIAN = "/usr/share/datasets/fashion-mnist"
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -39,33 +43,44 @@ class _InMemory:
     std: ClassVar[list[float]]
     classes: ClassVar[Sequence[str]]
     sizes: ClassVar[dict[str, int]]
+    side: ClassVar[int]  # of an image, in pixels, before `resize`
     split: str
-    path = ""
+    resize: int | None
     augment = False
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Images of float32 in [0, 1], (N, C, H, W), and labels."""
         raise NotImplementedError
 
+    def place(self) -> str:
+        """The folder of the files; two sources of one place and class have the same images."""
+        return ""
+
     def check(self) -> None:
         self.part()
+        if self.resize is not None and not 1 <= self.resize <= self.side:
+            hint = f"expected pixels per side, from 1 to the images' own {self.side}"
+            raise ArgumentError("resize", f"{self.resize} given; {hint}")
 
     def part(self) -> tuple[str, range]:
         """The split and which of its images."""
         return part_of(self.split, self.sizes)
 
     def overlaps(self, other: Any) -> bool:
-        alike = type(other) is type(self) and Path(other.path).resolve() == Path(self.path).resolve()
+        alike = type(other) is type(self) and Path(other.place()).resolve() == Path(self.place()).resolve()
         return alike and overlap(self.part(), other.part())
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         split, rows = self.part()
         images, labels = (tensor[rows.start : rows.stop] for tensor in self.load(split))
+        if self.resize:
+            images = F.interpolate(images, size=self.resize, mode="area")
         tensors = [to_device(normalize(images, self.mean, self.std), device), to_device(labels, device)]
-        names = tuple(self.classes)
-        facts = Facts(inputs="images", labels="classes", classes=len(names), names=names, channels=images.shape[1])
+        names, (channels, side) = tuple(self.classes), images.shape[1:3]
+        facts = Facts(inputs="images", labels="classes", classes=len(names), names=names, channels=channels, side=side)
         if train and self.augment:
-            return Described(TensorLoader(tensors, batch_size, train, seed, _crop_and_flip, noise_shape=(3,)), facts)
+            crop = partial(_crop_and_flip, padding=max(1, round(4 * side / self.side)))
+            return Described(TensorLoader(tensors, batch_size, train, seed, crop, noise_shape=(3,)), facts)
         return Described(TensorLoader(tensors, batch_size, train, seed), facts)
 
 
@@ -74,8 +89,9 @@ class Digits(_InMemory):
     """1797 real handwritten digits, 8x8 pixels, that scikit-learn carries with it: 1437 to train on, 360 to test on."""
 
     split: str = "train"  # or test, or a slice such as train[:80%]
+    resize: int | None = None  # pixels per side, each the mean of the area that it covers
 
-    mean, std, classes = [0.305], [0.376], "0123456789"
+    mean, std, classes, side = [0.305], [0.376], "0123456789", 8
     sizes: ClassVar[dict[str, int]] = {"train": 1437, "test": 360}
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
@@ -91,12 +107,17 @@ class Cifar10(_InMemory):
 
     path: str  # the folder that holds (or, with download, will hold) cifar-10-batches-py
     split: str = "train"  # or test, or a slice such as train[:80%]
-    augment: bool = True  # in training: crop at random after padding by 4 pixels, and flip half of the images
+    augment: bool = True  # in training: crop at random after padding by 4 pixels in 32, and flip half of the images
     download: bool = False
+    resize: int | None = None  # pixels per side, each the mean of the area that it covers
 
+    side = 32
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
+
+    def place(self) -> str:
+        return self.path
 
     def check(self) -> None:
         super().check()
@@ -111,25 +132,50 @@ class Cifar10(_InMemory):
 
 @dataclass
 class FashionMnist(_InMemory):
-    """Fashion-MNIST: 70 000 grey images of 28x28 pixels, as torchvision keeps them on disk; served from memory."""
+    """Fashion-MNIST: 70 000 grey images of 28x28 pixels in four idx files, gzipped or not; served from memory."""
 
-    path: str  # the folder that holds (or, with download, will hold) FashionMNIST/raw
+    path: str | None = (
+        None  # the folder that holds them, itself or in FashionMNIST/raw; by default that of Debian's package
+    )
     split: str = "train"  # or test, or a slice such as train[:80%]
-    augment: bool = False  # in training: crop at random after padding by 4 pixels, and flip half of the images
-    download: bool = False
+    augment: bool = False  # in training: crop at random after padding by 4 pixels in 28, and flip half of the images
+    download: bool = False  # what `path` lacks, into its FashionMNIST/raw
+    resize: int | None = None  # pixels per side, each the mean of the area that it covers
 
-    mean, std, classes = [0.2860], [0.3530], torchvision.datasets.FashionMNIST.classes
+    mean, std, classes, side = [0.2860], [0.3530], torchvision.datasets.FashionMNIST.classes, 28
     sizes: ClassVar[dict[str, int]] = {"train": 60_000, "test": 10_000}
+
+    def place(self) -> str:
+        return self.path or DEBIAN
 
     def check(self) -> None:
         super().check()
         if not self.download:
-            check_folder(Path(self.path) / "FashionMNIST" / "raw", "Fashion-MNIST (or set download: true)")
+            self.files(self.part()[0])
+        elif not self.path:
+            raise ArgumentError("download", "true given, but no path; expected the folder to download to as path")
+
+    def files(self, split: str) -> list[Path]:
+        """Those of the images and of their labels; FileNotFoundError where one is missing."""
+        folders = [Path(self.path), Path(self.path, "FashionMNIST", "raw")] if self.path else [Path(DEBIAN)]
+        part = {"train": "train", "test": "t10k"}[split]
+        hint = "apt install dataset-fashion-mnist and leave out path, or set download: true with a path"
+        return [find_idx(f"{part}-{kind}-ubyte", folders, hint) for kind in ("images-idx3", "labels-idx1")]
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         with dist.run_local_rank_zero_first():
-            data = torchvision.datasets.FashionMNIST(self.path, split == "train", download=self.download)
-        return data.data[:, None] / 255, data.targets
+            try:
+                images, labels = self.files(split)
+            except FileNotFoundError:
+                if not (self.download and self.path):
+                    raise
+                torchvision.datasets.FashionMNIST(self.path, download=True)
+                images, labels = self.files(split)
+        size = self.sizes[split]
+        pixels, classes = read_idx(images, (size, self.side, self.side)), read_idx(labels, (size,)).long()
+        if classes.max() >= len(self.classes):
+            raise ValueError(f"{labels} has the label {int(classes.max())}; expected 0 to {len(self.classes) - 1}")
+        return pixels[:, None] / 255, classes
 
 
 @dataclass
@@ -162,7 +208,7 @@ class ImageFolder:
         transform = _imagenet_transform(train, self.crop_size, self.resize_size)
         dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image, allow_empty=not train)
         loader = worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers)
-        return _decoded(loader, device, len(dataset.classes), tuple(dataset.classes))
+        return _decoded(loader, device, self.crop_size, len(dataset.classes), tuple(dataset.classes))
 
 
 @dataclass
@@ -195,7 +241,8 @@ class StreamingImages:
         dataset = open_shards(
             StreamingImageNet, self.local, self.remote, self.split, batch_size, train, seed, transform=transform
         )
-        return _decoded(worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers), device)
+        loader = worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers)
+        return _decoded(loader, device, self.crop_size)
 
 
 def _check_sizes(source: ImageFolder | StreamingImages) -> None:
@@ -248,7 +295,11 @@ def _stack(samples: Sequence[tuple[Image.Image, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _decoded(
-    loader: DataLoader, device: AnyDevice, classes: int | None = None, names: tuple[str, ...] | None = None
+    loader: DataLoader,
+    device: AnyDevice,
+    crop_size: int,
+    classes: int | None = None,
+    names: tuple[str, ...] | None = None,
 ) -> DataSpec:
     """Images travel as bytes, a quarter of the size, and are normalised on the device."""
     mean, std = (
@@ -259,5 +310,5 @@ def _decoded(
         images, labels = batch
         return (images - mean) / std, labels
 
-    facts = Facts(inputs="images", labels="classes", classes=classes, names=names, channels=3)
+    facts = Facts(inputs="images", labels="classes", classes=classes, names=names, channels=3, side=crop_size)
     return Described(loader, facts, microbatch_transforms=transform)

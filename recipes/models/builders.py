@@ -2,8 +2,8 @@
 
 import inspect
 import logging
-import math
 from importlib.util import find_spec
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -13,14 +13,11 @@ from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from accelerando.algorithms.targets import dense_targets
-
 from ..config.lookup import nearest
 from ..data.checks import check_hub_name, check_least
+from .classifier import Loss, classifier
 from .metrics import MetricName, build_metrics
 from .pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
-
-Loss = Literal["cross_entropy", "bce"]
 
 # Composer warns of it at every model, and a study builds hundreds; whoever wants it in checkpoints names one.
 logging.getLogger("composer.models.huggingface").addFilter(
@@ -28,34 +25,19 @@ logging.getLogger("composer.models.huggingface").addFilter(
 )
 
 
-def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Summed over classes, which keeps the learning rate at cross entropy's scale, and averaged over the batch."""
-    return F.binary_cross_entropy_with_logits(logits, dense_targets(logits, target), reduction="sum") / len(logits)
-
-
-def _classifier(module: nn.Module, head: nn.Linear, loss: Loss) -> ComposerClassifier:
-    """The initialisation is that of MosaicML's ResNet examples: Kaiming-normal weights and uniform BatchNorm scales."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    if loss == "bce":
-        # Each class starts at a probability of about 1 / num_classes.
-        nn.init.constant_(head.bias, -math.log(head.out_features))
-    # F.cross_entropy takes dense targets too; Composer's soft_cross_entropy would read them back from the device.
-    loss_fn = F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
-    return ComposerClassifier(module, num_classes=head.out_features, loss_fn=loss_fn)
-
-
 def resnet(
-    depth: Literal[18, 34, 50, 101, 152] = 50, num_classes: int = 1000, loss: Loss = "cross_entropy"
+    depth: Literal[18, 34, 50, 101, 152] = 50, num_classes: int = 1000, width: int = 64, loss: Loss = "cross_entropy"
 ) -> ComposerClassifier:
-    """torchvision's ResNet for ImageNet. Images: (N, 3, H, W)."""
-    check_least(1, num_classes=num_classes)
-    module = getattr(torchvision.models, f"resnet{depth}")(num_classes=num_classes)
-    return _classifier(module, module.fc, loss)
+    """torchvision's ResNet for ImageNet. Images: (N, 3, H, W).
+
+    `width` is that of the 3x3 convolutions in the first stage; 128 is Wide ResNet (Zagoruyko & Komodakis 2016).
+    Raises ValueError for another than 64 at depth 18 and 34, whose blocks torchvision makes in that width alone.
+    """
+    check_least(1, num_classes=num_classes, width=width)
+    if depth < 50 and width != 64:
+        raise ValueError(f"width must be 64 at depth {depth}, not {width}; other widths are for depth 50, 101 and 152")
+    module = getattr(torchvision.models, f"resnet{depth}")(num_classes=num_classes, width_per_group=width)
+    return classifier(module, module.fc, loss)
 
 
 class _Block(nn.Module):
@@ -91,7 +73,86 @@ def resnet_cifar(
         blocks += [_Block(channels // 2, channels, stride=2)]
         blocks += [_Block(channels, channels, stride=1) for _ in range(depth // 6 - 1)]
     head = nn.Linear(4 * width, num_classes)
-    return _classifier(nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), head, loss)
+    return classifier(nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), head, loss)
+
+
+def vgg_cifar(
+    depth: Literal[11, 13, 16, 19] = 16,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    loss: Loss = "cross_entropy",
+) -> ComposerClassifier:
+    """The VGG for CIFAR of Frankle et al. 2020 (models/cifar_vgg.py of facebookresearch/open_lth).
+
+    Simonyan & Zisserman 2015's convolutions (table 1: A, B, D, E), `width` in the first stage and up to 8 `width`, each
+    with BatchNorm; four max poolings, the mean of what is left, and one linear layer in place of three. Images:
+    (N, in_channels, H, W) of 16 pixels per side or more.
+    """
+    check_least(1, num_classes=num_classes, in_channels=in_channels, width=width)
+    stages = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for stage, (convolutions, scale) in enumerate(zip(stages, (1, 2, 4, 8, 8), strict=True)):
+        layers += [nn.MaxPool2d(2)] if stage else []
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, scale * width, 3, padding=1), nn.BatchNorm2d(scale * width), nn.ReLU()]
+            channels = scale * width
+    head = nn.Linear(channels, num_classes)
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return classifier(module, head, loss, least_side=16)
+
+
+def lenet_300_100(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 28,
+    width: int = 300,
+    depth: int = 3,
+    loss: Loss = "cross_entropy",
+) -> ComposerClassifier:
+    """The network of linear layers of LeCun et al. 1998 that Frankle & Carbin 2019 prune on MNIST.
+
+    `depth` is the number of linear layers: the first is `width` wide, those after it a third of that, and the last one
+    `num_classes` (models/mnist_lenet.py of facebookresearch/open_lth). Images: (N, in_channels, H, W) of `image_size`.
+    """
+    check_least(1, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    check_least(2, depth=depth)
+    check_least(3 if depth > 2 else 1, width=width)
+    sizes = [in_channels * image_size**2, width, *[width // 3] * (depth - 2)]
+    hidden = [(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(sizes)]
+    head = nn.Linear(sizes[-1], num_classes)
+    module = nn.Sequential(nn.Flatten(), *chain(*hidden), head)
+    return classifier(module, head, loss, channels=in_channels, side=image_size)
+
+
+def convnet(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: int = 128,
+    depth: int = 3,
+    normalization: Literal["instance", "batch"] = "instance",
+    loss: Loss = "cross_entropy",
+) -> ComposerClassifier:
+    """The ConvNet of Gidaris & Komodakis 2018 with which images are condensed (Zhao et al. 2021), ConvNet-3 by default.
+
+    `depth` times a 3x3 convolution, normalization, ReLU and the mean of 2x2 pixels; then one linear layer of all that
+    is left. As in models/convnet.py of snu-mllab/Efficient-Dataset-Condensation, images of 28 pixels are padded to 32,
+    and instance normalization has a scale and a shift for each channel. Images: (N, in_channels, H, W) of `image_size`.
+    """
+    check_least(1, num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+    padded = 32 if image_size == 28 else image_size
+    if padded < 2**depth:
+        raise ValueError(f"image_size must be at least {2**depth}, which {depth} poolings halve to 1, not {image_size}")
+    layers: list[nn.Module] = []
+    for block in range(depth):
+        padding = 1 if block else 1 + (padded - image_size) // 2
+        layers += [nn.Conv2d(width if block else in_channels, width, 3, padding=padding)]
+        layers += [nn.GroupNorm(width, width) if normalization == "instance" else nn.BatchNorm2d(width)]
+        layers += [nn.ReLU(), nn.AvgPool2d(2)]
+    head = nn.Linear(width * (padded // 2**depth) ** 2, num_classes)
+    return classifier(nn.Sequential(*layers, nn.Flatten(), head), head, loss, side=image_size)
 
 
 def bert(

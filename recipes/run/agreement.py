@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from accelerando.algorithms.checkpoints import some
 
 from ..data.facts import IGNORED, Described, Facts
-from ..models.builders import binary_cross_entropy
+from ..models.classifier import ImageClassifier, binary_cross_entropy
 
 if TYPE_CHECKING:
     from ..config.errors import ConfigError
@@ -75,6 +75,12 @@ def _problem(recipe: Recipe, data: Part, takes: Facts, holds: Facts) -> ConfigEr
     if takes.channels and holds.channels and takes.channels != holds.channels:
         found = f"those of {data.key} have {holds.channels}"
         return error(_key(model, "in_channels"), f"is for images of {takes.channels} channel(s), but {found}")
+    if takes.side and holds.side and takes.side != holds.side:
+        found = f"those of {data.key} have {holds.side}"
+        return error(_key(model, "image_size"), f"is for images of {takes.side} pixels per side, but {found}")
+    if takes.least_side and holds.side and holds.side < takes.least_side:
+        found = f"has images of {holds.side} pixels per side"
+        return error(data.key, f"{found}, but {model.key} takes {takes.least_side} or more")
     if takes.words and holds.words and holds.words > takes.words:
         return error(data.key, f"has a vocabulary of {holds.words} words, but {model.key} is for {takes.words}")
     if takes.positions and holds.positions and holds.positions > takes.positions:
@@ -155,9 +161,10 @@ def takes(model: ComposerModel) -> Facts:
                 return text
             return replace(text, labels="classes" if config.num_labels > 1 else "numbers", classes=config.num_labels)
     if isinstance(model, ComposerClassifier) and model._loss_fn in LOSSES:
-        channels = _channels(model.module)
+        said = model.takes if isinstance(model, ImageClassifier) else Facts()
+        channels = said.channels or _channels(model.module)
         inputs = "images" if channels else None
-        return Facts(inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
+        return replace(said, inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
     return Facts()
 
 

@@ -113,7 +113,10 @@ def test_a_mistake_on_the_command_line(yaml, capsys, override, message):
         ("train_data={image_folder: {path: '{folder}', num_workers: -1}}", "num_workers must be at least 0, not -1"),
         ("train_data={image_folder: {path: '{folder}'}}", "train_data.image_folder: Found no valid file for the class"),
         ("train_data={cifar10: {path: '{folder}'}}", "train_data.cifar10: Dataset not found or corrupted"),
-        ("train_data={fashion_mnist: {path: '{folder}'}}", "train_data.fashion_mnist: Dataset not found"),
+        (
+            "train_data={fashion_mnist: {path: '{folder}'}}",
+            "fashion_mnist: found no train-images-idx3-ubyte",
+        ),
         ("train_data={streaming_images: {local: '{folder}'}}", "index.json is not the index of MDS shards"),
         ("folder=/proc/nope", "folder: "),
         ("folder={folder}/file", "folder: "),

@@ -1,5 +1,6 @@
 """Image data: every source read from files of its own format, whole and damaged."""
 
+import gzip
 import json
 import pickle
 from itertools import chain
@@ -15,7 +16,15 @@ from formats import picture
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from accelerando.recipes.data.images import Cifar10, Digits, FashionMnist, ImageFolder, StreamingImages, _crop_and_flip
+from accelerando.recipes.data.images import (
+    DEBIAN,
+    Cifar10,
+    Digits,
+    FashionMnist,
+    ImageFolder,
+    StreamingImages,
+    _crop_and_flip,
+)
 from accelerando.recipes.models.builders import resnet
 from tiny import launch
 
@@ -104,21 +113,101 @@ def test_cifar10(tmp_path, monkeypatch):
     assert not torch.equal(batches(plain)[0][0], batches(augmented)[0][0])
 
 
-def test_fashion_mnist(tmp_path):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+
+
+def write_fashion_mnist(folder, opened=open, suffix="", images=None, labels=bytes([3, 1, 4, 1, 5])):
+    """Five images for each of the two parts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = PIXELS.tobytes() if images is None else images
     for part in ("train", "t10k"):
-        header = np.array([0x803, 5, 28, 28], dtype=">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        labels = np.array([0x801, 5], dtype=">i4").tobytes() + bytes([3, 1, 4, 1, 5])
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+        for kind, header, content in (("images-idx3", [0x803, 5, 28, 28], pixels), ("labels-idx1", [0x801, 5], labels)):
+            with opened(folder / f"{part}-{kind}-ubyte{suffix}", "wb") as file:
+                file.write(np.array(header, dtype=">i4").tobytes() + content)
+
+
+@pytest.fixture
+def five(monkeypatch):
+    monkeypatch.setattr(FashionMnist, "sizes", {"train": 5, "test": 5})
+
+
+@pytest.mark.usefixtures("five")
+@pytest.mark.parametrize("folder", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize(("opened", "suffix"), [(open, ""), (gzip.open, ".gz")])
+def test_fashion_mnist(folder, opened, suffix, tmp_path):
+    write_fashion_mnist(tmp_path / folder, opened, suffix)
     source = FashionMnist(str(tmp_path), "test")
     source.check()
     spec = source.build(2, False, 0, "cpu")
     assert labels_of(spec) == [3, 1, 4, 1, 5]
     images = torch.cat([images for images, _ in batches(spec)])
-    torch.testing.assert_close(images[:, 0], (torch.tensor(pixels) / 255 - 0.2860) / 0.3530)
+    torch.testing.assert_close(images[:, 0], (torch.tensor(PIXELS) / 255 - 0.2860) / 0.3530)
+
+
+def test_fashion_mnist_of_debian():
+    """It is found without a path; its labels are as many of each class, its pixels of the stated mean."""
+    source = FashionMnist(split="test")
+    source.check()
+    spec = source.build(10_000, False, 0, "cpu")
+    ((images, labels),) = batches(spec)
+    assert images.shape == (10_000, 1, 28, 28) and labels.bincount().tolist() == [1000] * 10
+    torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=0.01, rtol=0)
+    torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=0.01, rtol=0)
+    assert source.overlaps(FashionMnist(DEBIAN, "test", resize=14)) and not source.overlaps(FashionMnist())
+
+
+@pytest.mark.usefixtures("five")
+def test_damaged_fashion_mnist(tmp_path):
+    def refusal(name, content=None, **how):
+        write_fashion_mnist(tmp_path, **how)
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name) as raised:
+            FashionMnist(str(tmp_path)).build(5, False, 0, "cpu")
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    images, labels = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+    assert "5 x 28 x 28 bytes: it begins with 474946, not 0000080300000005" in refusal(images, b"GIF")
+    assert "it has 3919 bytes after its header, not 5 x 28 x 28" in refusal(images, images=PIXELS.tobytes()[:-1])
+    assert "is damaged: it has 6 bytes" in refusal(labels, labels=bytes(6))
+    assert "begins with" in refusal(labels, np.array([0x801, 4], dtype=">i4").tobytes() + bytes(4))
+    assert "has the label 10; expected 0 to 9" in refusal(labels, labels=bytes([3, 1, 4, 10, 5]))
+    for name in (images, labels):
+        (tmp_path / name).unlink()
+    write_fashion_mnist(tmp_path / "zipped", gzip.open, ".gz")
+    zipped = tmp_path / "zipped" / f"{images}.gz"
+    whole = zipped.read_bytes()
+    for content in (b"no gzip", whole[:-99], whole[:99] + b"damage" + whole[105:]):
+        zipped.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"cannot read .*{images}.gz: "):
+            FashionMnist(str(tmp_path / "zipped")).build(5, False, 0, "cpu")
+
+
+def test_resized_images_are_means_of_areas():
+    whole, small = (batches(Digits("test", resize=side).build(360, False, 0, "cpu"))[0][0] for side in (None, 4))
+    torch.testing.assert_close(small, whole.view(360, 1, 4, 2, 4, 2).mean((3, 5)))
+    assert small.shape == (360, 1, 4, 4)
+    for side in (0, 9):
+        with pytest.raises(ValueError, match=rf"resize: {side} given; .* from 1 to the images' own 8"):
+            Digits(resize=side).check()
+
+
+@pytest.mark.usefixtures("five")
+@pytest.mark.parametrize(("resize", "padding"), [(None, 4), (14, 2), (2, 1)])
+def test_the_padding_of_crops_scales_with_the_image(resize, padding, tmp_path):
+    """Of white images as much is black at most as they are shifted by."""
+    write_fashion_mnist(tmp_path, images=bytes([255]) * PIXELS.size)
+    spec = FashionMnist(str(tmp_path), augment=True, resize=resize).build(5, True, 0, "cpu")
+    white = (1 - 0.2860) / 0.3530
+    side = resize or 28
+    shifts = set()
+    for epoch in range(30):
+        spec.dataloader.sampler.set_epoch(epoch)
+        for images, _ in batches(spec):
+            for mask in (images[:, 0] - white).abs() < 1e-5:
+                shifts |= {side - int(mask.any(dim).sum()) for dim in (0, 1)}
+    assert max(shifts) == padding and min(shifts) == 0
 
 
 def test_crop_and_flip_against_a_plain_reference():
@@ -227,7 +316,12 @@ def test_streaming_images_go_on_in_the_middle_of_an_epoch(shards):
 def test_what_is_missing_is_named(tmp_path, folder, shards):
     expectations = [
         (Cifar10(str(tmp_path)), FileNotFoundError, "cifar-10-batches-py is not a folder: .*download: true"),
-        (FashionMnist(str(tmp_path)), FileNotFoundError, "FashionMNIST/raw is not a folder: .*download: true"),
+        (
+            FashionMnist(str(tmp_path)),
+            FileNotFoundError,
+            "no train-images-idx3-ubyte, nor .*FashionMNIST/raw; apt install dataset-fashion-mnist .* download: true",
+        ),
+        (FashionMnist(download=True), ValueError, "download: true given, but no path"),
         (ImageFolder(str(tmp_path / "no")), FileNotFoundError, "no is not a folder: expected a folder of images"),
         (ImageFolder(str(folder / "cat")), FileNotFoundError, "cat holds no folder: .*one folder of images per class"),
         (StreamingImages(str(tmp_path)), FileNotFoundError, "index.json is missing: expected a folder of MDS shards"),
@@ -237,7 +331,8 @@ def test_what_is_missing_is_named(tmp_path, folder, shards):
         with pytest.raises(error, match=message):
             source.check()
     Digits().check()
-    Cifar10(str(tmp_path), download=True).check()
+    for source in (Cifar10, FashionMnist):
+        source(str(tmp_path), download=True).check()
     StreamingImages(str(tmp_path), remote="s3://bucket/imagenet").check()
 
 

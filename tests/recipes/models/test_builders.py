@@ -1,6 +1,7 @@
 """Models by name: their shapes, their losses, their initial state, and what they refuse."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from composer.loss import binary_cross_entropy_with_logits
 from sklearn import metrics as plain
 from torch.nn import functional as F
 
-from accelerando.recipes.models.builders import bert, resnet, resnet_cifar
+from accelerando.recipes.models.builders import bert, convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
 from accelerando.recipes.models.metrics import build_metrics
 
 TINY_BERT = {
@@ -74,6 +75,69 @@ def test_resnet_cifar_has_the_papers_size():
 def test_resnet_cifar_refuses_other_depths():
     with pytest.raises(ValueError, match="6n \\+ 2"):
         resnet_cifar(depth=18)
+
+
+# VGG-16 has 14.7 M. By hand: 9 c_in c_out weights of a 3x3 convolution, one bias and two BatchNorm parameters a channel (VGG, ConvNet).
+STAGES = {
+    11: [3, 64, 128, 256, 256, 512, 512, 512, 512],
+    13: [3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512],
+    16: [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512],
+    19: [3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512],
+}
+LENET = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+GREY = 9 * 128 + 2 * 9 * 128 * 128 + 3 * 3 * 128 + 128 * 4 * 4 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "parameters", "images"),
+    [
+        (lenet_300_100, {}, LENET, (1, 28)),
+        (lenet_300_100, {"width": 30, "depth": 4, "in_channels": 3, "image_size": 8}, 30 * 193 + 310 + 220, (3, 8)),
+        (lenet_300_100, {"width": 2, "depth": 2, "num_classes": 5}, 2 * 785 + 5 * 3, (1, 28)),
+        *(
+            (vgg_cifar, {"depth": depth}, sum((9 * a + 3) * b for a, b in pairwise(plan)) + 5130, (3, 32))
+            for depth, plan in STAGES.items()
+        ),
+        (convnet, {}, 320_010, (3, 32)),  # as Zhao et al. 2021 have it for CIFAR-10
+        (convnet, {"normalization": "batch"}, 320_010, (3, 32)),
+        (convnet, {"in_channels": 1, "image_size": 28}, GREY, (1, 28)),
+        (convnet, {"width": 8, "depth": 1, "image_size": 9, "num_classes": 2}, 8 * 27 + 24 + 2 * 128 + 2, (3, 9)),
+    ],
+)
+def test_sizes_of_networks(model, arguments, parameters, images):
+    built = model(**arguments)
+    assert sum(p.numel() for p in built.parameters()) == parameters
+    channels, side = images
+    assert built((torch.randn(2, channels, side, side), None)).shape == (2, built.num_classes)
+
+
+def test_instance_normalization_is_of_each_image_and_channel():
+    norm = convnet(width=4).module[1]
+    x = torch.randn(3, 4, 6, 6)
+    expected = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_width_of_resnet():
+    parameters = sum(p.numel() for p in resnet(50, width=128).parameters())
+    assert parameters == 68_883_240  # torchvision's documentation of wide_resnet50_2
+    with pytest.raises(ValueError, match=r"width must be 64 at depth 34, not 32"):
+        resnet(34, width=32)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (lenet_300_100, {"depth": 1}, "depth must be at least 2, not 1"),
+        (lenet_300_100, {"width": 2}, "width must be at least 3, not 2"),
+        (convnet, {"image_size": 7}, "image_size must be at least 8, which 3 poolings halve to 1, not 7"),
+        (convnet, {"depth": 0}, "depth must be at least 1, not 0"),
+        (vgg_cifar, {"width": 0}, "width must be at least 1, not 0"),
+    ],
+)
+def test_what_makes_no_network_is_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
 
 
 @pytest.mark.parametrize(("model", "size"), [(resnet, "num_classes"), (resnet_cifar, "width")])

@@ -84,8 +84,8 @@ def table(path, **options):
     }
 
 
-def digits(split):
-    return lambda root: {"digits": {"split": split}}
+def digits(split, **options):
+    return lambda root: {"digits": {"split": split, **options}}
 
 
 def docs(**options):
@@ -98,6 +98,10 @@ def resnet(num_classes):
 
 def cifar(**options):
     return {"resnet_cifar": CIFAR | options}
+
+
+def lenet(**options):
+    return {"lenet_300_100": {"image_size": 8, **options}}
 
 
 def bert(num_labels=None, **fields):
@@ -140,6 +144,26 @@ WRONG = {
         digits("train"),
         folder("images/val"),
         "eval_data.image_folder: lacks 0, 1, 2 and 7",
+    ),
+    "side": (lenet(), digits("train", resize=4), None, "image_size: is for images of 8 pixels per side, but .* have 4"),
+    "evaluated side": (
+        {"convnet": {"in_channels": 1, "image_size": 8}},
+        digits("train"),
+        digits("test", resize=4),
+        "model.convnet.image_size: is for images of 8 pixels per side, but those of eval_data.digits have 4",
+    ),
+    "cropped": (
+        {"convnet": {"num_classes": 3}},
+        folder("images/train"),
+        None,
+        "is for images of 32 pixels per side, but those of train_data.image_folder have 8",
+    ),
+    "linear channels": (lenet(in_channels=3), digits("train"), None, "is for images of 3 channel.* have 1"),
+    "too small": (
+        {"vgg_cifar": {"in_channels": 1, "width": 4}},
+        digits("train"),
+        None,
+        "train_data.digits: has images of 8 pixels per side, but model.vgg_cifar takes 16 or more",
     ),
     "images as text": (bert(), digits("train"), None, "train_data.digits: holds images, but model.bert takes texts"),
     "text as images": (cifar(), table("two"), None, f"{TABLE}: holds texts, but model.resnet_cifar takes images"),
@@ -193,6 +217,7 @@ def test_what_does_not_fit_is_one_line(case, files):
         (resnet(3), folder("images/train"), folder("empty")),
         (resnet(3), shards("shards"), folder("images/val")),
         (cifar(), digits("train"), digits("test")),
+        (lenet(image_size=4), digits("train", resize=4), digits("test", resize=4)),
         (bert(2), table("named"), table("two")),
         (bert(3), table("three"), table("two")),
         (bert(1), table("scores")),
