@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from composer import Callback, ComposerModel, Trainer
-from torch import Tensor
+from composer.models import ComposerClassifier
+from torch import Tensor, nn
 
 from accelerando.recipes.run.buffers import OneSetOfBuffers
 from accelerando.recipes.train import train
@@ -63,6 +64,51 @@ def trained(config, **changes):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Followed(Callback):
+    """Copies what each update begins with, batch and learning rates, and the weights that are left."""
+
+    batches: dict[int, list[Tensor]]
+    rates: dict[int, list[float]]
+    dropped: dict[int, Tensor]
+    first: dict[str, Tensor]
+    end: dict[str, Tensor]
+
+    def __init__(self, kill_at: int = -1):
+        self.kill_at = kill_at
+        Followed.batches, Followed.rates, Followed.dropped, Followed.first = {}, {}, {}, {}
+
+    def fit_start(self, state, logger):
+        Followed.first = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+        def keep(module, inputs, outputs):
+            Followed.dropped[state.timestamp.batch.value] = (outputs == 0) & (inputs[0] != 0)
+
+        self.hooks = [m.register_forward_hook(keep) for m in state.model.modules() if isinstance(m, nn.Dropout)]
+
+    def batch_start(self, state, logger):
+        now = state.timestamp.batch.value
+        if now == self.kill_at:
+            raise KeyboardInterrupt
+        Followed.batches[now] = [tensor.clone() for tensor in state.batch]
+        Followed.rates[now] = [group["lr"] for group in state.optimizers[0].param_groups]
+
+    def close(self, state, logger):
+        Followed.end = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def noisy() -> ComposerClassifier:
+    """With all that makes one training differ from another, for the digits: batch norm, dropout."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(72, 10),
+    )
+    return ComposerClassifier(network, num_classes=10, loss_fn=torch.nn.functional.cross_entropy)
 
 
 def measured(result):

@@ -314,6 +314,7 @@ CASES = {
         required=lambda: {"at": ["1ep"]},
         changes_training=False,
         chosen=lambda snapshots: [*snapshots.kept.values()],
+        shortest="3ba",
     ),
     "TradeoffCurve": Case(
         lambda: ours.TradeoffCurve(ours.MultiplicativeCyclicScheduler("0dur", "0.25dur", growth=3)),

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -273,6 +274,7 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
     """From here on the folder is the run's of that id: a kill must not leave it with the checkpoints of another."""
     from composer.utils import dist
 
+    from .algorithms import folders_of
     from .files import write, write_yaml
 
     if dist.get_global_rank() == 0:
@@ -281,6 +283,8 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
             for file in [*checkpoint_files(folder), *folder.glob("checkpoints/**/*")]:
                 if file.is_symlink() or file.suffix in (".pt", ".digest"):
                     file.unlink(missing_ok=True)
+            for inside in folders_of(recipe):
+                shutil.rmtree(folder / inside)
         if not resumes or _saved_config(recipe) != recipe.config:
             (folder / "results.json").unlink(missing_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from accelerando.algorithms.bases import RandomAlgorithm
 from accelerando.algorithms.checkpoints import load_weights, read_content, some
 from accelerando.algorithms.host import composer_model
-from accelerando.algorithms.snapshots import COUNTS, find_snapshot
+from accelerando.algorithms.snapshots import COUNTS, Snapshots, find_snapshot
 
 from ..config.errors import REFUSALS, ConfigError
 from ..config.loading import UNREADABLE
@@ -233,14 +233,14 @@ class StartedRun(Callback):
 
     def _keep(self, content: Mapping[str, Any], state: State) -> None:
         """The optimizer's state, and that of the algorithms that both runs have."""
-        held, optimizers = content["state"], ensure_tuple(state.optimizers)
+        held, optimizers, error = content["state"], ensure_tuple(state.optimizers), self._recipe.source.error
         for optimizer in optimizers:
             name = type(optimizer).__qualname__
             if any(isinstance(algorithm, SAM) for algorithm in state.algorithms):
-                raise ValueError("optimizer: keep given, but the state of SAM is in no checkpoint; expected fresh")
+                raise error("start.optimizer", "keep given, but the state of SAM is in no checkpoint; expected fresh")
             if name not in held["optimizers"]:
                 known = ", ".join(held["optimizers"])
-                raise ValueError(f"optimizer: keep given, but that run has trained with {known}, not {name}")
+                raise error("start.optimizer", f"keep given, but that run has trained with {known}, not {name}")
         with _own_options(optimizers):
             state.load_optim_state(held)
         if held.get("scaler") and state.scaler is not None:
@@ -248,6 +248,8 @@ class StartedRun(Callback):
                 state.scaler.load_state_dict(saved)
         saved = {name: algorithm for name, algorithm in held["algorithms"]}
         for algorithm in state.algorithms:
+            if isinstance(algorithm, Snapshots):  # what it has kept is that run's
+                continue
             if own := saved.get(type(algorithm).__qualname__):
                 # Its draws follow this run's seed.
                 left_out = {"seed"} if isinstance(algorithm, RandomAlgorithm) else set()
