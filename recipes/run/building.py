@@ -26,6 +26,7 @@ from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
 from .folder import blame_checkpoint, blame_disk
+from .frozen import StaysFrozen
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .progress import Lines
@@ -65,7 +66,8 @@ def build(
     seed = recipe.config["seed"]
     reproducibility.seed_all(seed)
     model = _build_model(recipe)
-    optimizer = recipe.optimizer.build(model.parameters())
+    optimizer = recipe.optimizer.build(model)
+    callbacks.append(StaysFrozen(model, optimizer))
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     evaluated = [
         (part, part.build(recipe.eval_batch_size, False, seed, device))
