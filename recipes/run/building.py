@@ -26,7 +26,7 @@ from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
 from .folder import blame_checkpoint, blame_disk
-from .frozen import StaysFrozen
+from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .progress import Lines
@@ -67,7 +67,7 @@ def build(
     reproducibility.seed_all(seed)
     model = _build_model(recipe)
     optimizer = recipe.optimizer.build(model)
-    callbacks.append(StaysFrozen(model, optimizer))
+    callbacks.append(KeepsGroups(model, optimizer))
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     evaluated = [
         (part, part.build(recipe.eval_batch_size, False, seed, device))

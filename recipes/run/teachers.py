@@ -99,14 +99,14 @@ def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | No
 
     from accelerando.algorithms.for_recipes import Supply
 
-    from .frozen import StaysFrozen
+    from .grouped import KeepsGroups
 
     module = model.build()
     with model.source.blame(model.key, *REFUSALS):
         # Some need one, to register new parameters.
         made = optimizer.build(module) if optimizer else torch.optim.SGD(module.parameters(), 0.1)
         state = State(module, 0, "teacher", get_device("cpu"), optimizers=made)
-        frozen = StaysFrozen(module, made)
+        groups = KeepsGroups(module, made)
     # What is given networks or a scheduler leaves the model as it is.
     given = {Supply.NETWORKS, Supply.SCHEDULER}
     parts = [part for part in algorithms if given.isdisjoint(supplied_to(part.target).values())]
@@ -115,5 +115,5 @@ def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | No
         with part.source.blame(part.key, *REFUSALS):
             if algorithm.match(Event.INIT, state):
                 algorithm.apply(Event.INIT, state, Logger(state))
-                frozen.check(state.model)
+                groups.check_frozen(state.model)
     return state.model

@@ -261,6 +261,17 @@ def test_other_groups_make_another_run(tmp_path):
         assert key in error.value.key
 
 
+def test_a_checkpoint_of_other_groups_is_refused(tmp_path):
+    first = config(tmp_path, {"sgd": SGD}, max_duration="2ba", save_interval="1ba")
+    train(first)
+    (file,) = tmp_path.glob("run/checkpoints/ep*.pt")
+    given = first | {"run_name": "next", "load_path": str(file), "max_duration": "4ba"}
+    for options, message in [({"weight_decay": 0}, "weight_decay would be"), ({"lr": 0.3}, "lr would be")]:
+        with pytest.raises(ConfigError, match=f"groups are not the checkpoint's: {message}"):
+            train(given | {"optimizer": {"sgd": SGD | {"groups": {"*bias": options}}}})
+    train(given | {"optimizer": {"sgd": SGD | {"groups": {"*bias": options}}}, "load_weights_only": True})
+
+
 def test_surgery_leaves_parameters_in_their_groups(tmp_path):
     train(config(tmp_path, {"sgd": SGD | {"groups": SGD_GROUPS}}, algorithms={"blur_pool": {}}, max_duration="1ba"))
     (moved,) = [name for name in Seen.groups if "layer1.0" in name and name.endswith("weight")]

@@ -271,7 +271,7 @@ def test_what_is_text_of_several_lines_or_none_at_all():
         (
             "digits/tradeoff",
             ["study.tradeoff.arms.all.optimizer={decoupled_sgdw: {groups: {'0.weigth': false}}}"],
-            "arms.all.optimizer.decoupled_sgdw.groups.0.weigth: no parameter is called '0.weigth'; did you mean 0.weight",
+            "arms.all.optimizer.decoupled_sgdw.groups.0.weigth: no parameter is called '0.weigth'; did you mean 0.w",
         ),
     ],
 )
