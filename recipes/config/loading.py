@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[D
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
         except TypeError as error:  # a list for a mapping
             raise ConfigError("command line", key, f"{error}; expected what the file has there, a mapping") from error
-        keys.append(key)
+        keys.append(key.replace("[", ".").replace("]", ""))  # as errors spell it
     return config, Source(file, overridden=frozenset(keys))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import check_arguments, parameters
 from .errors import Source, show
+from .groups import OptimizerPart, check_optimizer
 from .lookup import Namespace, Part
 from .references import check_references
 
@@ -79,9 +80,12 @@ def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]
         with source.blame(key, TypeError, ValueError):
             made = [name for name, supply in supplied.items() if supply in (Supply.SCHEDULER, Supply.TRANSFORM)]
             given = {name: value for name, value in arguments.items() if name not in references}
-            checked = check_arguments(target, given, 1 if section == "optimizer" else 0, [*made, *references])
-        given, makes = checked | references, SECTIONS[section].makes
-        parts.append(Part(source=source, key=key, target=target, arguments=given, makes=makes))
+            if section == "optimizer":
+                checked = check_optimizer(target, given)
+            else:
+                checked = check_arguments(target, given, made=[*made, *references])
+        kind, makes = OptimizerPart if section == "optimizer" else Part, SECTIONS[section].makes
+        parts.append(kind(source=source, key=key, target=target, arguments=checked | references, makes=makes))
     return parts
 
 

@@ -26,6 +26,7 @@ from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
 from .folder import as_rank_zero_finds, blame_checkpoint, blame_disk
+from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .progress import Lines
@@ -71,7 +72,8 @@ def build(
 
     reproducibility.seed_all(recipe.weights_seed)
     model = _build_model(recipe)
-    optimizer = recipe.optimizer.build(model.parameters())
+    optimizer = recipe.optimizer.build(model)
+    callbacks.append(KeepsGroups(model, optimizer))
     reproducibility.seed_all(seed := recipe.data_seed)
     train_data = recipe.train_data.build(recipe.batch_size, True, seed, device)
     evaluated = [

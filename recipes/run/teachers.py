@@ -87,8 +87,8 @@ def _of_run(folder: Path) -> tuple[Part, list[Part]]:
     return model, check_section(source, "algorithms", config.get("algorithms"))
 
 
-def as_in_training(model: Part, algorithms: Sequence[Part]) -> nn.Module:
-    """The model after all that these algorithms change in it when a Trainer starts.
+def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | None = None) -> nn.Module:
+    """The model after all that these algorithms change in it, and in the `optimizer`, when a Trainer starts.
 
     Some of that leaves no trace in the weights, which would fit the unchanged model too and be wrong there.
     """
@@ -99,16 +99,21 @@ def as_in_training(model: Part, algorithms: Sequence[Part]) -> nn.Module:
 
     from accelerando.algorithms.for_recipes import Supply
 
+    from .grouped import KeepsGroups
+
     module = model.build()
     with model.source.blame(model.key, *REFUSALS):
-        optimizer = torch.optim.SGD(module.parameters(), 0.1)  # which some need, to register new parameters
-        state = State(module, 0, "teacher", get_device("cpu"), optimizers=optimizer)
+        # Some need one, to register new parameters.
+        made = optimizer.build(module) if optimizer else torch.optim.SGD(module.parameters(), 0.1)
+        state = State(module, 0, "teacher", get_device("cpu"), optimizers=made)
+        groups = KeepsGroups(module, made)
     # What is given networks or a scheduler leaves the model as it is.
-    made = {Supply.NETWORKS, Supply.SCHEDULER}
-    parts = [part for part in algorithms if made.isdisjoint(supplied_to(part.target).values())]
+    given = {Supply.NETWORKS, Supply.SCHEDULER}
+    parts = [part for part in algorithms if given.isdisjoint(supplied_to(part.target).values())]
     state.algorithms = [part.build() for part in parts]
     for part, algorithm in zip(parts, state.algorithms, strict=True):
         with part.source.blame(part.key, *REFUSALS):
             if algorithm.match(Event.INIT, state):
                 algorithm.apply(Event.INIT, state, Logger(state))
+                groups.check_frozen(state.model)
     return state.model

@@ -129,8 +129,7 @@ class Base:
 
         with untouched_generators():
             if self._is_new([recipe.model, *recipe.algorithms, recipe.optimizer]):
-                model = as_in_training(recipe.model, in_its_folders(recipe))
-                recipe.optimizer.build(model.parameters())
+                as_in_training(recipe.model, in_its_folders(recipe), recipe.optimizer)
             if self._is_new([*recipe.algorithms, *([recipe.scheduler] if recipe.scheduler else [])]):
                 self.algorithms_of(recipe)
 

@@ -263,6 +263,16 @@ def test_what_is_text_of_several_lines_or_none_at_all():
             ["algorithms.label_smoothing={smothing: 0.1}"],
             "smothing: unknown argument; did you mean smooth",
         ),
+        (
+            "digits/all",
+            ["optimizer.decoupled_sgdw.groups={'*bias': {weight_dcay: 0}}"],
+            "decoupled_sgdw.groups.*bias.weight_dcay: unknown argument; did you mean weight_decay?",
+        ),
+        (
+            "digits/tradeoff",
+            ["study.tradeoff.arms.all.optimizer={decoupled_sgdw: {groups: {'0.weigth': false}}}"],
+            "arms.all.optimizer.decoupled_sgdw.groups.0.weigth: no parameter is called '0.weigth'; did you mean 0.w",
+        ),
     ],
 )
 def test_the_nearest_name_is_proposed(file, overrides, message):
@@ -397,6 +407,8 @@ def bases(tmp_path_factory):
         teachers = ["variables.teachers=teacher"] if "distill_" in name else []
         config, _ = load(f"{name}.yaml", [*found_in(name, data), *teachers, f"folder={data / 'runs'}"])
         bases[name] = base = OmegaConf.to_container(config)
+        if name == "digits/baseline":
+            base["optimizer"]["decoupled_sgdw"]["groups"] = {"*bias|1.*": {"weight_decay": 0}, "0.weight": False}
         if "study" not in base:
             continue
         (own,) = base["study"].values()

@@ -93,7 +93,6 @@ def test_after_a_kill_the_started_run_goes_on_as_it_would(tmp_path):
         result, wanted = started(config, "3ba", **start)
         later = {"start": {"run": "whole", "at": "3ba", **start}, "run_name": "killed", "save_interval": "1ba"}
         later["algorithms"] = {"mix_up": {}}
-        later["algorithms"] = {"mix_up": {}}
         for kill_at in (3, 5, 8):
             shutil.rmtree(tmp_path / "killed", ignore_errors=True)
             with pytest.raises(KeyboardInterrupt):
