@@ -72,12 +72,13 @@ class Followed(Callback):
     batches: dict[int, list[Tensor]]
     rates: dict[int, list[float]]
     dropped: dict[int, Tensor]
+    generator: dict[int, Tensor]  # torch's, whose next draws are the update's
     first: dict[str, Tensor]
     end: dict[str, Tensor]
 
     def __init__(self, kill_at: int = -1):
         self.kill_at = kill_at
-        Followed.batches, Followed.rates, Followed.dropped, Followed.first = {}, {}, {}, {}
+        Followed.batches, Followed.rates, Followed.dropped, Followed.generator, Followed.first = {}, {}, {}, {}, {}
 
     def fit_start(self, state, logger):
         Followed.first = {name: value.clone() for name, value in state.model.state_dict().items()}
@@ -92,6 +93,7 @@ class Followed(Callback):
         if now == self.kill_at:
             raise KeyboardInterrupt
         Followed.batches[now] = [tensor.clone() for tensor in state.batch]
+        Followed.generator[now] = torch.get_rng_state()
         Followed.rates[now] = [group["lr"] for group in state.optimizers[0].param_groups]
 
     def close(self, state, logger):
