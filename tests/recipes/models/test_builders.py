@@ -127,6 +127,8 @@ TRAINED_BY = {
 }
 
 
+# VGG's last kernels see one pixel of so small images: eight ninths of their weights have no effect, and a score of 0.
+@pytest.mark.filterwarnings("ignore:.*weights kept are chosen by their index")
 @pytest.mark.parametrize("by", TRAINED_BY)
 @pytest.mark.parametrize("name", TINY)
 def test_a_recipe_prunes_a_quarter_to_be_left(name, by, tmp_path):
