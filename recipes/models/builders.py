@@ -87,7 +87,8 @@ def vgg_cifar(
 
     Simonyan & Zisserman 2015's convolutions (table 1: A, B, D, E), `width` in the first stage and up to 8 `width`, each
     with BatchNorm; four max poolings, the mean of what is left, and one linear layer in place of three. Images:
-    (N, in_channels, H, W) of 16 pixels per side or more.
+    (N, in_channels, H, W) of 16 pixels per side or more; below 32 the last stage sees one pixel, so that eight ninths
+    of its weights have no effect.
     """
     check_least(1, num_classes=num_classes, in_channels=in_channels, width=width)
     stages = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]

@@ -23,7 +23,11 @@ from accelerando.recipes.train import train
 from tiny import launch
 
 SHIPPED = Path(inspect.getfile(accelerando.yamls)).parent
-SMALL = {"digits/baseline", "digits/mild", "digits/all", "python_docs/bert_tiny"}
+SMALL = {f"digits/{name}" for name in ("baseline", "mild", "all")} | {
+    "python_docs/bert_tiny",
+    "fashion_mnist/lenet",
+    "fashion_mnist/resnet8",
+}
 DISTILLED = {f"resnet50/distill_{name}" for name in ("one", "ensemble", "random")} | {
     f"bert/distill_{name}" for name in ("first20", "first50", "whole")
 }
@@ -35,11 +39,11 @@ BIG = (
         "bert/finetune_mnli",
     }
 )
-TRADEOFFS = {"digits/tradeoff", "resnet50/tradeoff"}
+TRADEOFFS = {"digits/tradeoff", "fashion_mnist/tradeoff", "resnet50/tradeoff"}
 GLUES = {"bert/glue"}  # run in test_glue.py
-DISTILLATIONS = {"digits/distillation", "python_docs/distillation"}
-TICKETS = {"digits/tickets", "resnet50/tickets", "bert/tickets"}
-CRITERIA = {"digits/prune_at_init", "resnet50/prune_at_init"}
+DISTILLATIONS = {"digits/distillation", "fashion_mnist/distillation", "python_docs/distillation"}
+TICKETS = {"digits/tickets", "fashion_mnist/tickets", "resnet50/tickets", "bert/tickets"}
+CRITERIA = {"digits/prune_at_init", "fashion_mnist/prune_at_init", "resnet50/prune_at_init"}
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
@@ -67,8 +71,10 @@ def test_small(name, tmp_path):
     assert result.batches == 2 and result.metrics
 
 
-def test_small_tradeoff(tmp_path):
-    found = run(plan(*load("digits/tradeoff.yaml", [*CYCLES, "study.tradeoff.seeds=[17]", f"folder={tmp_path}"])))
+@pytest.mark.parametrize("name", ["digits/tradeoff", "fashion_mnist/tradeoff"])
+def test_small_tradeoff(name, tmp_path):
+    short = [*CYCLES, "study.tradeoff.seeds=[17]", "study.tradeoff.compare_standard=false", "eval_interval=1ba"]
+    found = run(plan(*load(f"{name}.yaml", [*short, f"folder={tmp_path}"])))
     assert [row.batches for row in found.rows] == [2, 4] * 6
 
 
@@ -79,8 +85,9 @@ def a_small_study(name):
     short = [f"{teacher}.max_duration=2ba" for teacher in teachers[:2]] + [
         f"{teacher}=false" for teacher in teachers[2:]
     ]
-    schedule = "linear_with_warmup" if name.startswith("python_docs") else "cosine_annealing_with_warmup"
-    short.append(f"scheduler.{schedule}.t_warmup=1ba")  # 6 % of two batches is none
+    (schedule,) = load(f"{name}.yaml")[0].scheduler
+    if schedule.endswith("with_warmup"):
+        short.append(f"scheduler.{schedule}.t_warmup=1ba")  # 6 % of two batches is none
     own = ["lengths=[2ba]", "baseline_lengths=[]", "windows=[0.5]", "seeds=[17]"]
     return [f"{name}.yaml", *(f"{block}.{key}" for key in own), *short]
 
@@ -111,18 +118,23 @@ def a_small_comparison(name, *but, changes=()):
 WARMUP = "scheduler.cosine_annealing_with_warmup.t_warmup=1ba"
 
 
-def test_small_tickets(tmp_path):
-    file, *overrides = a_small_ladder("digits/tickets", WARMUP, f"folder={tmp_path}")
+@pytest.mark.parametrize(
+    ("name", "but", "batches"),
+    [("digits/tickets", [WARMUP], 1), ("fashion_mnist/tickets", ["study.tickets.ticket.rewind_to=0ba"], 2)],
+)
+def test_small_tickets(name, but, batches, tmp_path):
+    file, *overrides = a_small_ladder(name, *but, f"folder={tmp_path}")
     rows = run(plan(*load(file, overrides))).rows
     assert [(row["arm"], row["batches"]) for row in rows] == [
         ("dense", 2),
-        ("iterative", 1),
+        ("iterative", batches),
         *((control, 2) for control in ("random", "reinitialize", "shuffle")),
     ]
 
 
-def test_small_criteria(tmp_path):
-    file, *overrides = a_small_comparison("digits/prune_at_init", WARMUP, f"folder={tmp_path}")
+@pytest.mark.parametrize(("name", "but"), [("digits/prune_at_init", [WARMUP]), ("fashion_mnist/prune_at_init", [])])
+def test_small_criteria(name, but, tmp_path):
+    file, *overrides = a_small_comparison(name, *but, f"folder={tmp_path}")
     arms = ["dense", "snip", "snip, shuffle", "random", "magnitude after training"]
     assert [row["arm"] for row in run(plan(*load(file, overrides))).rows] == arms
 

@@ -9,8 +9,11 @@ from composer.loss import binary_cross_entropy_with_logits
 from sklearn import metrics as plain
 from torch.nn import functional as F
 
+from accelerando.recipes.config.recipe import check
+from accelerando.recipes.models import builders
 from accelerando.recipes.models.builders import bert, convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
 from accelerando.recipes.models.metrics import build_metrics
+from accelerando.recipes.train import train
 
 TINY_BERT = {
     "vocab_size": 64,
@@ -77,7 +80,7 @@ def test_resnet_cifar_refuses_other_depths():
         resnet_cifar(depth=18)
 
 
-# VGG-16 has 14.7 M. By hand: 9 c_in c_out weights of a 3x3 convolution, one bias and two BatchNorm parameters a channel (VGG, ConvNet).
+# VGG-16 has 14.7 M. By hand: 9 a b weights of a 3x3 convolution from a channels to b, b biases and 2 b of its norm.
 STAGES = {
     11: [3, 64, 128, 256, 256, 512, 512, 512, 512],
     13: [3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512],
@@ -109,6 +112,61 @@ def test_sizes_of_networks(model, arguments, parameters, images):
     assert sum(p.numel() for p in built.parameters()) == parameters
     channels, side = images
     assert built((torch.randn(2, channels, side, side), None)).shape == (2, built.num_classes)
+
+
+TINY = {
+    "lenet_300_100": {"image_size": 8, "width": 30},
+    "vgg_cifar": {"in_channels": 1, "depth": 11, "width": 2},
+    "convnet": {"image_size": 8, "in_channels": 1, "width": 4},
+    "resnet_cifar": {"depth": 8, "in_channels": 1, "width": 2},
+}
+TRAINED_BY = {
+    "ticket": {"lottery_ticket": {"levels": 2, "fraction": 0.5}},
+    **{criterion: {"prune_at_init": {"criterion": criterion, "density": 0.25}} for criterion in ("snip", "grasp")},
+    "synflow": {"prune_at_init": {"criterion": "synflow", "density": 0.25, "iterations": 5}},
+}
+
+
+# VGG's last kernels see one pixel of so small images: eight ninths of their weights have no effect, and a score of 0.
+@pytest.mark.filterwarnings("ignore:.*weights kept are chosen by their index")
+@pytest.mark.parametrize("by", TRAINED_BY)
+@pytest.mark.parametrize("name", TINY)
+def test_a_recipe_prunes_a_quarter_to_be_left(name, by, tmp_path):
+    side = {"fashion_mnist": {"split": "test[:256]", "resize": 16}} if name == "vgg_cifar" else {"digits": {}}
+    config = {
+        "run_name": "run",
+        "folder": str(tmp_path),
+        "max_duration": "2ba",
+        "save_interval": "2ba",
+        "global_batch_size": 32,
+        "model": {name: TINY[name]},
+        "train_data": side,
+        "optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}},
+        "algorithms": TRAINED_BY[by],
+        "device": "cpu",
+    }
+    train(check(config))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]["model"]
+    weights = [value for key, value in saved.items() if key.endswith("weight") and value.ndim > 1]
+    kept = sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert kept == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_networks_are_compiled_blurred_and_computed_in_bfloat16(name):
+    model = getattr(builders, name)(**TINY[name])
+    images, labels = torch.randn(4, 1, 16, 16) if name == "vgg_cifar" else torch.randn(4, 1, 8, 8), torch.arange(4)
+    expected = model.eval().module(images)
+    compiled = torch.compile(model.module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected)
+    if name != "lenet_300_100":
+        last = model.module.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(images), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.train().module(images)
+    assert logits.dtype is torch.bfloat16
+    model.loss(logits, (images, labels)).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
 
 
 def test_instance_normalization_is_of_each_image_and_channel():
