@@ -201,7 +201,8 @@ class StartedRun(Callback):
         self.begun = {name: origin.place[name] for name in COUNTS}
         if not origin.same_data:
             if length.unit == TimeUnit.EPOCH:
-                hint = "continue given, but epochs of other data are no measure of its place; give max_duration in ba"
+                hint = "give max_duration in ba, or schedule: restart"
+                hint = f"the schedule goes on, but epochs of other data are no measure of its place; {hint}"
                 raise error("start.schedule", hint)
             self.begun |= {"batch_in_epoch": 0, "sample_in_epoch": 0, "token_in_epoch": 0}
         state.timestamp, state.previous_timestamp = _timestamp(self.begun), _timestamp(origin.place_before)

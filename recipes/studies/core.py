@@ -127,11 +127,19 @@ class Base:
         from ..run.algorithms import in_its_folders
         from ..run.teachers import as_in_training
 
+        if recipe.start and self._is_others(recipe.start.run):
+            from ..run.start import find_origin
+
+            find_origin(recipe)
         with untouched_generators():
             if self._is_new([recipe.model, *recipe.algorithms, recipe.optimizer]):
                 as_in_training(recipe.model, in_its_folders(recipe), recipe.optimizer)
             if self._is_new([*recipe.algorithms, *([recipe.scheduler] if recipe.scheduler else [])]):
                 self.algorithms_of(recipe)
+
+    def _is_others(self, run: str) -> bool:
+        """Whether it is no run of this study, which may be still to be trained."""
+        return not Path(run).is_relative_to(self.name) and not Path(run).is_relative_to(self.folder)
 
     def _is_new(self, parts: Iterable[Part]) -> bool:
         key = json.dumps([(str(part.target), part.arguments) for part in parts], default=str, sort_keys=True)

@@ -9,75 +9,22 @@ import torch
 from composer.algorithms import EMA
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from starts import KEPT, MOMENTS, RUNS, followed, same_batches, settings, started
 
 import runs
 from accelerando.algorithms import Snapshots, find_snapshot
 from accelerando.algorithms.checkpoints import read_metadata
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.train import train
-from runs import Followed, same
-from tiny import trainer
-
-BATCHES = 4  # an epoch
-SNAPSHOTS = {"snapshots": {"at": ["0ba", "3ba", "1ep", "6ba"], "full": True}}
-
-
-def settings(folder, **changes):
-    """A run with all that is random or has a state."""
-    given = {
-        "run_name": "whole",
-        "folder": str(folder),
-        "max_duration": "3ep",
-        "global_batch_size": 64,
-        "model": {"runs:noisy": {}},
-        "train_data": {"digits": {"split": "train[:300]"}},
-        "optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}},
-        "scheduler": {"cosine_annealing_with_warmup": {"t_warmup": "2ba"}},
-        "callbacks": {"runs:Followed": {}},
-        "device": "cpu",
-    } | changes
-    return given | {"algorithms": SNAPSHOTS | {"mix_up": {}} | changes.get("algorithms", {})}
-
-
-def followed(config):
-    result = train(config)
-    return result, {
-        name: getattr(Followed, name) for name in ("batches", "rates", "dropped", "generator", "first", "end")
-    }
-
-
-def started(config, at, run="whole", name="started", snapshots=False, **start):
-    given = {"run_name": name, "start": {"run": run, **({"at": at} if at else {}), **start}}
-    given["algorithms"] = config["algorithms"] | {"snapshots": snapshots}
-    shutil.rmtree(Path(config["folder"], name), ignore_errors=True)
-    return followed(config | given)
-
-
-def same_batches(found, wanted, shift=0):
-    """Whether each batch is that of the wanted ones which comes `shift` later."""
-    pairs = [zip(batch, wanted[number + shift], strict=True) for number, batch in found.items()]
-    return all(torch.equal(one, other) for pair in pairs for one, other in pair)
-
-
-KEPT = {"optimizer": "keep", "schedule": "continue", "data": "continue"}
-RUNS = {
-    "momentum, by batch": {},
-    "adamw": {"optimizer": {"adamw": {"lr": 0.01}}},
-    "decoupled decay": {"optimizer": {"decoupled_sgdw": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}}},
-    "by epoch": {"step_schedulers_every_batch": False, "scheduler": {"step": {"step_size": "1ep", "gamma": 0.5}}},
-    "augmentation": {"train_data": {"fashion_mnist": {"split": "train[:300]", "resize": 8, "augment": True}}},
-    "averages": {"algorithms": {"ema": {"half_life": "2ba"}}, "save_interval": "1ba"},
-    "pruned": {"algorithms": {"magnitude_pruning": {"density": 0.5, "start": "1ba", "end": "8ba", "interval": "1ba"}}},
-    "without a schedule": {"scheduler": None, "max_duration": "11ba"},
-    "cyclic": {"scheduler": {"multiplicative_cyclic": {"t_warmup": "1ep", "t_period": "2ep"}}},
-}
+from runs import same
+from tiny import launch, trainer
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_with_all_kept_it_is_the_uninterrupted_run_bit_for_bit(name, tmp_path):
     config = settings(tmp_path, **RUNS[name])
     whole, wanted = followed(config)
-    for at, batch in {"3ba": 3, "1ep": 4, "6ba": 6}.items():
+    for at, batch in MOMENTS.items():
         result, found = started(config, at, **KEPT)
         left = [number for number in wanted["batches"] if number >= batch]
         assert same(found["end"], wanted["end"])
@@ -86,6 +33,15 @@ def test_with_all_kept_it_is_the_uninterrupted_run_bit_for_bit(name, tmp_path):
         assert all(torch.equal(found["dropped"][number], wanted["dropped"][number]) for number in left)
         assert result.batches == len(left) and result.samples == 64 * len(left)
         assert result.records[-1]["batch"] == whole.records[-1]["batch"] == whole.batches
+
+
+@pytest.mark.programs
+def test_under_two_ranks_too(tmp_path):
+    done = launch(2, Path(runs.__file__).with_name("starts.py"), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert found == {name: dict.fromkeys(MOMENTS, True) for name in RUNS}
 
 
 def test_after_a_kill_the_started_run_goes_on_as_it_would(tmp_path):
@@ -133,7 +89,7 @@ def test_schedule_and_data_go_on_or_begin_anew_each_by_itself(tmp_path):
     config = settings(tmp_path, train_data=augmented, algorithms={"mix_up": False})
     _, wanted = followed(config)
     _, longer = followed(config | {"run_name": "longer", "max_duration": "5ep"})
-    for at, k in {"3ba": 3, "1ep": 4, "6ba": 6}.items():
+    for at, k in MOMENTS.items():
         _, both = started(config, at, schedule="restart", data="restart")
         assert [*both["batches"]] == [*range(12)] and same_batches(both["batches"], wanted["batches"])
         assert both["rates"] == wanted["rates"]
@@ -259,10 +215,10 @@ def test_what_cannot_be_is_one_line(tmp_path):
         (broken, {}, "start.run: the run in", "is not finished: it has no results.json"),
         (a | broken, {}, "start.run: ", "ba3.safetensors is no snapshot"),
         (a | {"data": "continue"}, digits, "start.data: continue given, but that run has another train_data"),
-        (a, digits, "start.schedule: continue given, but epochs of other data"),
+        (a, digits, "start.schedule: the schedule goes on, but epochs of other data"),
         (a, {"load_path": "x.pt"}, "start: given beside load_path"),
         (a, prune, "holds no masks, as it should; prune at that moment or later"),
-        (a | {"schedule": "restart"}, subset, "start.data: of these data the place cannot be chosen"),
+        (a | {"at": "6ba"}, subset, "start.data: of these data the place cannot be chosen"),
     ):
         text = refused(config | changes | {"start": start})
         assert all(part in text for part in wanted), (wanted, text)
