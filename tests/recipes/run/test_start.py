@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from composer.algorithms import EMA
+from formats import write_images
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from starts import KEPT, MOMENTS, RUNS, followed, same_batches, settings, started
@@ -101,6 +103,28 @@ def test_schedule_and_data_go_on_or_begin_anew_each_by_itself(tmp_path):
         # A start from a run that was itself started so.
         _, chain = started(config, "7ba", run="started", name="chain")
         assert same_batches(chain["batches"], wanted["batches"], shift=-k) and min(chain["batches"]) == 7
+
+
+@pytest.mark.parametrize("source", ["image_folder", "streaming_images"])
+def test_files_and_shards_go_on_too(source, tmp_path):
+    write_images(tmp_path)
+    folders = {"path": f"{tmp_path}/imagenet/train"}, {"local": f"{tmp_path}/shards/train"}
+    places = dict(zip(("image_folder", "streaming_images"), folders, strict=True))
+    data = {source: {**places[source], "crop_size": 32, "num_workers": 2}}
+    model = {"resnet_cifar": {"depth": 8, "width": 4, "in_channels": 3, "num_classes": 2}}
+    config = settings(tmp_path / "runs", train_data=data, global_batch_size=4, model=model, max_duration="10ba")
+    config["algorithms"] = {"snapshots": {"at": ["2ba", "7ba"], "full": True}}
+    _, wanted = followed(config)
+    for at, batch in {"2ba": 2, "7ba": 7}.items():
+        _, found = started(config, at, **KEPT)
+        assert [*found["batches"]] == [*range(batch, 10)]
+        if source == "image_folder":
+            assert same_batches(found["batches"], wanted["batches"]) and same(found["end"], wanted["end"])
+        labels = [[run["batches"][n][1].tolist() for n in range(batch, 10)] for run in (found, wanted)]
+        assert labels[0] == labels[1]
+        refused = pytest.raises(ConfigError, match=r"start\.data: of these data the place cannot be chosen")
+        with refused if source == "streaming_images" else nullcontext():
+            started(config, at, schedule="restart", data="continue")
 
 
 def test_another_seed_of_the_data_makes_a_twin(tmp_path):
