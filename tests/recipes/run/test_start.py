@@ -211,7 +211,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
     prune = {"algorithms": {"prune_at_init": {"criterion": "magnitude", "density": 0.5}}}
     digits, subset, adam = (
         {"train_data": "digits"},
-        {"train_subset_num_batches": 3},
+        {"train_subset_num_batches": 3, "max_duration": "12ba"},
         {"optimizer": {"adam": {"lr": 0.1}}},
     )
     for folder in ("bare", "refused", "broken/snapshots"):
