@@ -100,16 +100,19 @@ class Watch(Callback):
     kill_at = stop_at = -1
     starts: dict[str, torch.Tensor]
     masks: dict[str, dict[str, torch.Tensor]]
+    orders: dict[str, list[list[int]]]  # the labels of its batches
 
     @classmethod
     def reset(cls, kill_at=-1, stop_at=-1):
         cls.batches, cls.kill_at, cls.stop_at, cls.starts, cls.masks = 0, kill_at, stop_at, {}, {}
+        cls.orders = {}
 
     def fit_start(self, state, logger):
         Watch.starts[state.run_name.rpartition("/")[2]] = next(state.model.parameters()).detach().clone()
 
     def batch_end(self, state, logger):
         Watch.batches += 1
+        Watch.orders.setdefault(state.run_name.rpartition("/")[2], []).append(state.batch[1].tolist())
         if Watch.batches == Watch.kill_at:
             raise KeyboardInterrupt
         if Watch.batches == Watch.stop_at:

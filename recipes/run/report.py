@@ -23,8 +23,8 @@ def report(run: Run, *, quiet: bool) -> Result:
     """The result of a run that has just ended; it is saved, drawn, logged, and printed unless `quiet`."""
     recipe, state = run.recipe, run.trainer.state
     seconds, records = run.history.seconds, run.history.records
-    begun = {"batch": run.begun["batch"], "samples": run.begun["sample"], "seconds": 0.0}
-    done = FinishedRun(state=state, records=records, begun=begun, batch=run.batch)
+    begun = {"batch": run.begun["batch"], "samples": run.begun["sample"]}
+    done = FinishedRun(state=state, records=records, begun={**begun, "seconds": 0.0}, batch=run.batch)
     samples = int(records[-1]["samples"] - begun["samples"])
     result = Result(
         run_name=recipe.run_name,
@@ -37,6 +37,7 @@ def report(run: Run, *, quiet: bool) -> Result:
         samples_per_second=samples / seconds,
         records=records,
         found={name: value for each in for_recipes(state.algorithms) for name, value in each.found(done).items()},
+        begun=begun if begun["batch"] else {},
     )
     if dist.get_global_rank() == 0:
         pixels = draw([result], recipe.folder / "curves.png", recipe.run_name)

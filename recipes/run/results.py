@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from .history import COUNTS, final_metrics
 class Result:
     """What a run did. `metrics` are the last evaluation's; `seconds` are spent in training, without evaluation.
 
-    In `found` is what its algorithms leave there (`ForRecipes.found`), such as the `size` of a pruned model.
+    `batches` and `samples` are its own. Where it started from another run's moment and counts on from there, as its
+    `records` do, `begun` has the `batch` and `samples` of that moment. In `found` is what its algorithms leave there
+    (`ForRecipes.found`), such as the `size` of a pruned model.
     """
 
     run_name: str
@@ -36,6 +38,7 @@ class Result:
     samples_per_second: float
     records: list[dict[str, Any]]
     found: dict[str, Any]
+    begun: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
@@ -53,8 +56,8 @@ class Result:
         for name, value in ((name, value) for record in self.records for name, value in record.items()):
             if type(value) not in (int, float, type(None)):
                 raise ValueError(f"{name} is {value!r}; expected a number")
-        last = self.records[-1]
-        if (self.batches, self.samples, self.seconds) != tuple(last[key] for key in COUNTS):
+        last = tuple(self.records[-1][key] - self.begun.get(key, 0) for key in COUNTS)
+        if (self.batches, self.samples, self.seconds) != last:
             raise ValueError("batches, samples and seconds are not those of the last record")
         if self.metrics != final_metrics(self.records):
             raise ValueError("metrics are not those of the last evaluation")

@@ -71,6 +71,22 @@ def test_a_run_of_a_study_is_the_run_by_itself(whole, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_all_runs_may_start_from_another_run(tmp_path):
+    base = config(tmp_path, RATES)
+    start = base | {"start": {"run": "before", "at": "2ba"}}
+    with pytest.raises(ConfigError, match=r"start\.run: before is no folder; expected the folder of a run"):
+        plan(start)
+    alone = {key: value for key, value in base.items() if key != "study"}
+    train(alone | {"run_name": "before", "algorithms": {"snapshots": {"at": ["2ba", "3ba"]}}})
+    with pytest.raises(ConfigError, match=r"start\.at: .* has no snapshot of 4ba, but of 2ba, 3ba"):
+        plan(base | {"start": {"run": "before", "at": "4ba"}})
+    outcome(start)
+    rows = table(tmp_path / "study")
+    assert [(row.node, row["batches"], row["samples"]) for row in rows] == [(name, 6, 192) for name in NODES]
+    train(alone | {"run_name": "alone", "start": start["start"], "seed": 18})
+    assert results(tmp_path / "alone")["metrics"] == dict(rows[3].metrics)
+
+
 MEDIANS = """
 from learning_rates import LearningRates
 

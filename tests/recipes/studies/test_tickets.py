@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     outcome(study(folder))
     assert Watch.batches == 2 * OF_A_SEED
-    return folder / "study", Watch.starts, Watch.masks
+    return folder / "study", Watch.starts, Watch.masks, Watch.orders
 
 
 def named(things, *parts):
@@ -65,7 +65,7 @@ def values(rows, seed=1):
 
 
 def test_a_study_and_what_it_leaves(whole):
-    folder, _, _ = whole
+    folder, *_ = whole
     rows = table(folder)
     arms = [("dense", 0), ("iterative", 1), ("iterative", 2), ("one_shot", 1)]
     arms += [(control, 2) for control in ("random", "reinitialize", "shuffle")]
@@ -84,7 +84,7 @@ def test_a_study_and_what_it_leaves(whole):
 
 
 def test_rows_are_those_of_separate_runs(whole, tmp_path):
-    folder, _, _ = whole
+    folder, *_ = whole
     value = values(table(folder))
     plain = {name: v for name, v in OmegaConf.to_container(study(tmp_path)).items() if name != "study"} | {"seed": 1}
 
@@ -99,12 +99,12 @@ def test_rows_are_those_of_separate_runs(whole, tmp_path):
     assert accuracy("random", prune_at_init=random) == value["random", 2]
     ticket = {"ticket": str(folder / "iterative-seed1" / "tickets" / "level-2.safetensors"), "at": "1ba"}
     assert accuracy("shuffle", prune_at_init=ticket | {"shuffle": True}) == value["shuffle", 2]
-    plain["seed"] = 1_000_001
+    plain["weights_seed"] = 1_000_001
     assert accuracy("reinitialize", prune_at_init=ticket) == value["reinitialize", 2]
 
 
 def test_controls_are_what_they_say(whole):
-    folder, starts, masks = whole
+    folder, starts, masks, orders = whole
     by_level = {}
     for row in table(folder):
         by_level.setdefault(row["level"] if row["arm"] != "one_shot" else 2, set()).add(row["density"])
@@ -122,6 +122,8 @@ def test_controls_are_what_they_say(whole):
         for control in ("random", "shuffle"):
             assert torch.equal(named(starts, control, f"seed{seed}"), start)
         assert not torch.equal(named(starts, "reinitialize", f"seed{seed}"), start)
+        order = orders[f"iterative-seed{seed}"][:CONTROL]
+        assert all(named(orders, control, f"seed{seed}") == order for control in controls)
 
 
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
