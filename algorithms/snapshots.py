@@ -39,7 +39,8 @@ class Snapshot:
     """What is kept of one moment: `file` with the weights, `full` with all else, if it was asked for.
 
     `place` counts what the run had trained on: `epoch`, `batch`, `sample` and `token` in all, and within the epoch as
-    `batch_in_epoch` and so on; `place_before` counts it one batch earlier. `seed` is the run's.
+    `batch_in_epoch` and so on; `place_before` counts it one batch earlier. `seed` is the run's, and `shift` how many
+    batches its data were ahead of these counts, as the loader's sampler tells by an attribute of that name.
     """
 
     file: Path
@@ -48,6 +49,7 @@ class Snapshot:
     place: dict[str, int]
     place_before: dict[str, int]
     seed: int
+    shift: int
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers by the names of the network that the Trainer was given, on the CPU."""
@@ -55,13 +57,13 @@ class Snapshot:
 
 
 def find_snapshots(folder: str | PathLike[str]) -> list[Snapshot]:
-    """Those in a folder, in the order of training. Raises ValueError for a file there that is no snapshot."""
+    """Returns the snapshots in a folder, in the order of training; ValueError for a file there that is none."""
     found = [_read(path) for path in Path(folder).glob("ba*.safetensors")]
     return sorted(found, key=lambda snapshot: snapshot.place["batch"])
 
 
 def find_snapshot(folder: str | PathLike[str], at: str) -> Snapshot:
-    """That of a moment, as it was asked for or by its count of ep, ba, sp or tok.
+    """Returns the snapshot of a moment, which is given as it was asked for, or by its count of ep, ba, sp or tok.
 
     Raises LookupError where there is none, and ValueError for a file there that is no snapshot.
     """
@@ -90,13 +92,12 @@ def _read(file: Path) -> Snapshot:
         place, before = (json.loads(about[name]) for name in ("place", "place_before"))
         if not all(type(counts.get(name)) is int for counts in (place, before) for name in COUNTS):
             raise ValueError("its counts are no whole numbers")
-        at, seed = tuple(json.loads(about["at"])), int(about["seed"])
+        at, seed, shift = tuple(json.loads(about["at"])), int(about["seed"]), int(about["shift"])
     except Exception as error:  # of many kinds, from damaged files
         raise ValueError(f"{file} is no snapshot: {' '.join(str(error).split())[:200]}") from error
-    full = file.with_suffix(".pt")
-    return Snapshot(
-        file=file, full=full if full.is_file() else None, at=at, place=place, place_before=before, seed=seed
-    )
+    whole = file.with_suffix(".pt")
+    full = whole if whole.is_file() else None
+    return Snapshot(file=file, full=full, at=at, place=place, place_before=before, seed=seed, shift=shift)
 
 
 class Snapshots(ForRecipes, EventAlgorithm):
@@ -110,7 +111,7 @@ class Snapshots(ForRecipes, EventAlgorithm):
     The files are `ba500.safetensors` and so on, by the number of updates; `find_snapshot` knows them by moment too.
 
     Args:
-        at: moments of the training in ep, ba, sp, tok or dur; `0ba` is before the first update, `1dur` the end.
+        at: moments of the whole run in ep, ba, sp, tok or dur; `0ba` is before the first update, `1dur` the end.
         full: keep beside each a checkpoint of Composer's (`ba500.pt`) with optimizers, generators and the state of the
             algorithms, from which a run goes on bit for bit.
         save_folder: where; by default in `{run_name}/snapshots`, as Composer's checkpoints are in theirs.
@@ -149,10 +150,6 @@ class Snapshots(ForRecipes, EventAlgorithm):
     def __repr__(self) -> str:
         return f"Snapshots(at={[*self.at]!r}, full={self.full!r}, save_folder={self.save_folder!r})"
 
-    @property
-    def bound_to_the_length(self) -> bool:
-        return any(time.unit == TimeUnit.DURATION and time.value > 0 for time in self.at.values())
-
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "kept": self.kept, "before": self._before}
 
@@ -165,7 +162,7 @@ class Snapshots(ForRecipes, EventAlgorithm):
         self._clear()
 
     def _come_last(self, state: State, logger: Logger) -> None:
-        """So that it keeps what others, such as masks, make of the weights at the same event."""
+        """Whatever others, such as masks, make of the weights at the same event is then kept."""
         state.algorithms.remove(self)
         state.algorithms.append(self)
 
@@ -173,6 +170,9 @@ class Snapshots(ForRecipes, EventAlgorithm):
         for text, time in self.at.items():
             late = (share_of_training(time, state) or 0) > 1
             check("Snapshots", "at", not late, f"within the training, which lasts {state.max_duration}", text)
+        weights = composer_model(state).state_dict()
+        if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"Snapshots: {some(odd)} of the model's state_dict is no tensor, and cannot be kept.")
         # In another folder, or of another length, the run may have to keep a moment again.
         kept = {t: b for t, b in self.kept.items() if t in self.at and reached(state, self.at[t])}
         there: list[Any] = [{text: batch for text, batch in kept.items() if self._file(state, batch).is_file()}]
@@ -209,12 +209,11 @@ class Snapshots(ForRecipes, EventAlgorithm):
             with _trained(state):
                 # Tied weights are one tensor under several names, of which a file holds each.
                 held = {n: v.clone() for n, v in composer_model(state).state_dict().items() if isinstance(v, Tensor)}
-            if odd := [name for name in composer_model(state).state_dict() if name not in held]:
-                raise ValueError(f"Snapshots: {some(odd)} of the model's state_dict is no tensor, and cannot be kept.")
             tensors = {name.replace("_orig_mod.", ""): value for name, value in held.items()}
             at = [text for text, batch in self.kept.items() if batch == now]
             places = {"place": _place(state.timestamp), "place_before": self._before}
-            about = {"at": json.dumps(at), "seed": str(state.rank_zero_seed)}
+            shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
+            about = {"at": json.dumps(at), "seed": str(state.rank_zero_seed), "shift": str(int(shift))}
             about |= {name: json.dumps(place) for name, place in places.items()}
             write_safetensors(self._file(state, now), tensors, {"format": "pt", **about})
 

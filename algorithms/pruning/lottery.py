@@ -262,7 +262,7 @@ class LotteryTicket(Pruning):
     def before_update(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value
         self._check_steps(state)
-        if now == 0:
+        if not self._options:  # at the first update, wherever the run has started
             self._options = options_of(state.optimizers)
             self._tell_of_zeros()
         if now == self._k and self.rewind == "weights" and not self.snapshot:

@@ -56,6 +56,9 @@ def check_start(source: Source, given: Any, config: Mapping[str, Any]) -> Start 
         raise source.error("start", "given beside load_path, from which the run would start too; leave out one of them")
     if (config.get("parallelism_config") or {}).get("fsdp") is not None:
         raise source.error("start", "given beside FSDP, whose weights are split when they would be loaded; use DDP")
+    if config.get("spin_dataloaders") is False:
+        hint = "without it Composer cannot go to a place in the data; leave it out"
+        raise source.error("spin_dataloaders", f"false given beside start; {hint}")
     if start.at is None:
         return start
     if (time := moment(start.at)) is None:

@@ -29,15 +29,16 @@ def find_idx(name: str, folders: Sequence[Path], hint: str) -> Path:
 
 def read_idx(file: Path, shape: tuple[int, ...]) -> Tensor:
     """Bytes of that shape; ValueError for a file that holds anything else."""
+    header = np.array([UNSIGNED_BYTES + len(shape), *shape], dtype=">i4").tobytes()
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            content = stream.read()
+            content = stream.read(len(header) + math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
-    header = np.array([UNSIGNED_BYTES + len(shape), *shape], dtype=">i4").tobytes()
     size = " x ".join(map(str, shape))
     if (begin := content[: len(header)]) != header:
         raise ValueError(f"{file} is no idx file of {size} bytes: it begins with {begin.hex()}, not {header.hex()}")
     if (length := len(content) - len(header)) != math.prod(shape):
-        raise ValueError(f"{file} is damaged: it has {length} bytes after its header, not {size}; get it anew")
+        found = f"{length} bytes" if length < math.prod(shape) else "more"
+        raise ValueError(f"{file} is damaged: it has {found} after its header, not {size}; get it anew")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=len(header)).view(shape)

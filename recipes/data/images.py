@@ -134,9 +134,7 @@ class Cifar10(_InMemory):
 class FashionMnist(_InMemory):
     """Fashion-MNIST: 70 000 grey images of 28x28 pixels in four idx files, gzipped or not; served from memory."""
 
-    path: str | None = (
-        None  # the folder that holds them, itself or in FashionMNIST/raw; by default that of Debian's package
-    )
+    path: str | None = None  # the folder that holds them, or FashionMNIST/raw with them; by default Debian's
     split: str = "train"  # or test, or a slice such as train[:80%]
     augment: bool = False  # in training: crop at random after padding by 4 pixels in 28, and flip half of the images
     download: bool = False  # what `path` lacks, into its FashionMNIST/raw

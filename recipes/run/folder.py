@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import time
@@ -274,7 +273,6 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
     """From here on the folder is the run's of that id: a kill must not leave it with the checkpoints of another."""
     from composer.utils import dist
 
-    from .algorithms import folders_of
     from .files import write, write_yaml
 
     if dist.get_global_rank() == 0:
@@ -283,14 +281,24 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
             for file in [*checkpoint_files(folder), *folder.glob("checkpoints/**/*")]:
                 if file.is_symlink() or file.suffix in (".pt", ".digest"):
                     file.unlink(missing_ok=True)
-            for inside in folders_of(recipe):
-                shutil.rmtree(folder / inside)
+            for file in [file for inside in _own_folders(recipe) for file in (folder / inside).glob("*")]:
+                if file.is_file():
+                    file.unlink()
         if not resumes or _saved_config(recipe) != recipe.config:
             (folder / "results.json").unlink(missing_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)
         write(folder / "run_id", f"{name}\n".encode())
         write_yaml(folder / "config.yaml", recipe.config)
     dist.barrier()
+
+
+def _own_folders(recipe: Recipe) -> set[str]:
+    """The names of the folders that this run's algorithms, or ours in a run before, may have filled."""
+    from accelerando import algorithms
+    from accelerando.algorithms.for_recipes import Folder, declared_by
+
+    kinds = [*vars(algorithms).values(), *(part.target for part in recipe.algorithms)]
+    return {made.name for kind in kinds for made in declared_by(kind).supplied.values() if isinstance(made, Folder)}
 
 
 @contextmanager

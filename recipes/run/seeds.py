@@ -8,7 +8,7 @@ from composer.utils import reproducibility
 class SeedOfWeights(Algorithm):
     """Seeds what the algorithms after it draw at INIT, such as new layers, and takes itself out of the run.
 
-    Composer seeds anew before training begins.
+    It is an algorithm, and the first, because callbacks come after the algorithms. Composer seeds anew before training.
     """
 
     def __init__(self, seed: int):

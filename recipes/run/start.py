@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.algorithms import SAM
 from composer.core import Timestamp, TimeUnit
-from composer.utils import dist, ensure_tuple
+from composer.utils import ensure_tuple
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
@@ -23,15 +21,15 @@ from accelerando.algorithms.checkpoints import load_weights, read_content, some
 from accelerando.algorithms.host import composer_model
 from accelerando.algorithms.snapshots import COUNTS, Snapshots, find_snapshot
 
-from ..config.errors import REFUSALS, ConfigError
+from ..config.arguments import parameters
+from ..config.errors import REFUSALS, ConfigError, Source
 from ..config.loading import UNREADABLE
 from ..config.recipe import Recipe
+from ..config.sections import SECTIONS, check_section
 from ..config.start import after_the_end
 from ..data.loaders import Shards
 from ..models.pretrained import find_checkpoint
-from .files import write
 
-RECORD = "start.json"
 DATA = ("train_data", "global_batch_size", "train_subset_num_batches")
 
 
@@ -59,7 +57,7 @@ def find_origin(recipe: Recipe) -> Origin:
     assert start is not None
     folder = _folder(recipe, start.run)
     config = _config_of(folder)
-    changed = [name for name in DATA if config.get(name) != recipe.config.get(name)]
+    changed = [name for name in DATA if not _is_same(name, config.get(name), recipe)]
     if start.data == "continue" and config and changed:
         was, given = config.get(changed[0], "absent"), recipe.config.get(changed[0], "absent")
         hint = f"that run has another {changed[0]}, {was} and not {given}; expected restart"
@@ -67,8 +65,7 @@ def find_origin(recipe: Recipe) -> Origin:
     if start.data is None and start.at is not None and not config:
         raise error("start.data", f"missing; {folder} has no config.yaml that would tell what that run was trained on")
     same_data = not changed if config else start.data == "continue"
-    data = {
-        "shift": _shift_of(folder),
+    data: dict[str, Any] = {
         "same_data": same_data,
         "continues_data": start.data == "continue" or (start.data is None and start.at is not None and same_data),
     }
@@ -80,7 +77,12 @@ def find_origin(recipe: Recipe) -> Origin:
     if start.optimizer == "keep" and found.full is None:
         hint = "its optimizer's state was not kept; expected fresh, or Snapshots with full: true in that run"
         raise error("start.optimizer", f"keep given, but of {start.at} there is only {found.file}; {hint}")
-    about = {"place": found.place, "place_before": found.place_before, "seed": found.seed}
+    about: dict[str, Any] = {
+        "place": found.place,
+        "place_before": found.place_before,
+        "seed": found.seed,
+        "shift": found.shift,
+    }
     return Origin(weights=found.file, full=found.full, **about, **data)
 
 
@@ -95,7 +97,7 @@ def _folder(recipe: Recipe, run: str) -> Path:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """That of a run of recipes/train.py; {} for what another program has left."""
+    """Reads the config of a run of recipes/train.py; another program has left none, which is {}."""
     file = folder / "config.yaml"
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
@@ -107,7 +109,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 
 def _kept_in(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Where that run's snapshots are: in their own place inside its folder, or where its config says."""
+    """Finds where that run's snapshots are: in their own place inside its folder, or where its config says."""
     algorithms = config.get("algorithms")
     entries = algorithms.values() if isinstance(algorithms, dict) else []
     given = [entry["save_folder"] for entry in entries if isinstance(entry, dict) and entry.get("save_folder")]
@@ -115,16 +117,27 @@ def _kept_in(folder: Path, config: Mapping[str, Any]) -> Path:
     return next((place for place in places if any(place.glob("ba*.safetensors"))), places[0])
 
 
-def _shift_of(folder: Path) -> int:
-    file = folder / RECORD
+def _is_same(name: str, given: Any, recipe: Recipe) -> bool:
+    """Whether that run had the same, however it was spelled; a source need not be the same in how it is read."""
+    same, sources = given == recipe.config.get(name), name in SECTIONS and isinstance(given, dict | str) and given
+    if (
+        same or not sources or any(":" in one for one in given)
+    ):  # somebody else's file shall not choose what is run here
+        return same
     try:
-        return int(json.loads(file.read_text())["shift"]) if file.is_file() else 0
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        raise ConfigError(str(file), "", f"unreadable; {error}") from error
+        (part,) = check_section(Source(), name, given)
+        theirs, ours = (one.build() for one in (part, check_section(Source(), name, recipe.config[name])[0]))
+    except ConfigError:  # of a version before, or of somebody else's module
+        return False
+    return type(theirs) is type(ours) and _what_it_holds(theirs) == _what_it_holds(ours)
+
+
+def _what_it_holds(source: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(source).items() if name not in ("num_workers", "download")}
 
 
 def _end_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The last checkpoint of a finished run."""
+    """Finds the last checkpoint of a finished run."""
     assert recipe.start
     if not (folder / "results.json").is_file():
         hint = "expected a finished one, or at: a moment of which its algorithm Snapshots keeps the weights"
@@ -137,8 +150,11 @@ def _end_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"{folder} has no checkpoint: expected checkpoints/latest-rank0.pt")
         state = read_content(file)["state"]
         place = {name: int(state["timestamp"]["Timestamp"][name]) for name in COUNTS}
-        seed = int(state["rank_zero_seed"])
-    return {"weights": file, "full": file, "place": place, "place_before": place, "seed": seed}
+        about = {
+            "seed": int(state["rank_zero_seed"]),
+            "shift": state["callbacks"].get("StartedRun", {}).get("shift", 0),
+        }
+    return {"weights": file, "full": file, "place": place, "place_before": place, **about}
 
 
 class StartedRun(Callback):
@@ -162,7 +178,7 @@ class StartedRun(Callback):
         self.begun, self.shift = dict(state["begun"]), state["shift"]
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """What a checkpoint would bring, but from the origin."""
+        """Brings from the origin what a checkpoint would bring."""
         if self._origin is None:
             return
         with self._recipe.source.blame("start", *REFUSALS):
@@ -172,18 +188,13 @@ class StartedRun(Callback):
         if self.shift:
             self._shift()
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Leaves in the run's folder where it began."""
-        if self._origin and dist.get_global_rank() == 0:
-            about = {"weights": str(self._origin.weights), "place": dict(self._origin.place), "shift": self.shift}
-            write(self._recipe.folder / RECORD, json.dumps(about, indent=1).encode())
-
     def _begin(self, origin: Origin, state: State) -> None:
         start, error = self._start, self._recipe.source.error
         if start.optimizer == "keep":
             assert origin.full is not None
-            content = read_content(origin.full)
-            self._keep(content, state)
+            with self._recipe.source.blame("start.optimizer", *REFUSALS, AttributeError):
+                content = _read_full(origin)
+                self._keep(content["state"], state)
             if origin.seed == state.rank_zero_seed:
                 self.generators = content.get("rng")
         with self._recipe.source.blame("start.run", *REFUSALS):
@@ -201,9 +212,8 @@ class StartedRun(Callback):
         self.begun = {name: origin.place[name] for name in COUNTS}
         if not origin.same_data:
             if length.unit == TimeUnit.EPOCH:
-                hint = "give max_duration in ba, or schedule: restart"
-                hint = f"the schedule goes on, but epochs of other data are no measure of its place; {hint}"
-                raise error("start.schedule", hint)
+                problem = "the schedule goes on, but epochs of other data are no measure of its place"
+                raise error("start.schedule", f"{problem}; give max_duration in ba, or schedule: restart")
             self.begun |= {"batch_in_epoch": 0, "sample_in_epoch": 0, "token_in_epoch": 0}
         state.timestamp, state.previous_timestamp = _timestamp(self.begun), _timestamp(origin.place_before)
         if state.timestamp >= length:
@@ -219,7 +229,7 @@ class StartedRun(Callback):
         if not (origin.continues_data or start.continues_schedule):
             return 0
         if state.dataloader_len is None:
-            return 1  # which the loader refuses
+            raise self._no_place()
         length = int(state.dataloader_len)
         here, there = (place["epoch"] * length + place["batch_in_epoch"] for place in (self.begun, origin.place))
         return (there + origin.shift if origin.continues_data else 0) - here
@@ -227,23 +237,31 @@ class StartedRun(Callback):
     def _shift(self) -> None:
         sampler = getattr(self._loader, "sampler", None)
         if not isinstance(sampler, Shards) or self._recipe.trainer.get("train_subset_num_batches", -1) != -1:
-            hint = "of these data the place cannot be chosen; expected schedule and data both continue, or both restart"
-            raise self._recipe.source.error("start.data", hint)
+            raise self._no_place()
         with self._recipe.source.blame("start.data", ValueError):
             sampler.shift_by(self.shift)
 
-    def _keep(self, content: Mapping[str, Any], state: State) -> None:
-        """The optimizer's state, and that of the algorithms that both runs have."""
-        held, optimizers, error = content["state"], ensure_tuple(state.optimizers), self._recipe.source.error
+    def _no_place(self) -> ConfigError:
+        hint = "of these data the place cannot be chosen; expected schedule and data both continue, or both restart"
+        return self._recipe.source.error("start.data", hint)
+
+    def _keep(self, held: Mapping[str, Any], state: State) -> None:
+        """Loads the optimizer's state, and that of the algorithms that both runs have."""
+        optimizers = ensure_tuple(state.optimizers)
+        if any(isinstance(algorithm, SAM) for algorithm in state.algorithms):
+            raise ValueError("keep given, but the state of SAM is in no checkpoint; expected fresh")
+        names = {id(p): name for name, p in composer_model(state).named_parameters()}
         for optimizer in optimizers:
             name = type(optimizer).__qualname__
-            if any(isinstance(algorithm, SAM) for algorithm in state.algorithms):
-                raise error("start.optimizer", "keep given, but the state of SAM is in no checkpoint; expected fresh")
             if name not in held["optimizers"]:
                 known = ", ".join(held["optimizers"])
-                raise error("start.optimizer", f"keep given, but that run has trained with {known}, not {name}")
-        with _own_options(optimizers):
-            state.load_optim_state(held)
+                raise ValueError(f"keep given, but that run has trained with {known}, not {name}")
+            there = {one for group in held["optimizers"][name]["param_groups"] for one in group["params"]}
+            here = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            if lacking := [one for one in here if one not in there]:
+                raise ValueError(f"keep given, but that run has not trained {some(lacking)}; expected fresh")
+        with _own_options(optimizers, self._recipe.optimizer.arguments):
+            state.load_optim_state(dict(held))
         if held.get("scaler") and state.scaler is not None:
             for saved in held["scaler"].values():
                 state.scaler.load_state_dict(saved)
@@ -257,14 +275,29 @@ class StartedRun(Callback):
                 algorithm.load_state_dict({key: value for key, value in own.items() if key not in left_out})
 
 
+def _read_full(origin: Origin) -> Mapping[str, Any]:
+    """Reads the checkpoint of the origin; ValueError where it is none, or of another moment than the weights."""
+    content = read_content(origin.full or origin.weights)
+    held = content.get("state")
+    try:
+        batch, seed = held["timestamp"]["Timestamp"]["batch"], held["rank_zero_seed"]  # type: ignore[index]
+        held["optimizers"], held["algorithms"]  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{origin.full} is no whole checkpoint of Composer's; it lacks {error}") from error
+    if (batch, seed) != (origin.place["batch"], origin.seed):
+        there = f"batch {batch} of a run with seed {seed}"
+        raise ValueError(f"{origin.full} is of {there}, not of the moment of {origin.weights.name} beside it")
+    return content
+
+
 @contextmanager
-def _own_options(optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """Whatever is loaded inside, the options that constructors take, such as rates, are as before.
+def _own_options(optimizers: Sequence[Optimizer], given: Iterable[str]) -> Iterator[None]:
+    """Whatever is loaded inside, the options that are `given` or that constructors take, such as rates, are as before.
 
     Others, such as counters of updates, are not options but state.
     """
     groups = [(group, type(optimizer)) for optimizer in optimizers for group in optimizer.param_groups]
-    options = [{*inspect.signature(kind).parameters, "initial_lr"} - {"params"} for _, kind in groups]
+    options = [{p.name for p in parameters(kind)} | {*given, "initial_lr"} for _, kind in groups]
     was = [
         {name: group[name] for name in names if name in group}
         for (group, _), names in zip(groups, options, strict=True)

@@ -22,7 +22,7 @@ from ..config.errors import ConfigError, Source, show
 from ..config.loading import LEFT_TO_YOU, merge, missing, resolving
 from ..config.lookup import Part
 from ..config.recipe import Recipe, check
-from ..run.folder import refuse_another_run
+from ..run.folder import is_begun, refuse_another_run
 from .claims import Claim
 from .table import Row
 
@@ -99,6 +99,10 @@ class Base:
                 self._recipes[key] = recipe = check(merged, source)
                 if not (recipe.folder / "results.json").exists():  # else its teachers and masks may be gone
                     self.try_out(recipe)
+                if recipe.start and self._is_others(recipe.start.run) and not is_begun(recipe.folder):
+                    from ..run.start import find_origin
+
+                    find_origin(recipe)
         return self._recipes[key]
 
     def refuse_another_run(self, node: Train, as_long: bool) -> None:
@@ -127,10 +131,6 @@ class Base:
         from ..run.algorithms import in_its_folders
         from ..run.teachers import as_in_training
 
-        if recipe.start and self._is_others(recipe.start.run):
-            from ..run.start import find_origin
-
-            find_origin(recipe)
         with untouched_generators():
             if self._is_new([recipe.model, *recipe.algorithms, recipe.optimizer]):
                 as_in_training(recipe.model, in_its_folders(recipe), recipe.optimizer)

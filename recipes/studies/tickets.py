@@ -63,7 +63,7 @@ class Tickets(PruningStudy):
 
     A control is a run of length T, dense up to k, that from there has as many weights as the first ladder's level:
     drawn at random (`random`), or in each layer as many as the ticket has, in random places (`shuffle`); or the
-    ticket's own weights in a network with other initial weights (`reinitialize`), of which nothing else is random anew.
+    ticket's own weights in a network with other initial weights (`reinitialize`), for which all else is drawn alike.
 
     Args:
         ladders: arguments of LotteryTicket by name, such as {iterative: {levels: 12}}; false leaves one out.

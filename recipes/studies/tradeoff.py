@@ -57,6 +57,9 @@ class Tradeoff(Study):
         self.changes, self.ends = named(source, "arms", self.arms, FIXED), list[str]()
         for arm in self.changes:
             recipe = self._arm(base, arm)
+            if recipe.start and recipe.start.continues_schedule:
+                hint = "a curve is of one schedule from its beginning; expected schedule: restart"
+                raise recipe.source.error("start.schedule", f"continue, given or by default, but {hint}")
             _check(base, recipe)
             ends = _ends(recipe)
             if self.ends and ends != self.ends:
