@@ -1,7 +1,7 @@
 """The runs that the recipes' tests share: a small one of `train` on digits, and what a Trainer is served."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from composer import Callback, ComposerModel, Trainer
@@ -98,6 +98,25 @@ class Followed(Callback):
 
     def close(self, state, logger):
         Followed.end = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+class Counting(torch.optim.SGD):
+    """Counts its updates in its groups, as schedule-free optimizers do."""
+
+    counts: ClassVar[list[int]] = []
+    momenta: ClassVar[set[float]] = set()
+
+    def __init__(self, params, **kwargs):
+        super().__init__(params, **kwargs)
+        for group in self.param_groups:
+            group["k"] = 0
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+        Counting.counts.append(self.param_groups[0]["k"])
+        Counting.momenta = {group["momentum"] for group in self.param_groups}
+        return super().step(closure)
 
 
 def noisy() -> ComposerClassifier:

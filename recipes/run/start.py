@@ -77,13 +77,8 @@ def find_origin(recipe: Recipe) -> Origin:
     if start.optimizer == "keep" and found.full is None:
         hint = "its optimizer's state was not kept; expected fresh, or Snapshots with full: true in that run"
         raise error("start.optimizer", f"keep given, but of {start.at} there is only {found.file}; {hint}")
-    about: dict[str, Any] = {
-        "place": found.place,
-        "place_before": found.place_before,
-        "seed": found.seed,
-        "shift": found.shift,
-    }
-    return Origin(weights=found.file, full=found.full, **about, **data)
+    about = {name: getattr(found, name) for name in ("full", "place", "place_before", "seed", "shift")}
+    return Origin(weights=found.file, **about, **data)
 
 
 def _folder(recipe: Recipe, run: str) -> Path:
@@ -120,9 +115,8 @@ def _kept_in(folder: Path, config: Mapping[str, Any]) -> Path:
 def _is_same(name: str, given: Any, recipe: Recipe) -> bool:
     """Whether that run had the same, however it was spelled; a source need not be the same in how it is read."""
     same, sources = given == recipe.config.get(name), name in SECTIONS and isinstance(given, dict | str) and given
-    if (
-        same or not sources or any(":" in one for one in given)
-    ):  # somebody else's file shall not choose what is run here
+    # Somebody else's file shall not choose what is imported here.
+    if same or not sources or any(":" in one for one in given):
         return same
     try:
         (part,) = check_section(Source(), name, given)

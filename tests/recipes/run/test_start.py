@@ -242,6 +242,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
         (a, digits, "start.schedule: the schedule goes on, but epochs of other data"),
         (a, {"load_path": "x.pt"}, "start: given beside load_path"),
         (a, prune, "holds no masks, as it should; prune at that moment or later"),
+        (a, {"spin_dataloaders": False}, "spin_dataloaders: false given beside start"),
         (a | {"at": "6ba"}, subset, "start.data: of these data the place cannot be chosen"),
     ):
         text = refused(config | changes | {"start": start})
@@ -260,11 +261,78 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     )
 
 
-def test_the_folder_tells_where_it_began_and_a_run_anew_keeps_no_snapshots_of_the_old_one(tmp_path):
+def test_a_run_begun_anew_keeps_nothing_of_the_old_one(tmp_path):
     config = settings(tmp_path)
     followed(config)
-    started(config, "3ba", schedule="restart")
-    record = json.loads((tmp_path / "started" / "start.json").read_text())
-    assert record["weights"].endswith("ba3.safetensors") and record["place"]["batch"] == 3 and record["shift"] == 3
+    (tmp_path / "disk").mkdir()
+    shutil.move(tmp_path / "whole" / "snapshots", tmp_path / "disk" / "snapshots")
+    (tmp_path / "whole" / "snapshots").symlink_to(tmp_path / "disk" / "snapshots")
     followed(config | {"autoresume": False, "algorithms": {"snapshots": {"at": ["2ba"]}}})
-    assert [path.name for path in (tmp_path / "whole" / "snapshots").iterdir()] == ["ba2.safetensors"]
+    assert [path.name for path in (tmp_path / "disk" / "snapshots").iterdir()] == ["ba2.safetensors"]
+    followed(config | {"autoresume": False, "algorithms": {}})
+    assert not [*(tmp_path / "disk" / "snapshots").iterdir()]
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path):
+    config = settings(tmp_path)
+    followed(config)
+    for start in ({"at": "3ba"}, {"at": "3ba", **KEPT}, {"at": "3ba", "schedule": "restart"}, {}):
+        given = config | {"run_name": "started", "algorithms": {}, "start": {"run": "whole", **start}}
+        result, found = followed(given)
+        again, kept = followed(given)
+        assert again == result and kept["batches"] is found["batches"]  # of the first call: nothing was begun
+        shutil.rmtree(tmp_path / "started")
+
+
+def test_the_same_data_in_other_words_go_on(tmp_path):
+    config = settings(tmp_path, algorithms={"mix_up": False}, train_data="digits")
+    followed(config)
+    _, plain = started(config, "3ba")
+    _, found = started(config | {"train_data": {"Digits": {"split": "train", "resize": None}}}, "3ba")
+    assert same(plain["end"], found["end"])
+    with pytest.raises(ConfigError, match=r"start\.schedule: the schedule goes on, but epochs of other data"):
+        started(config | {"train_data": {"digits": {"split": "train[:99%]"}}}, "3ba")
+
+
+def test_the_state_beside_a_snapshot_is_of_its_moment(tmp_path):
+    config = settings(tmp_path)
+    followed(config)
+    folder = tmp_path / "whole" / "snapshots"
+    start = {"start": {"run": "whole", "at": "3ba", "optimizer": "keep"}}
+    shutil.copy(folder / "ba6.pt", folder / "ba3.pt")
+    assert "ba3.pt is of batch 6 of a run with seed 17, not of the moment of ba3.safetensors" in refused(config | start)
+    torch.save({"weight": torch.zeros(3)}, folder / "ba3.pt")
+    assert "ba3.pt is no whole checkpoint of Composer's" in refused(config | start)
+    content = torch.load(folder / "ba6.pt", weights_only=False)
+    content["state"]["timestamp"]["Timestamp"]["batch"], content["state"]["algorithms"] = 3, [("MixUp", 3)]
+    torch.save(content, folder / "ba3.pt")
+    assert "start.optimizer: " in refused(config | start)
+
+
+def test_what_was_frozen_there_has_no_state_to_keep(tmp_path):
+    config = settings(tmp_path)
+    frozen = {"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9, "groups": {"0.*": False}}}}
+    followed(config | frozen)
+    start = {"start": {"run": "whole", "at": "3ba", "optimizer": "keep"}}
+    assert "keep given, but that run has not trained module.0.weight; expected fresh" in refused(config | start)
+    followed(config | {"run_name": "whole", "autoresume": False})
+    _, found = started(config | frozen, "3ba", **KEPT)
+    assert torch.equal(found["first"]["module.0.weight"], found["end"]["module.0.weight"])
+
+
+def test_counters_in_the_optimizers_groups_are_kept_or_begin_anew(tmp_path):
+    """Options that a class takes by ``**kwargs`` are the file's all the same."""
+    config = settings(tmp_path, optimizer={"runs:Counting": {"lr": 0.1, "momentum": 0.9}}, algorithms={"mix_up": False})
+    counts = runs.Counting.counts
+    counts.clear()
+    _, wanted = followed(config)
+    _, kept = started(config, "3ba", **KEPT)
+    assert same(kept["end"], wanted["end"]) and counts[-9:] == [*range(4, 13)]
+    counts.clear()
+    slower = {"optimizer": {"runs:Counting": {"lr": 0.01, "momentum": 0.5}}, "scheduler": None}
+    _, found = started(config | slower, "3ba", **KEPT)
+    assert {rate for rates in found["rates"].values() for rate in rates} == {0.01}
+    assert counts[-9:] == [*range(4, 13)] and runs.Counting.momenta == {0.5}
+    counts.clear()
+    started(config | {"algorithms": {"lottery_ticket": {"levels": 1, "rewind_to": "3ba"}}}, "3ba")
+    assert counts[-18:] == [*range(1, 10)] * 2
