@@ -10,7 +10,7 @@ the Lottery Ticket Hypothesis" (arXiv 1912.05671).
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -23,6 +23,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.checkpoint import save_checkpoint
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .bases import EventAlgorithm
 from .checkpoints import read_metadata, read_weights, some, write_safetensors
@@ -222,7 +223,11 @@ class Snapshots(ForRecipes, EventAlgorithm):
         if not self.full or _ends_epoch(state) or now == self._written or now not in self.kept.values():
             return
         self._written = now
-        with _trained(state), written_whole(self._file(state, now).with_suffix(".pt"), here=_is_first()) as file:
+        with (
+            _trained(state),
+            _untouched_before_updates(state.optimizers),
+            written_whole(self._file(state, now).with_suffix(".pt"), here=_is_first()) as file,
+        ):
             # It fills in braces.
             save_checkpoint(state, str(file).replace("{", "{{").replace("}", "}}"))
 
@@ -247,6 +252,18 @@ def _is_over(state: State, time: Time) -> bool:
 
 def _place(timestamp: Any) -> dict[str, int]:
     return {name: int(getattr(timestamp, name)) for name in COUNTS}
+
+
+@contextmanager
+def _untouched_before_updates(optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """To save an optimizer that has made no update, torch has it make one without gradients, of which nothing stays."""
+    fresh = [optimizer for optimizer in optimizers if not optimizer.state]
+    options = [[{**group, "params": [*group["params"]]} for group in optimizer.param_groups] for optimizer in fresh]
+    yield
+    for optimizer, groups in zip(fresh, options, strict=True):
+        optimizer.state.clear()
+        for group, was in zip(optimizer.param_groups, groups, strict=True):
+            group.update(was)
 
 
 @contextmanager

@@ -188,7 +188,7 @@ class StartedRun(Callback):
             assert origin.full is not None
             with self._recipe.source.blame("start.optimizer", *REFUSALS, AttributeError):
                 content = _read_full(origin)
-                self._keep(content["state"], state)
+                self._keep(content["state"], state, origin.place["batch"] > 0)
             if origin.seed == state.rank_zero_seed:
                 self.generators = content.get("rng")
         with self._recipe.source.blame("start.run", *REFUSALS):
@@ -239,8 +239,8 @@ class StartedRun(Callback):
         hint = "of these data the place cannot be chosen; expected schedule and data both continue, or both restart"
         return self._recipe.source.error("start.data", hint)
 
-    def _keep(self, held: Mapping[str, Any], state: State) -> None:
-        """Loads the optimizer's state, and that of the algorithms that both runs have."""
+    def _keep(self, held: Mapping[str, Any], state: State, updated: bool) -> None:
+        """Loads the optimizer's state, once it has `updated`, and that of the algorithms that both runs have."""
         optimizers = ensure_tuple(state.optimizers)
         if any(isinstance(algorithm, SAM) for algorithm in state.algorithms):
             raise ValueError("keep given, but the state of SAM is in no checkpoint; expected fresh")
@@ -255,7 +255,8 @@ class StartedRun(Callback):
             if lacking := [one for one in here if one not in there]:
                 raise ValueError(f"keep given, but that run has not trained {some(lacking)}; expected fresh")
         with _own_options(optimizers, self._recipe.optimizer.arguments):
-            state.load_optim_state(dict(held))
+            if updated:  # before, torch saves what an update without gradients would leave
+                state.load_optim_state(dict(held))
         if held.get("scaler") and state.scaler is not None:
             for saved in held["scaler"].values():
                 state.scaler.load_state_dict(saved)

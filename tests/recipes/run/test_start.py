@@ -26,7 +26,7 @@ from tiny import launch, trainer
 def test_with_all_kept_it_is_the_uninterrupted_run_bit_for_bit(name, tmp_path):
     config = settings(tmp_path, **RUNS[name])
     whole, wanted = followed(config)
-    for at, batch in MOMENTS.items():
+    for at, batch in {"0ba": 0, **MOMENTS}.items():
         result, found = started(config, at, **KEPT)
         left = [number for number in wanted["batches"] if number >= batch]
         assert same(found["end"], wanted["end"])
@@ -35,6 +35,15 @@ def test_with_all_kept_it_is_the_uninterrupted_run_bit_for_bit(name, tmp_path):
         assert all(torch.equal(found["dropped"][number], wanted["dropped"][number]) for number in left)
         assert result.batches == len(left) and result.samples == 64 * len(left)
         assert result.records[-1]["batch"] == whole.records[-1]["batch"] == whole.batches
+
+
+@pytest.mark.parametrize(
+    "optimizer", [{"adamw": {"lr": 0.01}}, {"sgd": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}}]
+)
+def test_to_keep_all_changes_nothing_of_the_run(optimizer, tmp_path):
+    _, kept = followed(settings(tmp_path, optimizer=optimizer))
+    _, plain = followed(settings(tmp_path, optimizer=optimizer, algorithms={"snapshots": False}, run_name="plain"))
+    assert same(kept["end"], plain["end"])
 
 
 @pytest.mark.programs
