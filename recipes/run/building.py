@@ -29,9 +29,10 @@ from .folder import as_rank_zero_finds, blame_checkpoint, blame_disk
 from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
+from .origin import find_origin
 from .progress import Lines
 from .seeds import SeedOfWeights
-from .start import StartedRun, find_origin
+from .start import StartedRun
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class Base:
                 if not (recipe.folder / "results.json").exists():  # else its teachers and masks may be gone
                     self.try_out(recipe)
                 if recipe.start and self._is_others(recipe.start.run) and not is_begun(recipe.folder):
-                    from ..run.start import find_origin
+                    from ..run.origin import find_origin
 
                     find_origin(recipe)
         return self._recipes[key]
