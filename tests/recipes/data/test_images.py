@@ -170,7 +170,7 @@ def test_damaged_fashion_mnist(tmp_path):
     images, labels = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     assert "5 x 28 x 28 bytes: it begins with 474946, not 0000080300000005" in refusal(images, b"GIF")
     assert "it has 3919 bytes after its header, not 5 x 28 x 28" in refusal(images, images=PIXELS.tobytes()[:-1])
-    assert "is damaged: it has 6 bytes" in refusal(labels, labels=bytes(6))
+    assert "is damaged: it has more after its header, not 5" in refusal(labels, labels=bytes(6))
     assert "begins with" in refusal(labels, np.array([0x801, 4], dtype=">i4").tobytes() + bytes(4))
     assert "has the label 10; expected 0 to 9" in refusal(labels, labels=bytes([3, 1, 4, 10, 5]))
     for name in (images, labels):

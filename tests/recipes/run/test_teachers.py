@@ -184,7 +184,7 @@ def test_mistakes_are_found_before_anything_is_built(given, message, tmp_path):
                 "checkpoint": "{folder}/plain/checkpoints/latest-rank0.pt",
                 "model": {"resnet_cifar": {"depth": 14, "width": 4, "in_channels": 1}},
             },
-            "{folder}/plain/checkpoints/latest-rank0.pt does not fit ComposerClassifier",
+            "{folder}/plain/checkpoints/latest-rank0.pt does not fit ImageClassifier",
         ),
     ],
 )
