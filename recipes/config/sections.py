@@ -20,7 +20,7 @@ from .references import check_references
 if TYPE_CHECKING:
     from accelerando.algorithms.for_recipes import Folder, Supply
 
-DATA = ("accelerando.recipes.data.images", "accelerando.recipes.data.text")
+DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text"))
 SECTIONS = {
     "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),

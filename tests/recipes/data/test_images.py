@@ -16,13 +16,12 @@ from formats import picture
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from accelerando.recipes.data.image_files import ImageFolder, StreamingImages
 from accelerando.recipes.data.images import (
     DEBIAN,
     Cifar10,
     Digits,
     FashionMnist,
-    ImageFolder,
-    StreamingImages,
     _crop_and_flip,
 )
 from accelerando.recipes.models.builders import resnet
@@ -354,7 +353,7 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
 TWO_RANKS = """
 import json, sys
 import torch
-from accelerando.recipes.data.images import ImageFolder, StreamingImages
+from accelerando.recipes.data.image_files import ImageFolder, StreamingImages
 from accelerando.recipes.data.loaders import TensorLoader
 from accelerando.recipes.run.buffers import OneSetOfBuffers
 from composer import DataSpec, Evaluator, Trainer

@@ -7,7 +7,7 @@ import torch
 from composer.models import ComposerClassifier
 from streaming import MDSWriter
 
-from accelerando.recipes.data.images import StreamingImages
+from accelerando.recipes.data.image_files import StreamingImages
 from runs import served
 from tiny import launch
 
@@ -33,7 +33,7 @@ def test_shards_make_epochs_of_whole_batches_and_go_on_after_any_of_them(numbere
 
 JOBS_AT_ONCE = """
 import os, sys
-from accelerando.recipes.data.images import StreamingImages
+from accelerando.recipes.data.image_files import StreamingImages
 
 source = StreamingImages(sys.argv[1], split="val", crop_size=8, num_workers=0)
 start, go = os.pipe()
