@@ -209,8 +209,8 @@ class Snapshots(ForRecipes, EventAlgorithm):
         if _is_first():
             with _trained(state):
                 # Tied weights are one tensor under several names, of which a file holds each.
-                held = {n: v.clone() for n, v in composer_model(state).state_dict().items() if isinstance(v, Tensor)}
-            tensors = {name.replace("_orig_mod.", ""): value for name, value in held.items()}
+                weights = composer_model(state).state_dict()
+                tensors = {name.replace("_orig_mod.", ""): value.clone() for name, value in weights.items()}
             at = [text for text, batch in self.kept.items() if batch == now]
             places = {"place": _place(state.timestamp), "place_before": self._before}
             shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)

@@ -25,6 +25,7 @@ OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batc
 DURATIONS = ("ep", "ba", "sp")
 # Of initial weights, and of the data's order and augmentation; what is left follows `seed`, by default these do too.
 SEEDS = ("weights_seed", "data_seed")
+NOT_COMPOSERS = {*OWN_KEYS, *SECTIONS, *SEEDS, "start"}
 # The least whole number, and what else is allowed.
 RANGES = {
     **dict.fromkeys(("seed", *SEEDS), (0, ())),
@@ -92,8 +93,7 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     ranks = _check_ranks(source, config)
     for key in SEEDS:
         _check_range(source, key, config.get(key, 0))
-    own = {*OWN_KEYS, *SECTIONS, *SEEDS, "start"}
-    trainer = _check_trainer(source, {key: config[key] for key in config if key not in own})
+    trainer = _check_trainer(source, {key: config[key] for key in config if key not in NOT_COMPOSERS})
     parts = {key: check_parts(source, key, entries[key]) for key in SECTIONS}
     counts_tokens = getattr(parts["train_data"][0].target, "counts_tokens", False)
     _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
@@ -125,15 +125,7 @@ def refuse_unknown(source: Source, given: Iterable[Any], own: Collection[str] = 
     """An error at the first of the given keys that is neither one of a run nor of the caller's `own`."""
     from composer import Trainer
 
-    known = {
-        *inspect.signature(Trainer).parameters,
-        *OWN_KEYS,
-        *SECTIONS,
-        *SEEDS,
-        "start",
-        "variables",
-        *own,
-    } - RENAMED.keys()
+    known = {*inspect.signature(Trainer).parameters, *NOT_COMPOSERS, "variables", *own} - RENAMED.keys()
     for key in map(str, given):
         if key in RENAMED:
             raise source.error(key, f"the recipe fills it in; use {RENAMED[key]} instead")

@@ -84,7 +84,8 @@ def build(
     ]
     agree(recipe, takes(model), [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
-    started = [StartedRun(recipe, origin, seen.data.dataloader)] if recipe.start else []
+    started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
+    callbacks += [started] if started else []
     with (
         recipe.source.blame("", *REFUSALS),
         blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
@@ -98,13 +99,13 @@ def build(
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=[SeedOfWeights(recipe.weights_seed), *algorithms],
-            callbacks=[*callbacks, *started],
+            callbacks=callbacks,
             loggers=loggers,
             **arguments,
         )
-    for start in started:
-        trainer._rng_state = start.generators or trainer._rng_state
-    begun = started[0].begun if started else {"batch": 0, "sample": 0}
+    if started and started.generators:
+        trainer._rng_state = started.generators
+    begun = started.begun if started else {"batch": 0, "sample": 0}
     return Run(recipe=recipe, trainer=trainer, history=history, seen=seen, begun=begun)
 
 

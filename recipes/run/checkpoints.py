@@ -178,7 +178,7 @@ class Saved(LoggerDestination):
         if state.load_path is None:
             return
         where = self._checkpoint.path if self._checkpoint else str(state.load_path)
-        if bad := [name for name, value in state.model.named_parameters() if not _is_finite(value)]:
+        if bad := not_finite(state.model.named_parameters()):
             hint = "training has diverged there; change what made it, or start anew"
             raise ConfigError(where, "", f"holds weights that are not finite: {some(bad)}; {hint}")
         if self._checkpoint is None:
@@ -227,8 +227,10 @@ class Saved(LoggerDestination):
                 print(f"after a kill, the run could not go on from this: {error}", file=sys.stderr, flush=True)
 
 
-def _is_finite(weight: torch.Tensor) -> bool:
-    return bool(torch.isfinite(weight.detach()).all()) if weight.is_floating_point() else True
+def not_finite(weights: Iterable[tuple[str, Any]]) -> list[str]:
+    """Returns the names of the tensors that hold a number which is not finite."""
+    floats = [(name, w.detach()) for name, w in weights if isinstance(w, torch.Tensor) and w.is_floating_point()]
+    return [name for name, weight in floats if not torch.isfinite(weight).all()]
 
 
 def _savers(state: State) -> list[CheckpointSaver]:

@@ -237,8 +237,19 @@ def _length(config: dict[str, Any], growing: Collection[str]) -> dict[str, Any]:
     return {key: v for key, v in _flatten(config).items() if key == "max_duration" or key in growing}
 
 
+def folders_of_run(recipe: Recipe, name: str) -> tuple[Path, Path]:
+    """Returns where a run may lie that a YAML names: in the folder of all runs, or where the name leads."""
+    return Path(recipe.config["folder"], name), Path(name)
+
+
 def _saved_config(recipe: Recipe) -> dict[str, Any] | None:
-    saved = recipe.folder / "config.yaml"
+    hint = "delete it if the checkpoints beside it are of this config, or the folder to start anew; "
+    return saved_config(recipe.folder, hint)
+
+
+def saved_config(folder: Path, hint: str = "") -> dict[str, Any] | None:
+    """Reads the config of the run in a folder; None where it has left none."""
+    saved = folder / "config.yaml"
     if not saved.exists():
         return None
     try:
@@ -246,8 +257,7 @@ def _saved_config(recipe: Recipe) -> dict[str, Any] | None:
         if not (isinstance(was, dict) and was):
             raise ValueError("expected a mapping of keys to values")
     except UNREADABLE as error:
-        hint = "delete it if the checkpoints beside it are of this config, or the folder to start anew"
-        raise ConfigError(str(saved), "", f"unreadable; {hint}; {error}") from error
+        raise ConfigError(str(saved), "", f"unreadable; {hint}{error}") from error
     return {str(key): value for key, value in was.items()}
 
 
@@ -286,7 +296,8 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
                     file.unlink()
         if not resumes or _saved_config(recipe) != recipe.config:
             (folder / "results.json").unlink(missing_ok=True)
-        (folder / "error.txt").unlink(missing_ok=True)
+        for file in (folder / "error.txt", *folder.glob("error-rank*.txt")):
+            file.unlink(missing_ok=True)
         write(folder / "run_id", f"{name}\n".encode())
         write_yaml(folder / "config.yaml", recipe.config)
     dist.barrier()

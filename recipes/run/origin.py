@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from accelerando.algorithms.checkpoints import read_content
 from accelerando.algorithms.snapshots import COUNTS, find_snapshot
 
 from ..config.errors import REFUSALS, ConfigError, Source
-from ..config.loading import UNREADABLE
 from ..config.recipe import Recipe
 from ..config.sections import SECTIONS, check_section
 from ..models.pretrained import find_checkpoint
+from .folder import folders_of_run, saved_config
 
 DATA = ("train_data", "global_batch_size", "train_subset_num_batches")
 
@@ -44,7 +42,7 @@ def find_origin(recipe: Recipe) -> Origin:
     start, error = recipe.start, recipe.source.error
     assert start is not None
     folder = _folder(recipe, start.run)
-    config = _config_of(folder)
+    config = saved_config(folder) or {}  # another program has left none
     changed = [name for name in DATA if not _is_same(name, config.get(name), recipe)]
     if start.data == "continue" and config and changed:
         was, given = config.get(changed[0], "absent"), recipe.config.get(changed[0], "absent")
@@ -70,25 +68,13 @@ def find_origin(recipe: Recipe) -> Origin:
 
 
 def _folder(recipe: Recipe, run: str) -> Path:
-    for folder in (Path(recipe.config["folder"], run), Path(run)):
+    for folder in folders_of_run(recipe, run):
         if folder.is_dir():
             if folder.resolve() == recipe.folder.resolve():
                 raise recipe.source.error("start.run", f"{run} is this run itself; expected another one")
             return folder
     hint = f"expected the folder of a run, or a run_name in {recipe.config['folder']}"
     raise recipe.source.error("start.run", f"{run} is no folder; {hint}")
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    """Reads the config of a run of recipes/train.py; another program has left none, which is {}."""
-    file = folder / "config.yaml"
-    try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
-        if not isinstance(found, dict):
-            raise ValueError("expected a mapping of keys to values")
-    except UNREADABLE as error:
-        raise ConfigError(str(file), "", f"unreadable; {error}") from error
-    return found
 
 
 def _kept_in(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from composer import Callback, Logger, State
 from composer.algorithms import SAM
 from composer.core import Timestamp, TimeUnit
@@ -23,6 +22,7 @@ from ..config.errors import REFUSALS, ConfigError
 from ..config.recipe import Recipe
 from ..config.start import after_the_end
 from ..data.loaders import Shards
+from .checkpoints import not_finite
 from .origin import Origin, read_full
 
 
@@ -68,8 +68,7 @@ class StartedRun(Callback):
                 self.generators = content.get("rng")
         with self._recipe.source.blame("start.run", *REFUSALS):
             load_weights(composer_model(state), origin.weights)
-        weights = composer_model(state).state_dict().items()
-        if bad := [name for name, value in weights if not _is_finite(value)]:
+        if bad := not_finite(composer_model(state).state_dict().items()):
             raise error("start.run", f"{origin.weights} holds weights that are not finite: {some(bad)}")
         if start.continues_schedule:
             self._continue_schedule(origin, state)
@@ -182,7 +181,3 @@ def _set_rates(state: State, before: Mapping[str, int], by_epoch: bool) -> None:
         scheduler.last_epoch, scheduler._step_count = steps - 1, steps
         scheduler.step()
         state.timestamp = now
-
-
-def _is_finite(value: Any) -> bool:
-    return not (isinstance(value, torch.Tensor) and value.is_floating_point()) or bool(torch.isfinite(value).all())

@@ -17,6 +17,7 @@ from ..config.recipe import Recipe
 from ..config.references import EXPECTED, Reference
 from ..config.sections import check_section, supplied_to
 from ..models.pretrained import find_checkpoint
+from .folder import folders_of_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +62,7 @@ def _build(recipe: Recipe, reference: Reference) -> nn.Module:
 
 
 def _run_folder(name: str, recipe: Recipe) -> Path | None:
-    folders = Path(recipe.config["folder"], name), Path(name)
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    return next((folder for folder in folders_of_run(recipe, name) if (folder / "config.yaml").is_file()), None)
 
 
 def _is_local(path: Path) -> bool:
