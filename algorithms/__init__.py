@@ -1,18 +1,87 @@
-"""Training-efficiency and sparsity techniques: classes for the Composer Trainer, and the pure functions under them."""
+"""Training-efficiency and sparsity techniques, which need torch alone, and, by name, their classes for Composer.
+
+What a training loop needs of a technique stands in its module, and in `__all__` here. `accelerando.algorithms.composer`
+has the classes for Composer's Trainer, which have the same names here too: they are imported when they are asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from .blur_layers import BlurConv2d, BlurMaxPool2d, BlurPool2d, blur_2d, blurmax_pool2d
-from .blurpool import BlurPool, apply_blurpool
-from .channels_last import ChannelsLast, apply_channels_last
-from .cyclic import MultiplicativeCyclicScheduler, cycle_ends, cyclic_multiplier
-from .distillation import Distillation, add_distillation, distillation_kl, distillation_mse, draw_teachers
-from .label_smoothing import LabelSmoothing, smooth_labels
-from .labelled_positions import LabelledPositions
-from .mixup import MixUp, mixup_batch
-from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
-from .snapshots import Snapshot, Snapshots, find_snapshot, find_snapshots
+from .blurpool import apply_blurpool
+from .channels_last import apply_channels_last, batch_channels_last
+from .cyclic import Cycles, MultiplicativeCyclicLR, cycle_ends, cyclic_multiplier
+from .distillation import Distiller, add_distillation, distillation_kl, distillation_mse, draw_teachers
+from .label_smoothing import Smoother, smooth_labels
+from .labelled_positions import HeadPositions, Labelled
+from .mixup import Mixer, mix_targets, mixup_batch
+from .pruning import (
+    LayerCollapseWarning,
+    Lottery,
+    MagnitudePruner,
+    MostlyDenseWarning,
+    Pruner,
+    TiedScoresWarning,
+    apply_masks,
+    class_balanced,
+    compression_ratio,
+    exponential_densities,
+    gradient_magnitude,
+    gradual_density,
+    grasp,
+    keep_highest,
+    kept_counts,
+    level_densities,
+    load_masks,
+    magnitude,
+    mask_gradients,
+    mask_optimizers,
+    model_size,
+    prunable_weights,
+    prune_at_init,
+    random_scores,
+    save_masks,
+    snip,
+    synflow,
+    trace_multiply_adds,
+)
+from .snapshots import Snapshot, SnapshotWriter, find_snapshot, find_snapshots
 from .targets import dense_targets
-from .teachers import load_teacher
-from .tradeoff_curve import TradeoffCurve
+from .teachers import Teacher, load_teacher
+from .tradeoff_curve import Curve
+from .validation import NoEffectWarning
+
+if TYPE_CHECKING:
+    from .composer import (
+        BlurPool,
+        ChannelsLast,
+        Distillation,
+        LabelledPositions,
+        LabelSmoothing,
+        LotteryTicket,
+        MagnitudePruning,
+        MixUp,
+        MultiplicativeCyclicScheduler,
+        PruneAtInit,
+        Snapshots,
+        TradeoffCurve,
+    )
+
+_OF_COMPOSER = frozenset(
+    (
+        "BlurPool",
+        "ChannelsLast",
+        "Distillation",
+        "LabelSmoothing",
+        "LabelledPositions",
+        "LotteryTicket",
+        "MagnitudePruning",
+        "MixUp",
+        "MultiplicativeCyclicScheduler",
+        "PruneAtInit",
+        "Snapshots",
+        "TradeoffCurve",
+    )
+)
 
 __all__ = [
     "BlurConv2d",
@@ -20,31 +89,87 @@ __all__ = [
     "BlurPool",
     "BlurPool2d",
     "ChannelsLast",
+    "Curve",
+    "Cycles",
     "Distillation",
+    "Distiller",
+    "HeadPositions",
     "LabelSmoothing",
+    "Labelled",
     "LabelledPositions",
+    "LayerCollapseWarning",
+    "Lottery",
     "LotteryTicket",
+    "MagnitudePruner",
     "MagnitudePruning",
     "MixUp",
+    "Mixer",
+    "MostlyDenseWarning",
+    "MultiplicativeCyclicLR",
     "MultiplicativeCyclicScheduler",
+    "NoEffectWarning",
     "PruneAtInit",
+    "Pruner",
+    "Smoother",
     "Snapshot",
+    "SnapshotWriter",
     "Snapshots",
+    "Teacher",
+    "TiedScoresWarning",
     "TradeoffCurve",
     "add_distillation",
     "apply_blurpool",
     "apply_channels_last",
+    "apply_masks",
+    "batch_channels_last",
     "blur_2d",
     "blurmax_pool2d",
+    "class_balanced",
+    "compression_ratio",
     "cycle_ends",
     "cyclic_multiplier",
     "dense_targets",
     "distillation_kl",
     "distillation_mse",
     "draw_teachers",
+    "exponential_densities",
     "find_snapshot",
     "find_snapshots",
+    "gradient_magnitude",
+    "gradual_density",
+    "grasp",
+    "keep_highest",
+    "kept_counts",
+    "level_densities",
+    "load_masks",
     "load_teacher",
+    "magnitude",
+    "mask_gradients",
+    "mask_optimizers",
+    "mix_targets",
     "mixup_batch",
+    "model_size",
+    "prunable_weights",
+    "prune_at_init",
+    "random_scores",
+    "save_masks",
     "smooth_labels",
+    "snip",
+    "synflow",
+    "trace_multiply_adds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_COMPOSER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import composer
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "composer":
+            raise
+        hint = "pip install 'accelerando[composer]', or use what a loop of your own needs, which is in __all__ too"
+        raise ImportError(
+            f"{__name__}.{name} is a class for Composer's Trainer, which is not installed: {hint}"
+        ) from None
+    return getattr(composer, name)

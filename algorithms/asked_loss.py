@@ -1,4 +1,4 @@
-"""What a model's `loss(outputs, batch)` makes of other targets than the batch's, asked of the loss itself.
+"""What a loss makes of other targets than those that it is given, asked of the loss itself.
 
 Class indices may be exchanged for rows of probabilities only if the loss is then still the same. For torch's cross
 entropy it is not where classes have weights or labels are ignored: of indices it takes a weighted mean, of rows one
@@ -6,99 +6,107 @@ over all. So, at the first batch, the loss is tried on made-up outputs with both
 are scaled to it; where the loss does not take rows at all, whoever asks must know another way.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
-from composer.core import State, get_precision_context
-from composer.utils import ensure_tuple
-from composer.utils.batch_helpers import batch_set
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from .batches import labels_key
 from .generators import untouched_generators
-from .host import composer_model
 from .targets import check_labels, computes_own_loss, dense_targets
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs and targets; one number
+Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets; one number
 MOST_TRIES = 32
 
 
-class AskedLoss:
-    """Remembers what the loss said, until the loss, or the form of outputs or targets, is another one.
+@dataclass(frozen=True)
+class KeyedLoss:
+    """A loss that says itself when it has become another one, and must be asked anew: with another `key`."""
 
-    Args:
-        target_key: where the batch holds the target.
-        ignore_index: the label of what is not to be predicted.
+    function: Loss
+    key: Any
+
+    def __call__(self, outputs: Any, target: Tensor) -> Tensor:
+        return self.function(outputs, target)
+
+
+def key_of(loss: Loss) -> Any:
+    """What is equal for the losses of all steps, though a function inside a loop is another object at each of them.
+
+    Of what is bound to a function, tensors count by dtype and number of dimensions, and numbers by type.
+    """
+    if isinstance(loss, KeyedLoss):
+        return loss.key
+    if isinstance(loss, partial):
+        names, values = zip(*loss.keywords.items(), strict=True) if loss.keywords else ((), ())
+        return key_of(loss.func), names, [_form(value) for value in (*loss.args, *values)]
+    if isinstance(loss, FunctionType):
+        bound = *(cell.cell_contents for cell in loss.__closure__ or ()), *(loss.__defaults__ or ())
+        return loss.__code__, [_form(value) for value in (*bound, *(loss.__kwdefaults__ or {}).values())]
+    return loss
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype, value.ndim
+    if isinstance(value, Mapping):
+        return type(value), *value
+    if isinstance(value, FunctionType):
+        return value.__code__
+    return value if callable(value) or isinstance(value, bool | str) else type(value)
+
+
+class AskedLoss:
+    """Remembers what a loss said, until it is another one; see `key_of`.
+
+    The loss is tried on made-up outputs, up to some dozen times, once for each form of outputs and targets.
     """
 
-    def __init__(self, target_key: Any, ignore_index: int):
-        self.target_key, self.ignore_index = target_key, ignore_index
+    def __init__(self, ignore_index: int):
+        self.ignore_index = ignore_index  # the label of what is not to be predicted
         self._key: Any = None
-        self._answers: dict[str, Any] = {}
+        self._answers: dict[Any, Any] = {}
 
-    def scale_of_rows(self, state: State, outputs: Tensor, target: Tensor) -> float | Tensor | None:
+    def scale_of_rows(self, loss: Loss, outputs: Tensor, target: Tensor) -> float | Tensor | None:
         """By what rows of probabilities in the place of `target`, class indices, must be multiplied.
 
         None where the loss does not take them.
         """
-        loss = self._loss(state)
-        how = self._ask("rows", state, outputs, target, lambda: takes_rows(loss, outputs, target, self.ignore_index))
+        how = self._ask("rows", loss, outputs, target, lambda: takes_rows(loss, outputs, target, self.ignore_index))
         if how != "scaled":
             return 1.0 if how else None
         return _scale(loss, outputs, target, self.ignore_index)
 
-    def takes_floats(self, state: State, outputs: Tensor, target: Tensor) -> bool:
+    def takes_floats(self, loss: Loss, outputs: Tensor, target: Tensor) -> bool:
         """Whether integer targets, one for each output, may be floating-point numbers."""
-        loss = self._loss(state)
-        return self._ask("floats", state, outputs, target, lambda: _takes_floats(loss, _made_up(outputs), target))
+        return self._ask("floats", loss, outputs, target, lambda: _takes_floats(loss, _made_up(outputs), target))
 
-    def nature(self, state: State, outputs: Tensor, target: Tensor) -> Literal["rows", "binary"] | None:
+    def nature(self, loss: Loss, outputs: Tensor, target: Tensor) -> Literal["rows", "binary"] | None:
         """What `target`, a number for each output, is to the loss; see `nature_of_targets`."""
-        loss = self._loss(state)
-        return self._ask("nature", state, outputs, target, lambda: nature_of_targets(loss, outputs, target))
+        return self._ask("nature", loss, outputs, target, lambda: nature_of_targets(loss, outputs, target))
 
-    def uses_own(self, state: State, outputs: Any, target: Tensor) -> bool:
+    def uses_own(self, loss: Loss, outputs: Any, target: Tensor) -> bool:
         """Whether the loss is made of the "loss" that the model's outputs bring."""
         return computes_own_loss(outputs) and self._ask(
-            "own", state, outputs["logits"], target, lambda: _uses_own(state, outputs)
+            "own", loss, outputs["logits"], target, lambda: _uses_own(loss, outputs, target)
         )
 
-    def _ask(self, what: str, state: State, outputs: Tensor, target: Tensor, ask: Callable[[], Any]) -> Any:
-        model, batch = composer_model(state), state.batch
-        form = (outputs.ndim, outputs.shape[1:2], target.dtype, target.ndim)
-        names = tuple(batch) if isinstance(batch, Mapping) else ()
-        key = (model.loss, getattr(model, "_loss_fn", None), type(batch), names, form)
+    def _ask(self, what: str, loss: Loss, outputs: Tensor, target: Tensor, ask: Callable[[], Any]) -> Any:
+        key = key_of(loss)
         if key != self._key:
             self._key, self._answers = key, {}
-        if what not in self._answers:
+        question = (what, outputs.ndim, outputs.shape[1:2], target.dtype, target.ndim)
+        if question not in self._answers:
             # Made-up targets are no reason to warn, and nobody's random numbers may move.
             devices = [outputs.device] if outputs.is_cuda else []
             with warnings.catch_warnings(), untouched_generators(devices):
                 warnings.simplefilter("ignore")
-                self._answers[what] = ask()
-        return self._answers[what]
-
-    def _loss(self, state: State) -> Loss:
-        def loss(outputs: Tensor, target: Tensor) -> Tensor:
-            batch = state.batch
-            if target.device.type == "cpu":
-                batch = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, batch)
-            return loss_on(state, outputs, batch_set(copy.copy(batch), labels_key(batch, self.target_key), target))
-
-        return loss
-
-
-def loss_on(state: State, outputs: Any, batch: Any) -> Tensor:
-    """The model's loss as one number, as the Trainer would minimise it."""
-    with get_precision_context(state.precision, state.precision_config):
-        loss: Any = composer_model(state).loss(outputs, batch)
-    if isinstance(loss, Mapping):
-        loss = loss["total"] if "total" in loss else tuple(loss.values())
-    return sum(part.float().mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
+                self._answers[question] = ask()
+        return self._answers[question]
 
 
 def takes_rows(
@@ -192,20 +200,20 @@ def _takes_floats(loss: Loss, outputs: Tensor, target: Tensor) -> bool:
 @torch.no_grad()
 def _same(loss: Loss, *arguments: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> bool:
     values = []
-    for each in arguments:
-        torch.manual_seed(0)  # what draws, draws the same
-        try:
+    try:
+        for each in arguments:
+            torch.manual_seed(0)  # what draws, draws the same
             values.append(loss(*each))
-        except Exception:  # of many kinds, from many losses
-            return False
-    return bool(torch.isclose(*values, rtol=tolerance))
+        return bool(torch.isclose(*values, rtol=tolerance).all())
+    except Exception:  # of many kinds, from many losses
+        return False
 
 
 @torch.no_grad()
-def _uses_own(state: State, outputs: Any) -> bool:
+def _uses_own(loss: Loss, outputs: Any, target: Tensor) -> bool:
     own, values = outputs["loss"], []
     for value in (own, own + 1):
         outputs["loss"] = value
-        values.append(loss_on(state, outputs, state.batch))
+        values.append(loss(outputs, target))
     outputs["loss"] = own
-    return not torch.isclose(*values)
+    return not torch.isclose(*values).all()

@@ -1,11 +1,10 @@
 """Where a batch, whatever its form, holds inputs and labels: at a key, an index, or a pair of functions (get, set)."""
 
+import copy
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
-import torch
-from composer.core import State
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor
 
 
@@ -16,25 +15,16 @@ def labels_key(batch: Any, target_key: Any) -> Any:
 
 def target_in(name: str, batch: Any, target_key: Any) -> Tensor:
     """The one tensor of targets in a batch. Raises ValueError, or TypeError, where there is none."""
-    return _tensor_in(name, batch, labels_key(batch, target_key), "target_key")
+    return tensor_in(name, batch, labels_key(batch, target_key), "target_key")
 
 
-def whole_input(name: str, state: State, input_key: Any) -> Tensor:
-    """The inputs of all of a batch, images or features, on the device, to which all of the batch is moved.
+def tensor_in(name: str, batch: Any, key: Any, argument: str) -> Tensor:
+    """The one tensor in a batch where the `argument` of an algorithm of this name says.
 
-    Composer moves it microbatch by microbatch, and only at BATCH_START is it whole. Raises ValueError where there is
-    nothing at `input_key`, and TypeError for what is no tensor of floating point numbers or bytes, such as token ids.
+    Raises ValueError where there is nothing, and TypeError for what is no tensor.
     """
-    state.batch = state.device.batch_to_device(state.batch)
-    input = _tensor_in(name, state.batch, input_key, "input_key")
-    if not input.is_floating_point() and input.dtype != torch.uint8:
-        raise TypeError(f"{name} changes images or features, but input_key gives {input.dtype}, such as token ids.")
-    return input
-
-
-def _tensor_in(name: str, batch: Any, key: Any, argument: str) -> Tensor:
     try:
-        tensor = batch_get(batch, key)
+        tensor = item(batch, key)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         held = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
         raise ValueError(
@@ -43,3 +33,33 @@ def _tensor_in(name: str, batch: Any, key: Any, argument: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} needs one tensor at {argument}, but the batch holds {type(tensor).__name__} there.")
     return tensor
+
+
+def item(batch: Any, key: Any) -> Any:
+    """What a batch holds at a key, an index, an attribute's name, or where the first of two functions finds it."""
+    if isinstance(key, tuple | list) and all(map(callable, key)):
+        return key[0](batch)
+    if callable(key):
+        return key(batch)
+    return attrgetter(str(key))(batch) if _is_attribute(batch, key) else batch[key]
+
+
+def replaced(batch: Any, key: Any, value: Any) -> Any:
+    """Returns a copy of the batch, of its type, that holds `value` there; of two functions the second puts it in."""
+    if isinstance(key, tuple | list) and all(map(callable, key)):
+        return key[1](copy.copy(batch), value)
+    if isinstance(batch, tuple):
+        names: Any = getattr(batch, "_fields", ())
+        held: Any = [*batch]
+        held[names.index(key) if key in names else key] = value
+        return type(batch)(*held) if names else type(batch)(held)
+    changed = copy.copy(batch)
+    if _is_attribute(batch, key):
+        setattr(changed, str(key), value)
+    else:
+        changed[key] = value
+    return changed
+
+
+def _is_attribute(batch: Any, key: Any) -> bool:
+    return isinstance(key, str) and not isinstance(batch, Mapping)

@@ -10,16 +10,14 @@ import copy
 import warnings
 from typing import Any
 
-import composer.algorithms
 import torch
-from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, State
-from composer.loggers import Logger
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from .blur_layers import BlurConv2d, BlurMaxPool2d
-from .host import refuse_twins
+from .validation import NoEffectWarning
+
+NOTHING_CHANGED = "BlurPool changed nothing: the model has no strided MaxPool2d or Conv2d to replace."
 
 
 def apply_blurpool(
@@ -36,6 +34,14 @@ def apply_blurpool(
 
     `optimizers` is accepted for Composer's sake: parameters stay the same objects, so theirs stay right.
     """
+    if not put_blur(model, replace_convs, replace_maxpools, blur_first, min_channels):
+        warnings.warn(NoEffectWarning(NOTHING_CHANGED), stacklevel=2)
+
+
+def put_blur(
+    model: nn.Module, replace_convs: bool, replace_maxpools: bool, blur_first: bool, min_channels: int
+) -> bool:
+    """Does so, but for the last warning, and returns whether the model then has a blur."""
     anchor = next(model.parameters(), None)
     replaced: dict[nn.Module | None, nn.Module] = {}
     left: dict[str, str] = {}
@@ -57,12 +63,8 @@ def apply_blurpool(
             parent._modules[name] = replaced.get(child, child)  # type: ignore[arg-type]
     if left:
         what = "; ".join(f"{name} ({reason})" for name, reason in left.items())
-        warnings.warn(f"BlurPool leaves alone what it cannot blur: {what}.", stacklevel=2)
-    if not any(isinstance(module, BlurConv2d | BlurMaxPool2d) for module in model.modules()):
-        warnings.warn(
-            NoEffectWarning("BlurPool changed nothing: the model has no strided MaxPool2d or Conv2d to replace."),
-            stacklevel=2,
-        )
+        warnings.warn(f"BlurPool leaves alone what it cannot blur: {what}.", stacklevel=3)
+    return any(isinstance(module, BlurConv2d | BlurMaxPool2d) for module in model.modules())
 
 
 def _to_blur(module: nn.Module | None, min_channels: int) -> bool:
@@ -100,76 +102,3 @@ def _subsamples_by_its_stride(conv: nn.Conv2d) -> bool:
     except Exception:  # whatever somebody's forward may raise
         return False
     return few == (*all_of_them[:2], *(-(-n // s) for n, s in zip(all_of_them[2:], conv.stride, strict=True)))
-
-
-class BlurPool(Algorithm):
-    """Anti-alias the model's strided convolutions and max-pools, see `apply_blurpool` for the arguments.
-
-    A checkpoint remembers that it was trained so. It resumes with this class or Composer's, given the same arguments;
-    so does a checkpoint of Composer's; without either, loading it is an error.
-    """
-
-    def __init__(
-        self,
-        replace_convs: bool = True,
-        replace_maxpools: bool = True,
-        blur_first: bool = True,
-        min_channels: int = 16,
-    ):
-        if not (replace_convs or replace_maxpools):
-            raise ValueError(
-                "BlurPool: set replace_convs or replace_maxpools to True; with both False it does nothing."
-            )
-        self.replace_convs = replace_convs
-        self.replace_maxpools = replace_maxpools
-        self.blur_first = blur_first
-        self.min_channels = min_channels
-        self._stand_ins: list[Algorithm] = []
-
-    def __repr__(self) -> str:
-        return (
-            f"BlurPool(replace_convs={self.replace_convs},replace_maxpools={self.replace_maxpools},"
-            f"blur_first={self.blur_first},min_channels={self.min_channels})"
-        )
-
-    @staticmethod
-    def required_on_load() -> bool:
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        # Loading into a run without this algorithm, Composer finds its own class of this name and evaluates this text.
-        # It gets an object that cannot be applied, so it refuses and quotes the text, where it would stack its layers.
-        refusal = "BlurPool.__new__(algorithms.BlurPool)  # add to the Trainer's algorithms: accelerando.algorithms."
-        return {"repr": f"{refusal}{self!r}"}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state["repr"].endswith(repr(self)):
-            raise ValueError(
-                f"The checkpoint was trained with {state['repr'].rpartition('.')[2]}, but this run has {self!r}. Give "
-                "BlurPool the arguments of the checkpoint."
-            )
-
-    def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.BEFORE_LOAD, Event.AFTER_LOAD)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.INIT:
-            refuse_twins(self, state)
-            apply_blurpool(state.model, self.replace_convs, self.replace_maxpools, self.blur_first, self.min_channels)
-            kinds = {"blurpool": BlurMaxPool2d, "blurconv": BlurConv2d}
-            counts = {n: sum(isinstance(module, kind) for module in state.model.modules()) for n, kind in kinds.items()}
-            logger.log_hyperparameters({f"blurpool/num_{n}_layers": count for n, count in counts.items()})
-        elif event == Event.BEFORE_LOAD:
-            # While a checkpoint loads, objects of Composer's class tell Composer that the layers are there already,
-            # whichever of the two classes has saved it. They act on no event.
-            self._stand_ins = [_stand_in(repr(self)), _stand_in(self.state_dict()["repr"])]
-            state.algorithms.extend(self._stand_ins)
-        else:
-            state.algorithms = [algorithm for algorithm in state.algorithms if algorithm not in self._stand_ins]
-            self._stand_ins = []
-
-
-def _stand_in(text: str) -> Algorithm:
-    algorithm = composer.algorithms.BlurPool()
-    algorithm.__repr__ = lambda: text  # Composer calls it as an attribute of the object
-    return algorithm

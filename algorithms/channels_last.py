@@ -12,23 +12,28 @@ from itertools import chain
 from typing import Any
 
 import torch
-from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Algorithm, Event, State
-from composer.loggers import Logger
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .host import refuse_twins
+from .validation import NoEffectWarning
 
-_CONVERTS = (Event.BEFORE_FORWARD, Event.EVAL_BEFORE_FORWARD, Event.PREDICT_BEFORE_FORWARD)
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+NOTHING_CHANGED = "ChannelsLast changed nothing: no weight of the model has four or five dimensions."
 
 
 def apply_channels_last(model: torch.nn.Module) -> None:
     """Put every parameter and buffer of `model`, in place, into `torch.channels_last` where it has four dimensions and
-    into `torch.channels_last_3d` where it has five."""
+    into `torch.channels_last_3d` where it has five. Warns (NoEffectWarning) where no parameter has.
+    """
+    if not put_channels_last(model):
+        warnings.warn(NoEffectWarning(NOTHING_CHANGED), stacklevel=2)
+
+
+def put_channels_last(model: torch.nn.Module) -> bool:
+    """Does so without that warning, and returns whether a parameter has so many dimensions."""
     for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.ndim in _FORMATS:
-            tensor.data = tensor.data.to(memory_format=_FORMATS[tensor.ndim])
+        if tensor.ndim in FORMATS:
+            tensor.data = tensor.data.to(memory_format=FORMATS[tensor.ndim])
+    return any(parameter.ndim in FORMATS for parameter in model.parameters())
 
 
 def batch_channels_last(batch: Any) -> Any:
@@ -64,35 +69,4 @@ def _converted(leaf: Any) -> Any:
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=_FORMATS[tensor.ndim]) if tensor.ndim in _FORMATS else tensor
-
-
-class ChannelsLast(Algorithm):
-    """Train in `torch.channels_last`, 3-d convolutions in `torch.channels_last_3d`. Has no arguments.
-
-    Warns (NoEffectWarning) where the model has no convolution. Raises ValueError under FSDP2, whose sharding accepts
-    contiguous parameters only (torch 2.7).
-    """
-
-    def __repr__(self) -> str:
-        return "ChannelsLast()"
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.INIT or event in _CONVERTS
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event in _CONVERTS:
-            state.batch = batch_channels_last(state.batch)
-            return
-        refuse_twins(self, state)
-        if state.fsdp_config_version == 2:
-            raise ValueError(
-                "ChannelsLast cannot run under FSDP2, whose fully_shard refuses channels_last parameters. Take it out "
-                "of the algorithms, or train with DDP (no parallelism_config), which fits convolutional networks."
-            )
-        if not any(parameter.ndim in _FORMATS for parameter in state.model.parameters()):
-            warnings.warn(
-                NoEffectWarning("ChannelsLast changed nothing: no weight of the model has four or five dimensions."),
-                stacklevel=2,
-            )
-        apply_channels_last(state.model)
+    return tensor.contiguous(memory_format=FORMATS[tensor.ndim]) if tensor.ndim in FORMATS else tensor

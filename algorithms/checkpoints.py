@@ -31,13 +31,16 @@ _HARMLESS: list[Any] = [
     TorchVersion,
 ]
 
+_WEIGHTS = ("model", "state_dict")  # where checkpoints hold them; Composer's within "state"
+
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """The model's weights by name, on the CPU, out of one file.
 
-    It may be a Composer checkpoint, a state dict that `torch.save` wrote, or `.safetensors`. Raises FileNotFoundError,
-    and ValueError for a file that is damaged, holds no weights, or holds what would have to be executed; or tensors
-    that are sparse, quantized, nested, on the meta device or of a subclass. A tensor may be larger than the file.
+    It may be a checkpoint of Composer, of Lightning or of a loop of one's own ({"model": state dict, ...}), a state
+    dict that `torch.save` wrote, or `.safetensors`. Raises FileNotFoundError, and ValueError for a file that is
+    damaged, holds no weights, or holds what would have to be executed; or tensors that are sparse, quantized, nested,
+    on the meta device or of a subclass. A tensor may be larger than the file.
     """
     return weights_in(read_content(path), path)
 
@@ -53,16 +56,16 @@ def read_content(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def weights_in(content: Mapping[str, Any], path: str | PathLike[str]) -> dict[str, Tensor]:
     """The model's weights by name, out of the content of the file at `path`."""
-    state = content.get("state")
-    weights = state.get("model") if isinstance(state, Mapping) else content
+    held = content["state"] if isinstance(content.get("state"), Mapping) else content
+    weights = next((held[name] for name in _WEIGHTS if isinstance(held.get(name), Mapping)), held)
     if not (isinstance(weights, Mapping) and weights and all(isinstance(value, Tensor) for value in weights.values())):
-        raise ValueError(f"{path} holds no weights: expected tensors by name, or a Composer checkpoint's state/model")
-    if odd := [f"{name} ({why})" for name, value in weights.items() if (why := _oddity(value))]:
+        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or as 'model' or 'state_dict'")
+    if odd := [f"{name} ({why})" for name, value in weights.items() if (why := oddity(value))]:
         raise ValueError(f"{path} holds {some(odd)}: expected plain tensors only, with their numbers in memory")
     return {str(name).replace("_orig_mod.", ""): value for name, value in weights.items()}  # of a compiled model
 
 
-def _oddity(tensor: Tensor) -> str:
+def oddity(tensor: Tensor) -> str:
     """What makes it other than a plain tensor, whose numbers lie in memory; empty if nothing does."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"a {type(tensor).__name__}"

@@ -5,33 +5,27 @@ Hinton et al. 2015 (arXiv 1503.02531). Drawn one at a time, the teachers of an e
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from os import PathLike
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Event, Precision, State, Time
-from composer.loggers import Logger
-from composer.utils import dist, ensure_tuple
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import RandomAlgorithm
-from .batches import labels_key
-from .for_recipes import ForRecipes, Supply
 from .generators import numpy_generator
-from .host import composer_model, moment, reached
-from .labelled_positions import Labelled, LabelledPositions
+from .labelled_positions import Labelled
+from .progress import Moment, Progress, moment
 from .targets import IGNORED
 from .teachers import Teacher, load_teacher, logits_of, rows
 from .validation import check
 
-DTYPES = ("bfloat16", "float16", "float32")
 STREAM = 0x7EAC  # sets these draws apart from what others draw by the same seed and step
+DTYPES = ("bfloat16", "float16", "float32")
+Teachers = nn.Module | str | PathLike[str] | Sequence[nn.Module | str | PathLike[str]]
+Loss = Literal["kl", "mse"] | Callable[[Tensor, Tensor], Tensor]
 
 
 def distillation_kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -72,18 +66,28 @@ def add_distillation(loss: Any, distilled: Tensor, base_weight: float, distillat
 
 
 def minimised(loss: Any) -> Tensor:
-    """The one number that Composer minimises of a loss that is a tensor, a tuple or a mapping."""
+    """The one number that is minimised of a loss of a form that `add_distillation` takes."""
     if isinstance(loss, Mapping):
         loss = loss["total"] if "total" in loss else tuple(loss.values())
-    return sum(part.mean() for part in ensure_tuple(loss))  # type: ignore[return-value]
+    return sum(part.mean() for part in ([loss] if isinstance(loss, Tensor) else loss))  # type: ignore[return-value]
 
 
-class Distillation(ForRecipes, RandomAlgorithm):
-    """Add a loss that draws the student's logits to its teachers'.
+def stands_by_position(labels: Any) -> bool:
+    """Whether these are class labels of several positions of each sample, as of a language model, or of pixels."""
+    return isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+
+
+class Distiller:
+    """Adds a loss that draws a student's logits to its teachers', in a training loop of one's own:
+
+        distiller = Distiller(teachers)
+        ...
+        outputs = model(inputs)
+        loss = distiller(loss_fn(outputs, targets), outputs, inputs, step)
 
     Args:
-        teachers: one or several networks or `ComposerModel`s, which are taken over: frozen, in evaluation mode, on the
-            student's device; or Hugging Face folders. `load_teacher` reads checkpoints and safetensors.
+        teachers: one or several networks, which are taken over: frozen, in evaluation mode, on the student's device; or
+            Hugging Face folders. `load_teacher` reads checkpoints and safetensors.
         teachers_per_step: how many are drawn at each step; None: all. Of several, logits are averaged.
         base_weight, distillation_weight: of the loss that there is without teachers, and of distillation.
         loss: "kl" with `temperature`, "mse" of the logits, or a function of the student's and the teachers' logits
@@ -92,56 +96,46 @@ class Distillation(ForRecipes, RandomAlgorithm):
         start, end: when to distill, as time strings: `start <= elapsed < end`. Before and after, the loss is the plain
             one, unweighted. Once an end within the training is reached it is over for good, and the teachers' memory is
             released.
+        seed: of the draw, which is a function of it and of the step: the same on all ranks, in all microbatches of a
+            step, and after a resume. No global generator moves.
+        steps: the number of updates in all, which a start or an end as a share of the training needs.
+        teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
+            stay as they are, and arithmetic follows the autocast that is on where the distiller is called.
+        compile: compile the teachers.
+        offload: keep teachers on the CPU while they are not asked.
         ignore_index: the label of positions that are not taught, where each position has a label.
         common_classes: where the numbers of outputs differ, as for one tokenizer with another padding, teach the first
             ones, which all have; by default a difference is an error.
-        input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
-            that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
-        teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
-            stay as they are, and arithmetic follows the student's precision.
-        compile: compile the teachers.
-        offload: keep teachers on the CPU while they are not asked.
+        shift_labels: position t predicts the label of t + 1, as in Hugging Face's causal language models.
+        make: makes a `Teacher` of a module, and of its dtype, compile and offload; for modules that are not asked with
+            the loop's inputs as they are.
 
-    The draw is a function of the run's seed and the batch's number: common to all ranks and microbatches, and no global
-    generator moves. Nothing of the teachers is in the student's model, optimizer or checkpoint. Beside FSDP each rank
-    holds the teachers whole.
+    `parts` holds, of the last call, the detached losses "plain", without teachers, and "distillation", what is added:
+    with `distillation_weight`. It is empty where nothing was added. `drawn` holds the numbers of this step's teachers.
 
-    Each step that distills logs, as means over the batch of all ranks that stay on the device, `loss/train/plain`, the
-    loss without teachers, and `loss/train/distillation`, what is added: with `distillation_weight`, which
-    `base_weight * loss/train/plain` complements to `loss/train/total`.
-
-    Raises ValueError before the first step where a teacher has another number of classes than the student.
+    Raises ValueError for arguments that cannot work, and at the first call where a teacher has another number of
+    classes than the student.
     """
-
-    steps: ClassVar = {
-        Event.INIT: "_start",
-        Event.BATCH_START: "_choose",
-        Event.BEFORE_TRAIN_BATCH: "_restart",
-        Event.BEFORE_BACKWARD: "_distill",
-        Event.AFTER_TRAIN_BATCH: "_log",
-        Event.BATCH_END: "_finish",
-        Event.FIT_END: "_warn",
-    }
-
-    supplied: ClassVar = {"teachers": Supply.NETWORKS}
 
     def __init__(
         self,
-        teachers: nn.Module | str | PathLike[str] | Sequence[nn.Module | str | PathLike[str]],
+        teachers: Teachers,
         teachers_per_step: int | None = None,
         base_weight: float = 0.1,
         distillation_weight: float = 0.9,
-        loss: Literal["kl", "mse"] | Callable[[Tensor, Tensor], Tensor] = "kl",
+        loss: Loss = "kl",
         temperature: float = 4.0,
-        start: str | Time = "0dur",
-        end: str | Time = "1dur",
-        input_key: str | int | tuple[Callable, Callable] | Any = 0,
-        target_key: str | int | tuple[Callable, Callable] | Any = 1,
+        start: str = "0dur",
+        end: str = "1dur",
+        seed: int = 0,
+        steps: int | None = None,
         teacher_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
         compile: bool = False,
         offload: bool = False,
         ignore_index: int = IGNORED,
         common_classes: bool = False,
+        shift_labels: bool = False,
+        make: Callable[..., Teacher] = Teacher,
     ):
         alone = isinstance(teachers, nn.Module | str | PathLike) and not isinstance(teachers, nn.ModuleList)
         given: Any = [teachers] if alone or not isinstance(teachers, Iterable) else [*teachers]
@@ -160,144 +154,179 @@ class Distillation(ForRecipes, RandomAlgorithm):
         begins, ends = first is not None and str(first) != "1.0dur", last is not None and last.value > 0
         require("start", begins, f"{expected}, before the end of the training", start)
         require("end", ends, f"{expected}, after the beginning of the training", end)
+        require("steps", steps is None or (type(steps) is int and steps > 0), "None or a whole number above 0", steps)
         known = teacher_dtype in (None, *DTYPES)
         require("teacher_dtype", known, f"None or one of {', '.join(DTYPES)}", teacher_dtype)
         require("ignore_index", type(ignore_index) is int, "a whole number", ignore_index)
         require("common_classes", type(common_classes) is bool, "True or False", common_classes)
         assert first is not None and last is not None
         require("end", first.unit != last.unit or first.value < last.value, f"after start={start}", end)
-        self.start: Any = first
-        self.end: Any = last
-        self.teachers_per_step = teachers_per_step or len(given)
+        self.start, self.end, self.seed, self.steps = first, last, seed, steps
+        self.teachers_per_step = teachers_per_step or count
         self.base_weight, self.distillation_weight = base_weight, distillation_weight
         self.loss, self.temperature = loss, temperature
-        self.target_key = target_key
+        self.common_classes, self.shift_labels = common_classes, shift_labels
         modules = [one if isinstance(one, nn.Module) else load_teacher(one) for one in given]
         if len(set(map(id, modules))) < len(modules):
             raise ValueError("Distillation: teachers must be different modules, got one of them twice.")
-        options = {"dtype": teacher_dtype, "compile": compile, "offload": offload}
-        self.teachers = [Teacher(module, input_key, target_key, **options) for module in modules]
-        self.drawn: list[int] = []  # the teachers of this step
-        self._count = len(modules)  # also when they have been let go
+        self.teachers = [make(one, dtype=teacher_dtype, compile=compile, offload=offload) for one in modules]
+        self.count = count  # of teachers, also when they have been let go
+        self.drawn: list[int] = []
+        self.parts: dict[str, Tensor] = {}
+        self.began = self.over = False
         self._labelled = Labelled(ignore_index)
-        self.common_classes = common_classes
         self._classes: int | None = None  # how many are taught, once it is known
-        self._parts: Tensor | None = None  # of the loss; see `_distill`
-        self._logged = -1
-        self._tokens = self._checked = self._began = self._over = False
+        self._checked = False
 
-    @property
-    def bound_to_the_length(self) -> bool:
-        """Whether what it does follows how much of the whole run is over."""
-        return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
+    def __call__(self, loss: Any, outputs: Any, inputs: Any, step: int | Progress, labels: Tensor | None = None) -> Any:
+        """Returns the loss with distillation; outside the window, the loss as it is.
 
-    def __repr__(self) -> str:
-        return f"Distillation(teachers={self._count}, teachers_per_step={self.teachers_per_step})"
+        Args:
+            loss: the plain one: a tensor, a tuple or a mapping, as `add_distillation` takes it.
+            outputs: the student's: logits `(N, C)`, `(N, ..., C)` or `(N, C, ...)`, or what holds them.
+            inputs: what the teachers are given: all that a module takes, or a Hugging Face batch.
+            step: the number of updates so far, from 0; or how far the training has come.
+            labels: `(N, ...)`, where each position has one, to teach where they stand; of a batch, its "labels". Those
+                on a GPU are read back for it, those on the host are not waited for.
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "over": self._over, "teachers": self._count}
+        Several microbatches of one step are several calls. Under autocast, call it there.
+        """
+        self.begin(step)
+        if labels is None and isinstance(inputs, Mapping):
+            labels = inputs.get("labels")
+        index = None
+        if self.asks and labels is not None and stands_by_position(labels):
+            self._labelled.start(labels, self.shift_labels)
+            index = self._labelled.next(labels)
+        distilled = self.distilled(outputs, inputs, labels, index)
+        self.rest()
+        self.parts = {}
+        if distilled is None:
+            return loss
+        added = self.distillation_weight * distilled
+        self.parts = {"plain": minimised(loss).detach(), "distillation": added.detach()}
+        return add_distillation(loss, distilled, self.base_weight, self.distillation_weight)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if (count := state.get("teachers", self._count)) != self._count:
-            raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self._count}.")
-        super().load_state_dict(state)
-        self._over = state.get("over", self._over)
-
-    def _start(self, state: State, logger: Logger) -> None:
-        own = set(map(id, state.model.parameters()))
+    def meet(self, student: nn.Module) -> None:
+        """Gives teachers the memory format of the student. Raises ValueError where one shares weights with it."""
+        own = set(map(id, student.parameters()))
         if any(id(parameter) in own for teacher in self.teachers for parameter in teacher.module.parameters()):
             raise ValueError("Distillation: a teacher shares weights with the student; give copy.deepcopy of it.")
+        if any(_is_channels_last(parameter) for parameter in student.parameters()):
+            for teacher in self.teachers:
+                teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _choose(self, state: State, logger: Logger) -> None:
+    def begin(self, step: int | Progress) -> None:
+        """Draws the teachers of a step: none outside the window."""
+        progress = self._progress(step)
         self.drawn = []
-        if self._is_over(state):
-            return
-        if reached(state, self.start):
-            step = state.timestamp.batch.value
-            self.drawn = draw_teachers(self._seed, step, self._count, self.teachers_per_step)
-            self._began = True
-        labels = self._labels(state.batch)
-        self._tokens = labels is not None and labels.ndim > 1 and not labels.is_floating_point()
-        if self._tokens and (self.drawn or not self._checked):
-            shifted = bool(getattr(composer_model(state), "shift_labels", False))
-            self._labelled.start(labels, shifted)  # type: ignore[arg-type]
+        if not self.is_over(progress) and (self.start.value == 0 or progress.reached(self.start)):
+            self.drawn = draw_teachers(self.seed, progress.batch, self.count, self.teachers_per_step)
+            self.began = True
 
-    def _restart(self, state: State, logger: Logger) -> None:
-        self._labelled.restart()
-        self._parts = None
+    def is_over(self, progress: Progress) -> bool:
+        """Whether the end has come, after which there are no teachers."""
+        # The end of the whole training is none of its own: who trains on distills on.
+        if self.over or (str(self.end) != "1.0dur" and progress.reached(self.end)):
+            for teacher in self.teachers:
+                teacher.leave()
+            self.teachers, self.over = [], True
+        return self.over
 
-    def _distill(self, state: State, logger: Logger) -> None:
-        if self._over or not (self.drawn or not self._checked):
-            return
-        outputs, labels = state.outputs, self._labels(state.batch)
-        logits, index = logits_of(outputs), None
-        left_out = any(isinstance(other, LabelledPositions) for other in state.algorithms)
-        sparse = left_out and isinstance(outputs, Mapping) and "labels" in outputs
-        if self._tokens and labels is not None and (sparse or logits.ndim > 2):
-            index = self._labelled.next(labels)
+    @property
+    def asks(self) -> bool:
+        """Whether this step asks teachers: to distill, or to compare the classes of all of them."""
+        return not self.over and bool(self.drawn or not self._checked)
+
+    def distilled(
+        self,
+        outputs: Any,
+        inputs: Any,
+        labels: Tensor | None = None,
+        index: Tensor | None = None,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Tensor | None:
+        """The distillation loss alone, without its weight, of the teachers that `begin` has drawn; None without any.
+
+        `index` (R,) tells which of the flattened positions are taught, in the student's logits too, but where these
+        are `(R, C)` already. `precision` makes a context for the teachers' forward passes.
+        """
+        if not self.asks:
+            return None
+        logits = logits_of(outputs)
+        device, index = logits.device, None if index is None else index.to(logits.device, non_blocking=True)
         student = rows(logits, index, labels, not isinstance(outputs, Tensor))
+
+        def ask(teacher: Teacher) -> Tensor:
+            return self._common(teacher(inputs, index, labels, device=device, precision=precision))
+
         if not self._checked:
-            self._check(state, student, index, labels)
+            self._check(student, ask)
         if not self.drawn:
-            return
-        student, teacher = self._common(student), self._mean_logits(state, index, labels)
+            return None
+        student, target = self._common(student), self._mean(ask)
         if self.loss == "kl":
-            distilled = distillation_kl(student, teacher, self.temperature)
-        else:
-            loss: Any = distillation_mse if self.loss == "mse" else self.loss
-            distilled = loss(student, teacher)
-        distilled = self._noted(distilled.mean(), state.loss)
-        state.loss = add_distillation(state.loss, distilled, self.base_weight, self.distillation_weight)
+            return distillation_kl(student, target, self.temperature)
+        loss: Any = distillation_mse if self.loss == "mse" else self.loss
+        return loss(student, target).mean()
 
-    def _noted(self, distilled: Tensor, loss: Any) -> Tensor:
-        """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
-        if self._parts is None:
-            self._parts = torch.zeros(2, device=distilled.device, requires_grad=True)
-        parts = torch.stack([minimised(loss), self.distillation_weight * distilled]).detach().float()
-        return distilled + (self._parts * parts).sum()
+    def rest(self) -> None:
+        """Teachers that stay on the CPU while they are not asked go back there."""
+        for teacher in self.teachers:
+            if teacher.offload:
+                teacher.leave()
 
-    def _log(self, state: State, logger: Logger) -> None:
-        step = state.timestamp.batch.value
-        if self._parts is None or self._parts.grad is None or step == self._logged:  # an optimizer's second pass
-            return
-        parts = self._parts.grad.detach() / self.distillation_weight
-        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
-            parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
-        dist.all_reduce(parts)
-        plain, distilled = parts / dist.get_world_size()
-        logger.log_metrics({"loss/train/plain": plain, "loss/train/distillation": distilled})  # type: ignore[dict-item]
-        self._logged = step
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what tells the draw and the end: the seed, whether it is over, and the number of teachers."""
+        return {"seed": self.seed, "over": self.over, "teachers": self.count}
 
-    def _mean_logits(self, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
-        if len(self.drawn) == 1:
-            return self._ask(self.drawn[0], state, index, labels)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError where that was a training with another number of teachers."""
+        if (count := state.get("teachers", self.count)) != self.count:
+            raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self.count}.")
+        self.seed, self.over = state.get("seed", self.seed), state.get("over", self.over)
+
+    def _progress(self, step: int | Progress) -> Progress:
+        if isinstance(step, Progress):
+            return step
+        for name, when in (("start", self.start), ("end", self.end)):
+            if when.value == 0 or str(when) == "1.0dur" or when.unit == "ba":
+                continue
+            if when.unit != "dur":
+                raise ValueError(
+                    f"Distillation: {name}={when} cannot be told from the number of a step; give {name} in ba or dur, "
+                    "or a Progress as step."
+                )
+            check("Distillation", "steps", self.steps, f"the number of updates in all, for {name}={when}", self.steps)
+        return Progress(batch=step, length=Moment(self.steps, "ba") if self.steps else None)
+
+    def _mean(self, ask: Callable[[Teacher], Tensor]) -> Tensor:
+        drawn = [self.teachers[i] for i in self.drawn]
+        if len(drawn) == 1:
+            return ask(drawn[0])
         total: Any = 0
-        for i in self.drawn:
-            total = total + self._ask(i, state, index, labels).float()
-            if self.teachers[i].offload:
-                self.teachers[i].leave()
-        return total / len(self.drawn)
-
-    def _ask(self, i: int, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
-        self.teachers[i].enter(state)
-        return self._common(self.teachers[i](state, index, labels))
+        for teacher in drawn:
+            total = total + ask(teacher).float()
+            if teacher.offload:
+                teacher.leave()
+        return total / len(drawn)
 
     def _common(self, logits: Tensor) -> Tensor:
         """The classes that are taught. A slice of all of them would cost a copy in the backward pass."""
         return logits if self._classes in (None, logits.shape[-1]) else logits[:, : self._classes]
 
-    def _check(self, state: State, student: Tensor, index: Tensor | None, labels: Tensor | None) -> None:
+    def _check(self, student: Tensor, ask: Callable[[Teacher], Tensor]) -> None:
         """Every teacher, as some may be drawn only after days."""
         shapes = [student.shape]
         for i, teacher in enumerate(self.teachers):
-            shape = self._ask(i, state, index, labels).shape
+            shape = ask(teacher).shape
             fits = shape == student.shape or (self.common_classes and shape[:-1] == student.shape[:-1])
             if not fits:
                 remedy = (
                     " (common_classes=True teaches those that all have)" if shape[:-1] == student.shape[:-1] else ""
                 )
                 raise ValueError(
-                    f"Distillation: teacher {i} ({type(teacher.network).__name__}) gives logits of {tuple(shape)}, "
+                    f"Distillation: teacher {i} ({type(teacher.module).__name__}) gives logits of {tuple(shape)}, "
                     f"rows by classes, where the student gives {tuple(student.shape)}; the classes must be the same"
                     f"{remedy}."
                 )
@@ -309,27 +338,6 @@ class Distillation(ForRecipes, RandomAlgorithm):
             raise ValueError("Distillation: of a single output loss='kl' is always 0; use loss='mse'.")
         self._checked = True
 
-    def _finish(self, state: State, logger: Logger) -> None:
-        for teacher in self.teachers:
-            if teacher.offload:
-                teacher.leave()
-        self._is_over(state)  # an evaluation, which may come now, needs no teachers
 
-    def _is_over(self, state: State) -> bool:
-        # The end of the whole training is none of its own: who trains on distills on.
-        if self._over or (str(self.end) != "1.0dur" and reached(state, self.end)):
-            for teacher in self.teachers:
-                teacher.leave()
-            self.teachers, self._over = [], True
-        return self._over
-
-    def _warn(self, state: State, logger: Logger) -> None:
-        if not (self._began or self._over):
-            warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
-
-    def _labels(self, batch: Any) -> Tensor | None:
-        try:
-            labels = None if isinstance(batch, Tensor) else batch_get(batch, labels_key(batch, self.target_key))
-        except (KeyError, IndexError, AttributeError):  # a batch without labels
-            return None
-        return labels if isinstance(labels, Tensor) else None
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

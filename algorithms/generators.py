@@ -7,6 +7,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,13 @@ def seeded(seed: int, devices: Iterable[int] = ()) -> Iterator[None]:
         yield
 
 
+def seed_all(seed: int) -> None:
+    """The global random generators of Python, NumPy and PyTorch, those of all devices, go on from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def numpy_generator(seed: int, *place: int | str) -> np.random.Generator:
     """Returns a generator seeded by the run's seed and a place: step, rank, a number or a text for the purpose."""
     numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in place]
@@ -60,3 +68,23 @@ def torch_generator(seed: int, purpose: int) -> torch.Generator:
 def generator_of(text: str) -> torch.Generator:
     """Returns a generator on the CPU that is seeded by a text."""
     return torch.Generator().manual_seed(zlib.crc32(text.encode()))
+
+
+def generator_states() -> dict[str, Any]:
+    """Returns the states of the global generators of Python, NumPy and PyTorch, all CUDA devices included, in tensors
+    and builtins."""
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Puts the global generators back to these states, which `generator_states` has returned."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy = states["numpy"]
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}})
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,26 +1,19 @@
 """LabelSmoothing: targets shrunk towards the uniform distribution (Szegedy et al. 2015, arXiv 1512.00567, section 7).
 
-Same names, arguments and meaning as in `composer.algorithms`. Here nothing is read back from the device after the
-first batch, ignored targets get no smoothing either, the loss stays what it was but for the smoothing, and models that
-compute it themselves, as Hugging Face's do in `forward`, are smoothed too.
+Nothing is read back from the device after the first batch, ignored targets get no smoothing either, the loss stays
+what it was but for the smoothing, and models that compute it themselves, as Hugging Face's do in `forward`, are
+smoothed too.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Event, State
-from composer.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
-from .asked_loss import AskedLoss
-from .bases import EventAlgorithm
-from .batches import labels_key, target_in
-from .host import composer_model
-from .own_loss import OwnLoss, PlainLoss
+from .asked_loss import AskedLoss, Loss
+from .own_loss import OwnLoss
 from .targets import IGNORED, dense_targets, holds_classes, logits_in, soften
-from .validation import check
+from .validation import NoEffectWarning, check
 
 REMEDY = "Smooth in the loss itself, as with torch's cross_entropy(label_smoothing=...)."
 
@@ -41,105 +34,80 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore
     return dense_targets(logits, target, 1 - smoothing + uniform, uniform, ignore_index)
 
 
-class LabelSmoothing(EventAlgorithm):
-    """Smooth the targets that the loss sees; metrics and other algorithms see the original ones.
+class Smoother:
+    """Smooths the targets that a loss sees: `loss = smoother.loss(F.cross_entropy, model(inputs), targets)`.
 
     Args:
         smoothing: weight of the uniform distribution, in [0, 1]; 0 does nothing, and warns (NoEffectWarning).
-        target_key: where the batch holds the target: a key, an index, or a pair of functions (get, set). For a batch
-            that is a mapping the default means "labels".
         ignore_index: the label that the loss ignores.
 
     Classes go towards `1 / C`; targets of a binary cross entropy, one for each output, towards 1/2. What the loss has
     besides stays (weights of classes, the mean over labels that are not ignored, a mixture of experts' balancing term),
     or it is an error (ValueError) at the first batch, as is regression. It is tried on made-up outputs then, up to some
     dozen times.
-
-    With a loss of Composer's own, such as `ComposerClassifier`'s default, dense targets make *the loss* read from the
-    device twice; `torch.nn.functional.cross_entropy` as `loss_fn` takes them without.
     """
 
-    steps: ClassVar = {
-        Event.FIT_START: "_forget",
-        Event.BEFORE_FORWARD: "_remember",
-        Event.BEFORE_LOSS: "_smooth",
-        Event.AFTER_LOSS: "_finish",
-    }
+    no_effect: ClassVar[type[NoEffectWarning]] = NoEffectWarning
 
-    def __init__(
-        self,
-        smoothing: float = 0.1,
-        target_key: str | int | tuple[Callable, Callable] | Any = 1,
-        ignore_index: int = IGNORED,
-    ):
+    def __init__(self, smoothing: float = 0.1, ignore_index: int = IGNORED) -> None:
         check("LabelSmoothing", "smoothing", 0 <= smoothing <= 1, "in [0, 1]", smoothing)
         if smoothing == 0:
-            warnings.warn(NoEffectWarning("LabelSmoothing: smoothing=0 leaves the labels as they are."), stacklevel=2)
-        self.smoothing = smoothing
-        self.target_key, self.ignore_index = target_key, ignore_index
-        self._given: Tensor | None = None  # the batch's target, before anybody mixed it
-        self._original: Tensor | None = None  # what is put back after the loss
-        self._pending = False  # whether the loss is smoothed once it is there
-        self._forget()
+            warnings.warn(self.no_effect("LabelSmoothing: smoothing=0 leaves the labels as they are."), stacklevel=2)
+        self.smoothing, self.ignore_index = smoothing, ignore_index
+        self.asked = AskedLoss(ignore_index)
+        self._own = OwnLoss("LabelSmoothing", ignore_index, REMEDY)
 
-    def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) and (self.smoothing > 0 or event == Event.INIT)
+    def loss(self, loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of smoothed targets, where `loss_fn(outputs, targets)` is that of others.
 
-    def _forget(self, state: State | None = None, logger: Logger | None = None) -> None:
-        self._asked = AskedLoss(self.target_key, self.ignore_index)
-        self._own = OwnLoss("LabelSmoothing", self.ignore_index, REMEDY)
+        `outputs` are logits, or a mapping that holds them as "logits". Raises ValueError for a loss that is not known.
+        """
+        if self.smoothing == 0:
+            return loss_fn(outputs, targets)
+        smoothed = self.targets(loss_fn, outputs, targets)
+        if smoothed is not None:
+            return loss_fn(outputs, smoothed)
+        return self.smoothed(loss_fn(outputs, targets), outputs, targets)
 
-    def _remember(self, state: State, logger: Logger) -> None:
-        self._given = target_in("LabelSmoothing", state.batch, self.target_key)
+    def own_loss(self, model: nn.Module, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of smoothed targets, of a model whose outputs bring "loss" and "logits", as Hugging Face's do."""
+        return self.smoothed(outputs["loss"], outputs, targets, model)
 
-    def _smooth(self, state: State, logger: Logger) -> None:
-        outputs: Any = state.outputs
-        target, logits = target_in("LabelSmoothing", state.batch, self.target_key), logits_in("LabelSmoothing", outputs)
-        self._original, self._pending = None, False
-        if self._asked.uses_own(state, outputs, target):
-            outputs["loss"] = self._smoothed_loss(state, outputs["loss"], logits, target)
-        elif isinstance(outputs, Tensor) and (smoothed := self._smoothed_targets(state, logits, target)) is not None:
-            self._original = target
-            state.batch_set_item(labels_key(state.batch, self.target_key), smoothed)
-        else:
-            self._pending = True
+    def targets(self, loss_fn: Loss, outputs: Any, targets: Tensor, given: Tensor | None = None) -> Tensor | None:
+        """Smoothed targets for a loss that takes them in the place of the batch's; None for one that does not.
 
-    def _finish(self, state: State, logger: Logger) -> None:
-        if self._original is not None:
-            state.batch_set_item(labels_key(state.batch, self.target_key), self._original)
-            self._original = None
-        elif self._pending:
-            target = target_in("LabelSmoothing", state.batch, self.target_key)
-            if not isinstance(state.loss, Tensor):
-                raise TypeError(f"LabelSmoothing needs one loss, but the model gives {type(state.loss).__name__}.")
-            logits = logits_in("LabelSmoothing", state.outputs)
-            state.loss = self._smoothed_loss(state, state.loss, logits, target)
-
-    def _smoothed_targets(self, state: State, outputs: Tensor, target: Tensor) -> Tensor | None:
-        """For a loss that takes them in the place of the batch's; None for one that does not."""
-        given = target if self._given is None else self._given
-        if holds_classes(outputs, given):
-            if target.is_floating_point():  # MixUp has made rows of it
-                return soften(target, self.smoothing, binary=False)
-            scale, uniform = self._asked.scale_of_rows(state, outputs, target), self.smoothing / outputs.shape[1]
+        `given` are the targets as they were before somebody mixed them.
+        """
+        if logits_in("LabelSmoothing", outputs) is not outputs:
+            return None
+        if holds_classes(outputs, targets if given is None else given):
+            if targets.is_floating_point():  # MixUp has made rows of it
+                return soften(targets, self.smoothing, binary=False)
+            scale, uniform = self.asked.scale_of_rows(loss_fn, outputs, targets), self.smoothing / outputs.shape[1]
             if scale is None:
                 return None
             on, off = scale * (1 - self.smoothing + uniform), scale * uniform
-            return dense_targets(outputs, target, on, off, self.ignore_index)
-        if target.numel() != outputs.numel():
+            return dense_targets(outputs, targets, on, off, self.ignore_index)
+        if targets.numel() != outputs.numel():
             return None
-        nature = self._asked.nature(state, outputs, target)
-        if nature is None or not (target.is_floating_point() or self._asked.takes_floats(state, outputs, target)):
+        nature = self.asked.nature(loss_fn, outputs, targets)
+        if nature is None or not (targets.is_floating_point() or self.asked.takes_floats(loss_fn, outputs, targets)):
             raise ValueError(
-                f"LabelSmoothing needs classes or probabilities, but to the loss the {target.dtype} targets of "
-                f"{tuple(target.shape)} for outputs of {tuple(outputs.shape)} are neither, as in regression. {REMEDY}"
+                f"LabelSmoothing needs classes or probabilities, but to the loss the {targets.dtype} targets of "
+                f"{tuple(targets.shape)} for outputs of {tuple(outputs.shape)} are neither, as in regression. {REMEDY}"
             )
-        return soften(target, self.smoothing, nature == "binary")
+        return soften(targets, self.smoothing, nature == "binary")
 
-    def _smoothed_loss(self, state: State, loss: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        plain: PlainLoss = self._own.find(composer_model(state), state.outputs, loss, logits, target)
+    def smoothed(self, loss: Any, outputs: Any, targets: Tensor, model: nn.Module | None = None) -> Tensor:
+        """A loss that is there already, smoothed, where it is known which plain loss is in it; see `OwnLoss`."""
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"LabelSmoothing needs one loss, but the model gives {type(loss).__name__}.")
+        if self.smoothing == 0:
+            return loss
+        logits = logits_in("LabelSmoothing", outputs)
+        plain = self._own.find(model, outputs, loss, logits, targets)
         if plain.kind == "squared error":
             raise ValueError(
                 "LabelSmoothing needs classes, but the model does regression (its loss is a squared error)."
             )
-        return loss + plain.smoothing(logits, target, self.smoothing)
+        return loss + plain.smoothing(logits, targets, self.smoothing)

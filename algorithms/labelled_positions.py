@@ -7,20 +7,16 @@ before the head, as fairseq does for RoBERTa (Liu et al. 2019, arXiv 1907.11692)
 
 import copy
 import sys
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, MutableMapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from composer.core import Event, State
-from composer.loggers import Logger
-from composer.models import HuggingFaceModel
 from torch import Tensor, nn
 
-from .bases import EventAlgorithm
-from .host import composer_model
 from .targets import IGNORED
 
+Batch = TypeVar("Batch", bound=MutableMapping[str, Any])
 LIBRARIES = ("torch", "transformers", "composer", "peft")
 # Where a model's head begins: the first module that takes hidden states (N, T, H) on their way to the vocabulary.
 HEADS = {
@@ -33,15 +29,25 @@ HEADS = {
 
 
 class HeadPositions:
-    """Makes a masked LM's head see, of its hidden states, only the rows `index`; all of them while that is None.
+    """Makes a masked LM's head see, of its hidden states, those rows alone where a label stands.
+
+        positions = HeadPositions(model)
+        ...
+        batch = positions.select(batch)
+        loss = model(**batch).loss
 
     Args:
         model: a Hugging Face masked LM of `HEADS`. It gets a hook, and keeps its weights and their names.
+        ignore_index: the label of positions that have none.
+
+    `index` (R,), among the flattened positions, holds for one forward pass: the head takes it back, unless it is
+    `lasting`, for a host in which others pass through the model too. While it is None, as in evaluation, the head sees
+    all of them.
 
     Raises TypeError for another model, or one that computes in its own way; ValueError for settings in the way.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, ignore_index: int = IGNORED):
         name, problem = _known(model)
         if name is None or problem:
             raise TypeError(problem)
@@ -56,12 +62,36 @@ class HeadPositions:
             model.sparse_prediction = False  # type: ignore[assignment]
             model.compiled_head = _PlainHead(model)  # type: ignore[assignment]
         self.index: Tensor | None = None
+        self.lasting = False
+        self._labelled = Labelled(ignore_index)
         model.get_submodule(HEADS[name]).register_forward_pre_hook(self._select)
 
-    def _select(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def select(self, batch: Batch, index: Tensor | None = None) -> Batch:
+        """Returns a copy of the batch with the labels (R,) that there are; the next forward pass gives logits for them.
+
+        A batch without any label comes back as it is, and its forward pass is the plain one. `index` tells where labels
+        stand to whom knows it. Labels that are on a GPU already are read back for it, so give the batch as the data
+        loader does, before it moves there.
+        """
+        labels = batch["labels"]
+        if index is None:
+            self._labelled.start(labels)
+            index = self._labelled.next(labels)
+        self.index = index if len(index) else None
         if self.index is None:
+            return batch
+        selected = copy.copy(batch)
+        selected["labels"] = labels.flatten()[index]
+        return selected
+
+    def _select(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        index = self.index
+        if not self.lasting:
+            self.index = None
+        if index is None:
             return None
-        return (inputs[0].flatten(0, -2)[self.index], *inputs[1:])
+        hidden = inputs[0]
+        return (hidden.flatten(0, -2)[index.to(hidden.device, non_blocking=True)], *inputs[1:])
 
 
 class _PlainHead:
@@ -87,7 +117,7 @@ def _known(model: nn.Module) -> tuple[str | None, str]:
     own = type(model).__name__
     if name is None:
         return None, f"{own} is not one of the masked language models {', '.join(HEADS)}."
-    replaced = [each for each in ("forward", "compiled_head") if _is_replaced(model, kinds[name], each)]
+    replaced = [each for each in ("forward", "compiled_head") if is_replaced(model, kinds[name], each)]
     if replaced:
         what = f"has {' and '.join(replaced)} of its own in place of that of {name}"
     elif name == "ModernBertForMaskedLM" and not _is_plain(model):
@@ -99,7 +129,8 @@ def _known(model: nn.Module) -> tuple[str | None, str]:
     return name, f"{own} {what}, of which cannot be told whether it takes each position by itself."
 
 
-def _is_replaced(model: nn.Module, kind: type, name: str) -> bool:
+def is_replaced(model: nn.Module, kind: type, name: str) -> bool:
+    """Whether an attribute of a model is another than its class `kind` has."""
     given = vars(model).get(name)
     return getattr(type(model), name, None) is not getattr(kind, name, None) or not (
         given is None or isinstance(given, _PlainHead)
@@ -128,6 +159,9 @@ def _is_known_layer(module: nn.Module) -> bool:
 
 class Labelled:
     """Where a batch's labels but `ignore_index` stand, microbatch after microbatch, without waiting for the device.
+
+        labelled.start(labels)  # on the host
+        index = labelled.next(labels_of_a_microbatch)  # wherever they are
 
     Splitting into microbatches must keep the order of the examples, as Composer's does.
     """
@@ -159,79 +193,3 @@ class Labelled:
             )
         self._done += len(labels)
         return torch.from_numpy(np.flatnonzero(mask)).to(labels.device, non_blocking=True)
-
-
-class LabelledPositions(EventAlgorithm):
-    """Project to the vocabulary where a label stands, in training; evaluation is untouched.
-
-    For `composer.models.HuggingFaceModel` around BERT, RoBERTa, XLM-RoBERTa, DistilBERT or ModernBERT for masked LM. In
-    training the model's logits are then (labelled positions, vocabulary), and training metrics get the labels that
-    belong to them. Raises TypeError for other models, and for subclasses and heads that compute in their own way.
-    """
-
-    steps: ClassVar = {
-        Event.INIT: "_start",
-        Event.BATCH_START: "_find",
-        Event.BEFORE_TRAIN_BATCH: "_restart",
-        Event.BEFORE_FORWARD: "_select",
-        Event.AFTER_FORWARD: "_stop",
-        Event.AFTER_LOSS: "_restore",
-    }
-
-    def __init__(self) -> None:
-        self._labelled = Labelled()
-        self._batch: Any = None
-
-    def _start(self, state: State, logger: Logger) -> None:
-        model = composer_model(state)
-        if not isinstance(model, HuggingFaceModel):
-            raise TypeError(f"LabelledPositions needs composer.models.HuggingFaceModel, got {type(model).__name__}.")
-        own = [each for each in ("forward", "loss") if _is_replaced(model, HuggingFaceModel, each)]
-        if own:
-            raise TypeError(
-                f"LabelledPositions needs the {' and the '.join(own)} of composer.models.HuggingFaceModel, and "
-                f"{type(model).__name__} has its own, which may want the logits of all positions."
-            )
-        self._head = HeadPositions(model.model)
-        model.eval_forward = _EvalForward(model)  # type: ignore[method-assign]
-
-    def _find(self, state: State, logger: Logger) -> None:
-        self._labelled.start(state.batch["labels"])
-
-    def _restart(self, state: State, logger: Logger) -> None:
-        self._labelled.restart()
-        self._head.index = None
-
-    def _select(self, state: State, logger: Logger) -> None:
-        self._batch, labels = state.batch, state.batch["labels"]
-        index = self._labelled.next(labels)
-        if len(index) == 0:  # of nothing, Composer's metrics can make nothing
-            return
-        self._head.index, state.batch = index, copy.copy(state.batch)
-        state.batch["labels"] = labels.flatten()[index]
-
-    def _stop(self, state: State, logger: Logger) -> None:
-        if self._head.index is None:
-            return
-        self._head.index = None
-        # For the training metrics, to which Composer gives the original batch.
-        outputs: Any = state.outputs
-        if not hasattr(outputs, "keys"):
-            raise TypeError("LabelledPositions needs a model whose config has return_dict=True.")
-        outputs["labels"] = state.batch["labels"]
-
-    def _restore(self, state: State, logger: Logger) -> None:
-        state.batch = self._batch
-
-
-class _EvalForward:
-    """Gives training metrics the labels that belong to the outputs; copied and saved with the model."""
-
-    def __init__(self, model: HuggingFaceModel):
-        self.model = model
-
-    def __call__(self, batch: Any, outputs: Any = None) -> Any:
-        result = type(self.model).eval_forward(self.model, batch, outputs)
-        if outputs is not None and "labels" in outputs:
-            self.model.labels = outputs["labels"]
-        return result

@@ -1,35 +1,23 @@
 """MixUp: training on convex combinations of pairs of examples (Zhang et al. 2017, arXiv 1710.09412).
 
-Same names, arguments and meaning as in `composer.algorithms`. Here a batch is mixed once, whole, before it is split
-into microbatches, so their number changes nothing; and every draw is a function of the run's seed, the batch's number
-and the rank, so a resumed run mixes as the uninterrupted one does and nobody else's random numbers move.
+A batch is mixed once, whole, before it is split into microbatches, so their number changes nothing; and every draw is
+a function of the run's seed, the step and the rank, so a resumed run mixes as the uninterrupted one does and nobody
+else's random numbers move.
 """
 
-import copy
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from composer.algorithms.warnings import NoEffectWarning
-from composer.core import Event, State, get_precision_context
-from composer.loggers import Logger
-from composer.utils import dist
-from composer.utils.batch_helpers import batch_set
-from torch import Tensor
+from torch import Tensor, nn
 
-from .asked_loss import AskedLoss
-from .bases import RandomAlgorithm
-from .batches import labels_key, target_in, whole_input
-from .host import composer_model
-from .label_smoothing import REMEDY as LABELS_REMEDY
-from .label_smoothing import LabelSmoothing
-from .own_loss import OwnLoss, PlainLoss
+from .asked_loss import AskedLoss, Loss
+from .generators import numpy_generator
+from .own_loss import OwnLoss
+from .ranks import rank
 from .targets import IGNORED, check_labels, dense_targets, holds_classes, logits_in
-from .validation import check
-
-REMEDY = "Compute it in the `loss` method of a ComposerModel, and use interpolate_loss=True."
+from .validation import NoEffectWarning, check
 
 
 def mixup_batch(
@@ -84,140 +72,137 @@ def draw_mixing(alpha: float, generator: Any) -> float:
     return min(z, 1 - z)
 
 
-class MixUp(RandomAlgorithm):
-    """Train on mixed examples with mixed targets.
+def check_inputs(inputs: Tensor, where: str = "inputs are") -> None:
+    """Raise TypeError for what is no tensor of floating point numbers or bytes, such as token ids."""
+    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+        raise TypeError(f"MixUp changes images or features, but {where} {inputs.dtype}, such as token ids.")
+
+
+class Mixer:
+    """Mixes the batches of a training loop, and what the loss makes of their targets.
+
+        inputs = mixer(inputs, targets, step)
+        loss = mixer.loss(F.cross_entropy, model(inputs), targets)
 
     Args:
         alpha: parameter of the Beta distribution of the mixing, not below 0; the larger, the more even the pairs. 0
             mixes nothing, and warns (NoEffectWarning).
+        seed: of the draws. The mixing is common to all ranks, the pairs are drawn within each rank's batch.
         interpolate_loss: mix the losses of both targets, not the targets. The same for a loss that is linear in the
             target, as cross entropy is. A loss that takes class indices alone is mixed in any case.
-        input_key, target_key: where the batch holds them: a key, an index, or a pair of functions (get, set); for a
-            batch that is a mapping the default target_key means "labels".
         ignore_index: the label that the loss ignores.
 
     What the loss has besides stays, or it is an error (ValueError) at the first batch: classes are exchanged for rows
     of probabilities where the loss, tried on made-up outputs, is the same for both; of a loss that the model computes
     itself the part is changed that is known.
 
-    The mixing is common to all ranks; the pairs are drawn within each rank's batch. Splitting into microbatches must
-    keep the order of the examples, as Composer's does.
+    With a `Smoother`: `mixer.loss(partial(smoother.loss, F.cross_entropy), outputs, targets)`.
     """
 
-    steps: ClassVar = {
-        Event.INIT: "_start",
-        Event.FIT_START: "_forget",
-        Event.BATCH_START: "_mix",
-        Event.BEFORE_TRAIN_BATCH: "_restart",
-        Event.AFTER_FORWARD: "_mix_target",
-        Event.AFTER_LOSS: "_mix_loss",  # before Distillation adds to it
-        Event.BEFORE_BACKWARD: "_restore_target",
-    }
+    remedy: ClassVar[str] = "Compute it outside of the model, and use the mixer's `loss`."
+    no_effect: ClassVar[type[NoEffectWarning]] = NoEffectWarning
 
     def __init__(
-        self,
-        alpha: float = 0.2,
-        interpolate_loss: bool = False,
-        input_key: str | int | tuple[Callable, Callable] | Any = 0,
-        target_key: str | int | tuple[Callable, Callable] | Any = 1,
-        ignore_index: int = IGNORED,
-    ):
+        self, alpha: float = 0.2, seed: int = 0, interpolate_loss: bool = False, ignore_index: int = IGNORED
+    ) -> None:
         check("MixUp", "alpha", 0 <= alpha < float("inf"), "finite and not below 0", alpha)
         if alpha == 0:
-            warnings.warn(NoEffectWarning("MixUp: alpha=0 mixes nothing."), stacklevel=2)
-        self.alpha = alpha
-        self.interpolate_loss = interpolate_loss
-        self.input_key, self.target_key, self.ignore_index = input_key, target_key, ignore_index
-        self.mixing = 0.0
-        # Of the whole batch; then of the microbatch at hand: what is mixed in, and what is put back after the loss.
-        self._permuted_target = self._other_target = self._original_target = torch.empty(0)
-        self._done = 0
-        self._by_loss = False  # whether the loss is mixed once it is there
-        self._forget()
+            warnings.warn(self.no_effect("MixUp: alpha=0 mixes nothing."), stacklevel=2)
+        self.alpha, self.seed = alpha, seed
+        self.interpolate_loss, self.ignore_index = interpolate_loss, ignore_index
+        self.mixing = 0.0  # the other examples' weight in this batch
+        self.asked = AskedLoss(ignore_index)
+        self._own = OwnLoss("MixUp", ignore_index, self.remedy)
+        self._permuted, self._done = torch.empty(0), 0
 
-    def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) and (self.alpha > 0 or event == Event.INIT)
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
-    def _start(self, state: State, logger: Logger) -> None:
-        if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):
-            raise ValueError(
-                "MixUp(interpolate_loss=True) adds the loss of targets that LabelSmoothing has not smoothed. Use "
-                "interpolate_loss=False beside LabelSmoothing; for cross entropy it is the same."
-            )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed = state["seed"]
 
-    def _forget(self, state: State | None = None, logger: Logger | None = None) -> None:
-        self._asked = AskedLoss(self.target_key, self.ignore_index)
-        self._own = OwnLoss("MixUp", self.ignore_index, REMEDY)
+    def __call__(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        """The mixed inputs `(N, ...)` of a whole batch, in float32 where they are bytes; `step` updates were made.
 
-    def _mix(self, state: State, logger: Logger) -> None:
-        input = whole_input("MixUp", state, self.input_key)
-        target = target_in("MixUp", state.batch, self.target_key)
-        self.mixing = draw_mixing(self.alpha, self.generator(state))
-        pairs = self.generator(state, dist.get_global_rank()).permutation(len(input))
-        mixed, self._permuted_target, _ = mixup_batch(input, target, self.mixing, indices=torch.from_numpy(pairs))
-        state.batch_set_item(self.input_key, mixed)
-
-    def _restart(self, state: State, logger: Logger) -> None:
-        # An optimizer with a closure (SAM) and a retry after running out of memory pass over the microbatches again.
-        self._done = 0
-
-    def _mix_target(self, state: State, logger: Logger) -> None:
-        target = self._original_target = target_in("MixUp", state.batch, self.target_key)
-        other = self._other_target = self._permuted_target[self._done : self._done + len(target)]
-        self._done += len(target)
-        outputs: Any = state.outputs
-        own = self._asked.uses_own(state, outputs, target)
-        if own:
-            mixed = self._mix_own_loss(outputs, self._plain(state, target), target, other)
-        elif self.interpolate_loss:
-            mixed = None
-        else:
-            mixed = self._mixed(state, logits_in("MixUp", outputs), target, other)
-        self._by_loss = mixed is None and not own
-        if mixed is not None:
-            state.batch_set_item(labels_key(state.batch, self.target_key), mixed)
-        elif any(isinstance(each, LabelSmoothing) for each in state.algorithms):
-            raise ValueError(
-                f"MixUp beside LabelSmoothing: the loss does not take rows of probabilities in the place of the "
-                f"{target.dtype} targets of {tuple(target.shape)}. {LABELS_REMEDY}"
-            )
-
-    def _mix_own_loss(self, outputs: Any, plain: PlainLoss, target: Tensor, other: Tensor) -> Tensor | None:
-        logits, loss = outputs["logits"], outputs["loss"]
-        if self.interpolate_loss:
-            outputs["loss"] = loss + self.mixing * (plain(logits, other) - plain(logits, target))
-            return None
-        mixed = plain.soft(logits, target).lerp(plain.soft(logits, other), self.mixing)
-        outputs["loss"] = loss + plain(logits, mixed) - plain(logits, target)
+        What is mixed into the targets is kept for the loss. Raises TypeError for inputs that cannot be mixed.
+        """
+        check_inputs(inputs)
+        if self.alpha == 0:
+            return inputs
+        self.mixing = draw_mixing(self.alpha, numpy_generator(self.seed, step))
+        pairs = torch.from_numpy(numpy_generator(self.seed, step, rank()).permutation(len(inputs)))
+        mixed, self._permuted, _ = mixup_batch(inputs, targets, self.mixing, indices=pairs)
+        self.restart()
         return mixed
 
-    def _plain(self, state: State, target: Tensor) -> PlainLoss:
-        outputs: Any = state.outputs
-        return self._own.find(composer_model(state), outputs, outputs["loss"], outputs["logits"], target)
+    def restart(self) -> None:
+        """Another pass over the same batch, as an optimizer with a closure makes."""
+        self._done = 0
 
-    def _mixed(self, state: State, logits: Tensor, target: Tensor, other: Tensor) -> Tensor | None:
-        """Targets for a loss that takes them in the place of the batch's; None for one that does not."""
-        if not target.is_floating_point() and state.outputs is logits and holds_classes(logits, target):
-            one, two = (self._asked.scale_of_rows(state, logits, each) for each in (target, other))
+    def next(self, targets: Tensor) -> Tensor:
+        """What is mixed into `targets`, those of the batch's next microbatch, or of all of it."""
+        left = len(self._permuted) - self._done
+        if len(targets) > left:
+            raise ValueError(
+                f"MixUp: a loss of {len(targets)} targets, where {left} of the mixed batch are left: mix each batch "
+                "before its loss, and call `restart` before another pass over it."
+            )
+        self._done += len(targets)
+        return self._permuted[self._done - len(targets) : self._done]
+
+    def loss(self, loss_fn: Loss, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of mixed targets, where `loss_fn(outputs, targets)` is that of others.
+
+        Of several microbatches of a batch, each call takes the next. `outputs` are logits, or a mapping that holds them
+        as "logits". Raises ValueError for a loss that the model has computed, see `own_loss`.
+        """
+        if self.alpha == 0:
+            return loss_fn(outputs, targets)
+        if self.asked.uses_own(loss_fn, outputs, targets):
+            raise ValueError("MixUp: the loss is one that the model has computed itself: use the mixer's `own_loss`.")
+        other = self.next(targets)
+        mixed = self.targets(loss_fn, outputs, targets, other)
+        if mixed is not None:
+            return loss_fn(outputs, mixed)
+        return self.mix_losses(loss_fn(outputs, targets), loss_fn(outputs, other))
+
+    def own_loss(self, model: nn.Module, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of mixed targets, of a model whose outputs bring "loss" and "logits", as Hugging Face's do."""
+        return self.own_loss_and_targets(model, outputs, targets)[0]
+
+    def own_loss_and_targets(self, model: nn.Module, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """That loss, and the mixed targets that it is of; None where losses are mixed.
+
+        With a `Smoother`: `outputs["loss"], mixed = mixer.own_loss_and_targets(model, outputs, targets)`, and then
+        `smoother.own_loss(model, outputs, mixed)`.
+        """
+        logits, loss = outputs["logits"], outputs["loss"]
+        if self.alpha == 0:
+            return loss, targets
+        other = self.next(targets)
+        plain = self._own.find(model, outputs, loss, logits, targets)
+        if self.interpolate_loss:
+            return loss + self.mixing * (plain(logits, other) - plain(logits, targets)), None
+        mixed = plain.soft(logits, targets).lerp(plain.soft(logits, other), self.mixing)
+        return loss + plain(logits, mixed) - plain(logits, targets), mixed
+
+    def targets(self, loss_fn: Loss, outputs: Any, targets: Tensor, other: Tensor) -> Tensor | None:
+        """Targets for the loss to take in the place of the batch's; None where losses are to be mixed."""
+        if self.interpolate_loss:
+            return None
+        logits = logits_in("MixUp", outputs)
+        if not targets.is_floating_point() and outputs is logits and holds_classes(logits, targets):
+            one, two = (self.asked.scale_of_rows(loss_fn, logits, each) for each in (targets, other))
             if one is None or two is None:
                 return None
-            return mix_targets(logits, target, other, self.mixing, self.ignore_index, (one, two))
-        alike = target.is_floating_point() or (
-            target.numel() == logits.numel() and self._asked.takes_floats(state, logits, target)
+            return mix_targets(logits, targets, other, self.mixing, self.ignore_index, (one, two))
+        alike = targets.is_floating_point() or (
+            targets.numel() == logits.numel() and self.asked.takes_floats(loss_fn, logits, targets)
         )
-        return target.float().lerp(other.float(), self.mixing) if alike else None
+        return targets.float().lerp(other.float(), self.mixing) if alike else None
 
-    def _mix_loss(self, state: State, logger: Logger) -> None:
-        loss, outputs = state.loss, state.outputs
-        if not self._by_loss:
-            return
+    def mix_losses(self, loss: Any, other: Any) -> Tensor:
+        """Of the losses of both targets the mixed one."""
         if not isinstance(loss, Tensor):
             raise TypeError(f"MixUp mixes one loss, of class indices, but the model gives {type(loss).__name__}.")
-        key = labels_key(state.batch, self.target_key)
-        with get_precision_context(state.precision, state.precision_config):
-            other: Any = composer_model(state).loss(outputs, batch_set(copy.copy(state.batch), key, self._other_target))
-        state.loss = (1 - self.mixing) * loss + self.mixing * other
-
-    def _restore_target(self, state: State, logger: Logger) -> None:
-        if not self._by_loss:
-            state.batch_set_item(labels_key(state.batch, self.target_key), self._original_target)
+        return (1 - self.mixing) * loss + self.mixing * other

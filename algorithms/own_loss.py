@@ -124,8 +124,8 @@ class OwnLoss:
         self._key: Any = None
         self._found: tuple[PlainLoss, bool] | None = None
 
-    def find(self, model: nn.Module, outputs: Any, loss: Tensor, logits: Tensor, target: Tensor) -> PlainLoss:
-        """The plain loss of `logits` and `target` that is in `loss`.
+    def find(self, model: nn.Module | None, outputs: Any, loss: Tensor, logits: Tensor, target: Tensor) -> PlainLoss:
+        """The plain loss of `logits` and `target` that is in `loss`; of the `model` its config tells of further terms.
 
         Raises ValueError where there is none, or where the rest is no term that the outputs name: it might be anything,
         and need not leave the plain one as it is (weights of classes, another mean).
@@ -133,6 +133,8 @@ class OwnLoss:
         named = tuple(outputs) if isinstance(outputs, Mapping) else ()
         key = (named, loss.dtype, logits.ndim, logits.shape[-1], target.dtype, target.ndim)
         rest = _named_terms(model, outputs)
+        if not torch.is_grad_enabled():  # a trial of the loss, on made-up outputs, of which nothing is to be learnt
+            return self._choose(model, loss, logits, target, rest)[0]
         if key != self._key or self._found is None:
             self._key = key
             plain, named_too, certain = self._choose(model, loss, logits, target, rest)
@@ -146,23 +148,23 @@ class OwnLoss:
         insist(
             near.all(),
             f"{self.name}: the model's own loss is no longer the plain {plain.kind} of its logits and labels",
-            lambda: f": {float(loss):.4g} and {float(value):.4g}. {self.remedy}",
+            lambda: f": {float(loss.detach()):.4g} and {float(value):.4g}. {self.remedy}",
         )
         return plain
 
     def _choose(
-        self, model: nn.Module, loss: Tensor, logits: Tensor, target: Tensor, rest: Tensor | float
+        self, model: nn.Module | None, loss: Tensor, logits: Tensor, target: Tensor, rest: Tensor | float
     ) -> tuple[PlainLoss, bool, bool]:
         """The plain loss, whether the named terms come on top of it, and whether another batch need not be asked."""
         if loss.ndim:
             raise ValueError(f"{self.name} needs a model's own loss to be one number, got {tuple(loss.shape)}.")
         gradient = _gradient(loss, logits, keep=True)
-        seen, fitting = [], []
+        loss, seen, fitting = loss.detach(), [], []
         shifted = bool(getattr(model, "shift_labels", False))
         for plain in plain_losses(logits, target, self.ignore_index, shifted):
             copy = logits.detach().requires_grad_()
             value = plain(copy, target)
-            steepness = _gradient(value, copy)
+            steepness, value = _gradient(value, copy), value.detach()
             close = [
                 extra
                 for extra in ((True, False) if torch.is_tensor(rest) else (False,))
@@ -188,9 +190,10 @@ class OwnLoss:
         return *fitting[0], certain
 
 
-def _named_terms(model: nn.Module, outputs: Any) -> Tensor | float:
+def _named_terms(model: nn.Module | None, outputs: Any) -> Tensor | float:
     """What a mixture of experts adds to its loss: each term that its outputs name, by its coefficient in the config."""
-    config: Any = next((each.config for each in (model, *model.children()) if hasattr(each, "config")), None)
+    modules = (model, *model.children()) if model is not None else ()
+    config: Any = next((each.config for each in modules if hasattr(each, "config")), None)
     if not isinstance(outputs, Mapping) or not hasattr(config, "get_text_config"):
         return 0.0
     settings = config.to_dict() | config.get_text_config().to_dict()

@@ -3,36 +3,36 @@
 Rewinding, instability analysis and paths between networks stand on them: Frankle et al., "Linear Mode Connectivity and
 the Lottery Ticket Hypothesis" (arXiv 1912.05671).
 
-    Trainer(..., algorithms=[Snapshots(at=["0ba", "500ba", "1ep", "1dur"], save_folder="snapshots")])
+    writer = SnapshotWriter("snapshots", at=["0ba", "500ba", "1dur"], steps=6400)
+    writer(model, 0)
+    for step in range(6400):
+        ...
+        optimizer.step()
+        writer(model, step + 1)
+
     snapshot = find_snapshot("snapshots", "500ba")
     model.load_state_dict(snapshot.weights())
 """
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from composer.algorithms import EMA
-from composer.core import Event, State, Time, TimeUnit
-from composer.loggers import Logger
-from composer.utils import dist
-from composer.utils.checkpoint import save_checkpoint
-from torch import Tensor
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
 
-from .bases import EventAlgorithm
-from .checkpoints import read_metadata, read_weights, some, write_safetensors
-from .for_recipes import Folder, ForRecipes
-from .host import composer_model, elapsed, moment, reached, share_of_training
+from .checkpoints import load_weights, oddity, read_content, read_metadata, read_weights, some, write_safetensors
+from .generators import generator_states, set_generator_states
+from .progress import COUNTS, Moment, Progress, moment
+from .ranks import gathered, rank
 from .validation import check
 from .whole_files import written_whole
 
-COUNTS = ("epoch", "batch", "sample", "token", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")
+_GENERATORS = "generators"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,9 @@ class Snapshot:
     """What is kept of one moment: `file` with the weights, `full` with all else, if it was asked for.
 
     `place` counts what the run had trained on: `epoch`, `batch`, `sample` and `token` in all, and within the epoch as
-    `batch_in_epoch` and so on; `place_before` counts it one batch earlier. `seed` is the run's, and `shift` how many
-    batches its data were ahead of these counts, as the loader's sampler tells by an attribute of that name.
+    `batch_in_epoch` and so on, as far as somebody counted; `place_before` counts it one batch earlier. `seed` is the
+    run's, and `shift` how many batches its data were ahead of these counts, as the loader's sampler tells by an
+    attribute of that name.
     """
 
     file: Path
@@ -53,8 +54,24 @@ class Snapshot:
     shift: int
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights and buffers by the names of the network that the Trainer was given, on the CPU."""
+        """Weights and buffers by the names of the network that was given, on the CPU."""
         return read_weights(self.file)
+
+    def restore(self, model: nn.Module, **parts: Any) -> int:
+        """Loads the weights into `model`; and of what a `SnapshotWriter` has kept beside them, the state of each of
+        these parts by name, and the global random generators. Returns how many updates were made.
+
+        Raises ValueError for a file that does not fit, or does not hold those parts.
+        """
+        held = read_content(self.full) if self.full else {}
+        if lacking := [name for name in parts if name not in held]:
+            raise ValueError(f"{self.file} has no {some(lacking)} beside it; give SnapshotWriter all as full={{...}}")
+        load_weights(model, self.file)
+        for name, part in parts.items():
+            part.load_state_dict(held[name])
+        if _GENERATORS in held:
+            set_generator_states(held[_GENERATORS])
+        return self.place["batch"]
 
 
 def find_snapshots(folder: str | PathLike[str]) -> list[Snapshot]:
@@ -80,10 +97,10 @@ def _none_in(folder: str | PathLike[str]) -> str:
     return f"{folder} holds no snapshots, which the algorithm Snapshots keeps of moments that it is given"
 
 
-def _is_at(snapshot: Snapshot, time: Time) -> bool:
-    if time.unit == TimeUnit.EPOCH and snapshot.place["batch_in_epoch"]:
+def _is_at(snapshot: Snapshot, time: Moment) -> bool:
+    if time.unit == "ep" and snapshot.place["batch_in_epoch"]:
         return False
-    unit = {"ep": "epoch", "ba": "batch", "sp": "sample", "tok": "token"}.get(time.unit.value, "")
+    unit = {"ep": "epoch", "ba": "batch", "sp": "sample", "tok": "token"}.get(time.unit, "")
     return snapshot.place.get(unit) == time.value
 
 
@@ -101,181 +118,135 @@ def _read(file: Path) -> Snapshot:
     return Snapshot(file=file, full=full, at=at, place=place, place_before=before, seed=seed, shift=shift)
 
 
-class Snapshots(ForRecipes, EventAlgorithm):
-    """Keep the network's weights and buffers at these moments, as the updates before them have left it.
+class SnapshotWriter:
+    """Keeps the weights and buffers of a model at these moments of its training.
 
-    Whatever another algorithm changes at the next update's beginning, such as what it prunes there, comes later; what
-    EMA averages is left out. A file is written whole or not at all, before any checkpoint of the same moment, so that a
-    run which goes on after a kill has every one of them, as the uninterrupted run does. A moment in samples, tokens or
-    dur that lies within a batch is that batch's end.
-
-    The files are `ba500.safetensors` and so on, by the number of updates; `find_snapshot` knows them by moment too.
+    To be called with the model and the number of updates so far, or a `Progress`, before the first update and after
+    each, by every rank; the first one writes. A file is written whole or not at all. The files are `ba500.safetensors`
+    and so on, by the number of updates; `find_snapshot` knows them by moment too.
 
     Args:
-        at: moments of the whole run in ep, ba, sp, tok or dur; `0ba` is before the first update, `1dur` the end.
-        full: keep beside each a checkpoint of Composer's (`ba500.pt`) with optimizers, generators and the state of the
-            algorithms, from which a run goes on bit for bit.
-        save_folder: where; by default in `{run_name}/snapshots`, as Composer's checkpoints are in theirs.
+        folder: where.
+        at: moments in ep, ba, sp, tok or dur; `0ba` is before the first update, `1dur` the end. One that lies within a
+            batch is that batch's end.
+        steps: updates in all, for moments in dur.
+        batches_per_epoch: for moments in ep.
+        full: keep beside each (`ba500.pt`) all else of which a start needs the state: objects with a `state_dict`, by
+            name, or a function that returns such a mapping, or states; and the first rank's global random generators.
+            It can be loaded with `weights_only=True`, and `Snapshot.restore` brings it back.
+
+    Raises ValueError for other arguments; and, when it is first called, for moments beyond the end or that the progress
+    does not tell, and for a model whose state_dict holds what is no plain tensor, such as weights that FSDP splits.
     """
 
-    steps: ClassVar = {
-        Event.INIT: "_begin",
-        Event.AFTER_LOAD: "_come_last",
-        Event.FIT_START: "_start",
-        Event.BATCH_END: "_end_batch",
-        Event.EPOCH_END: "_keep",
-        Event.BATCH_CHECKPOINT: "_keep_full",
-        Event.EPOCH_CHECKPOINT: "_keep_full",
-        Event.FIT_END: "_finish",
-    }
-    supplied: ClassVar = {"save_folder": Folder(name="snapshots")}
-
-    def __init__(self, at: Sequence[str], full: bool = False, save_folder: str | None = None):
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        at: Sequence[str],
+        steps: int | None = None,
+        batches_per_epoch: int | None = None,
+        full: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        owner: str = "SnapshotWriter",
+    ):
         several = not isinstance(at, str) and isinstance(at, Sequence) and len(at) > 0
-        check("Snapshots", "at", several, "a list of moments, such as ['0ba', '1ep']", at)
+        check(owner, "at", several, "a list of moments, such as ['0ba', '1ep']", at)
         times = {text: moment(text) if isinstance(text, str) else None for text in at}
         wrong = [text for text, time in times.items() if time is None]
-        check("Snapshots", "at", not wrong, "moments in ep, ba, sp, tok or dur", wrong or at)
-        check("Snapshots", "at", len(times) == len(at), "different moments", at)
-        check("Snapshots", "save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
-        self.at: dict[str, Time] = {text: time for text, time in times.items() if time is not None}
-        self.full, self.save_folder = full, save_folder
-        self._clear()
-
-    def _clear(self) -> None:
+        check(owner, "at", not wrong, "moments in ep, ba, sp, tok or dur", wrong or at)
+        check(owner, "at", len(times) == len(at), "different moments", at)
+        self.folder, self.steps, self.batches_per_epoch, self.full = Path(folder), steps, batches_per_epoch, full
+        self.at: dict[str, Moment] = {text: time for text, time in times.items() if time is not None}
         self.kept: dict[str, int] = {}  # the batch of each moment
-        self._passed: list[str] = []  # before the run began, or began to keep them
+        self.passed: list[str] = []  # before the training began, or began to keep them
+        self.owner = owner
+        self._place: dict[str, int] = {}
         self._before: dict[str, int] = {}  # the place before the last update
-        self._resumes, self._written = False, -1
+        self._begun = False
 
-    def __repr__(self) -> str:
-        return f"Snapshots(at={[*self.at]!r}, full={self.full!r}, save_folder={self.save_folder!r})"
+    def __call__(self, model: nn.Module, progress: int | Progress) -> None:
+        progress = self._progress(progress) if isinstance(progress, int) else progress
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        if not self._begun:
+            self.begin(model.state_dict(), progress)
+        self.keep(lambda: copied_weights(model), progress, seed=torch.initial_seed())
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "kept": self.kept, "before": self._before}
+        return {"kept": {**self.kept}, "before": self._before, "place": self._place}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept, self._before, self._resumes = dict(state["kept"]), dict(state["before"]), True
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kept, self._before, self._place = dict(state["kept"]), dict(state["before"]), dict(state.get("place", {}))
 
-    def _begin(self, state: State, logger: Logger) -> None:
-        if state.fsdp_config is not None or state.tp_config is not None:
-            raise ValueError("Snapshots does not keep weights that FSDP or tensor parallelism split; use DDP.")
-        self._clear()
+    @property
+    def missing(self) -> list[str]:
+        """The moments that have not come."""
+        return [text for text in self.at if text not in {*self.kept, *self.passed}]
 
-    def _come_last(self, state: State, logger: Logger) -> None:
-        """Whatever others, such as masks, make of the weights at the same event is then kept."""
-        state.algorithms.remove(self)
-        state.algorithms.append(self)
+    def file(self, batch: int) -> Path:
+        return self.folder / f"ba{batch}.safetensors"
 
-    def _start(self, state: State, logger: Logger) -> None:
+    def begin(self, weights: Mapping[str, Any], progress: Progress, gone: bool = False) -> None:
+        """Checks the weights and the moments, and finds which are kept already, and which have passed.
+
+        Those that are now have passed as well if the weights of now are `gone`.
+        """
         for text, time in self.at.items():
-            late = (share_of_training(time, state) or 0) > 1
-            check("Snapshots", "at", not late, f"within the training, which lasts {state.max_duration}", text)
-        weights = composer_model(state).state_dict()
+            late = (progress.share(time) or 0) > 1
+            check(self.owner, "at", not late, f"within the training, which lasts {progress.length}", text)
         if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
-            raise ValueError(f"Snapshots: {some(odd)} of the model's state_dict is no tensor, and cannot be kept.")
+            raise ValueError(f"{self.owner}: {some(odd)} of the model's state_dict is no tensor, and cannot be kept.")
+        if odd := [f"{name} ({why})" for name, value in weights.items() if (why := oddity(value))]:
+            raise ValueError(f"{self.owner}: {some(odd)} of the model's state_dict is no plain tensor; use DDP.")
         # In another folder, or of another length, the run may have to keep a moment again.
-        kept = {t: b for t, b in self.kept.items() if t in self.at and reached(state, self.at[t])}
-        there: list[Any] = [{text: batch for text, batch in kept.items() if self._file(state, batch).is_file()}]
-        dist.broadcast_object_list(there)
-        self.kept = there[0]
-        over = [text for text, time in self.at.items() if text not in self.kept and reached(state, time)]
-        gone = self._resumes and not _ends_epoch(state)
-        self._passed = [text for text in over if gone or _is_over(state, self.at[text])]
-        if self._passed and _is_first():
-            text = f"{some(self._passed)} had passed at {state.timestamp.batch}, where the run goes on"
-            warnings.warn(f"Snapshots: {text}; it is not kept.", stacklevel=2)
-        if not self._resumes:
-            self._before = _place(state.previous_timestamp or state.timestamp)
-            self._keep(state, logger)
-            self._keep_full(state, logger)
+        kept = {t: b for t, b in self.kept.items() if t in self.at and progress.reached(self.at[t])}
+        self.kept = gathered({text: batch for text, batch in kept.items() if self.file(batch).is_file()})[0]
+        over = [text for text, time in self.at.items() if text not in self.kept and progress.reached(time)]
+        self.passed = [text for text in over if gone or progress.passed(self.at[text])]
+        if self.passed and rank() == 0:
+            text = f"{some(self.passed)} had passed at {progress.batch}ba, where the run goes on"
+            warnings.warn(f"{self.owner}: {text}; it is not kept.", stacklevel=3)
+        self._begun = True
+        self.note(progress.counts)
 
-    def _file(self, state: State, batch: int) -> Path:
-        return Path(self.save_folder or f"{state.run_name}/snapshots", f"ba{batch}.safetensors")
+    def note(self, place: dict[str, int]) -> None:
+        """Takes down where the training is; as often as it is called, it remembers the place one batch earlier."""
+        if not self._before or (self._place and place["batch"] != self._place["batch"]):
+            self._before = self._place or place
+        self._place = place
 
-    def _end_batch(self, state: State, logger: Logger) -> None:
-        """At the end of an epoch, others may still change the weights."""
-        self._before = _place(state.previous_timestamp)
-        if not _ends_epoch(state):
-            self._keep(state, logger)
-
-    def _keep(self, state: State, logger: Logger) -> None:
-        done = {*self.kept, *self._passed}
-        due = [text for text, time in self.at.items() if text not in done and reached(state, time)]
+    def keep(
+        self, weights: Callable[[], Mapping[str, Tensor]], progress: Progress, *, seed: int, shift: int = 0
+    ) -> None:
+        """Writes a snapshot if one is due, for which it asks for the weights."""
+        self.note(progress.counts)
+        due = [text for text in self.missing if progress.reached(self.at[text])]
         if not due:
             return
-        now = state.timestamp.batch.value
-        self.kept |= dict.fromkeys(due, now)
-        if _is_first():
-            with _trained(state):
-                # Tied weights are one tensor under several names, of which a file holds each.
-                weights = composer_model(state).state_dict()
-                tensors = {name.replace("_orig_mod.", ""): value.clone() for name, value in weights.items()}
-            at = [text for text, batch in self.kept.items() if batch == now]
-            places = {"place": _place(state.timestamp), "place_before": self._before}
-            shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
-            about = {"at": json.dumps(at), "seed": str(state.rank_zero_seed), "shift": str(int(shift))}
-            about |= {name: json.dumps(place) for name, place in places.items()}
-            write_safetensors(self._file(state, now), tensors, {"format": "pt", **about})
-
-    def _keep_full(self, state: State, logger: Logger) -> None:
-        now = state.timestamp.batch.value
-        if not self.full or _ends_epoch(state) or now == self._written or now not in self.kept.values():
+        self.kept |= dict.fromkeys(due, progress.batch)
+        if rank() != 0:
             return
-        self._written = now
-        with (
-            _trained(state),
-            _untouched_before_updates(state.optimizers),
-            written_whole(self._file(state, now).with_suffix(".pt"), here=_is_first()) as file,
-        ):
-            # It fills in braces.
-            save_checkpoint(state, str(file).replace("{", "{{").replace("}", "}}"))
+        file = self.file(progress.batch)
+        if self.full is not None:
+            with written_whole(file.with_suffix(".pt")) as path:
+                torch.save({**_states(self.full), _GENERATORS: generator_states()}, path)
+        at = [text for text, batch in self.kept.items() if batch == progress.batch]
+        about = {"at": at, "place": self._place, "place_before": self._before}
+        texts = {"format": "pt", "seed": str(seed), "shift": str(shift)}
+        write_safetensors(file, weights(), texts | {name: json.dumps(value) for name, value in about.items()})
 
-    def _finish(self, state: State, logger: Logger) -> None:
-        if (lacking := [text for text in self.at if text not in {*self.kept, *self._passed}]) and _is_first():
-            text = f"the training has ended after {state.timestamp.batch}, before {some(lacking)}"
-            warnings.warn(f"Snapshots: {text}.", stacklevel=2)
-
-
-def _is_first() -> bool:
-    return dist.get_global_rank() == 0
+    def _progress(self, step: int) -> Progress:
+        told = {"ba": True, "dur": self.steps is not None, "ep": self.batches_per_epoch is not None}
+        if untold := [text for text, time in self.at.items() if not told.get(time.unit)]:
+            hint = "give steps for dur, batches_per_epoch for ep, and call it with a Progress for sp and tok"
+            raise ValueError(f"{self.owner}: a number of updates does not tell when {some(untold)} is; {hint}.")
+        return Progress.after(step, self.steps, self.batches_per_epoch)
 
 
-def _ends_epoch(state: State) -> bool:
-    """Whether the batch was the epoch's last, whose end is still to come."""
-    return state.dataloader_len is not None and state.timestamp.batch_in_epoch == int(state.dataloader_len)
+def copied_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Returns weights and buffers by name; tied ones, which are one tensor under several names, are several here."""
+    return {name.replace("_orig_mod.", ""): value.clone() for name, value in model.state_dict().items()}
 
 
-def _is_over(state: State, time: Time) -> bool:
-    return elapsed(state, time.unit) > float(time.value) * (1 + 1e-9)
-
-
-def _place(timestamp: Any) -> dict[str, int]:
-    return {name: int(getattr(timestamp, name)) for name in COUNTS}
-
-
-@contextmanager
-def _untouched_before_updates(optimizers: Iterable[Optimizer]) -> Iterator[None]:
-    """To save an optimizer that has made no update, torch has it make one without gradients, of which nothing stays."""
-    fresh = [optimizer for optimizer in optimizers if not optimizer.state]
-    options = [[{**group, "params": [*group["params"]]} for group in optimizer.param_groups] for optimizer in fresh]
-    yield
-    for optimizer, groups in zip(fresh, options, strict=True):
-        optimizer.state.clear()
-        for group, was in zip(optimizer.param_groups, groups, strict=True):
-            group.update(was)
-
-
-@contextmanager
-def _trained(state: State) -> Iterator[None]:
-    """The model holds the trained weights, also where EMA has put its averages in their place for a checkpoint."""
-    swapped = [
-        algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA) and algorithm.ema_weights_active
-    ]
-    for ema in swapped:
-        ema._ensure_training_weights_active(state)
-    try:
-        yield
-    finally:
-        for ema in swapped:
-            ema._ensure_ema_weights_active(state)
+def _states(full: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    parts = full() if callable(full) else full
+    return {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}

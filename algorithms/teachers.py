@@ -2,21 +2,17 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import State, get_precision_context
-from composer.models import ComposerModel, HuggingFaceModel
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .batches import labels_key
 from .checkpoints import load_weights
 from .generators import untouched_generators
 from .labelled_positions import HeadPositions, has_masked_lm_head
@@ -26,8 +22,9 @@ def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> 
     """A teacher with the weights of a file or folder, from which nothing is executed.
 
     Args:
-        path: a Composer checkpoint, a state dict or safetensors, whose weights `module` gets; or, without `module`, a
-            Hugging Face folder (or name on the hub), which tells its own model.
+        path: a checkpoint (of Composer, of Lightning, or a dict with "model"), a state dict or safetensors, whose
+            weights `module` gets; or, without `module`, a Hugging Face folder (or name on the hub), which tells its own
+            model.
         module: the network, or a `ComposerModel` around it, as it was when it was saved: after the same surgery, too.
 
     Raises FileNotFoundError and ValueError with what is wrong with the file, or does not fit. No global random
@@ -93,15 +90,32 @@ def rows(
     return logits
 
 
+def is_hugging_face(module: nn.Module) -> bool:
+    """Whether it is a model of transformers, which is not imported for that."""
+    transformers: Any = sys.modules.get("transformers")  # without which there is no such model
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+
+
+def ask_by_name(
+    module: nn.Module, batch: Mapping[str, Any], labels: Any = "labels", known: Collection[str] | None = None
+) -> Any:
+    """The outputs of a module on the entries of a batch that its `forward` knows, or `known`, but for the labels."""
+    known = inspect.signature(module.forward).parameters if known is None else known
+    return module(**{name: value for name, value in batch.items() if name in known and name != labels})
+
+
+def ask(module: nn.Module, inputs: Any) -> Any:
+    """The outputs of a module: a Hugging Face model takes a mapping by its names, all else is given as it is."""
+    return ask_by_name(module, inputs) if isinstance(inputs, Mapping) and is_hugging_face(module) else module(inputs)
+
+
 class Teacher:
     """A frozen module that is asked for logits. It is taken over: set to evaluation, and moved where it is needed.
 
     Args:
-        module: a `ComposerModel`, which takes the batch; a Hugging Face model, which takes the entries that it knows
-            but for the labels; or another module, which takes what stands at `input_key`.
-        input_key: as in `batch_get`; for a batch that is a mapping, the default 0 means all of it.
-        target_key: where labels stand; for a batch that is a mapping, the default 1 means "labels".
-        dtype: of its weights and its arithmetic, by torch's name; None: weights as they are, the student's precision.
+        module: the network.
+        ask: a function of the module and of a loop's inputs that gives the module's outputs.
+        dtype: of its weights and its arithmetic, by torch's name; None: weights as they are, the caller's precision.
         compile: with `torch.compile`.
         offload: keep it on the CPU while it is not asked.
 
@@ -111,41 +125,27 @@ class Teacher:
     def __init__(
         self,
         module: nn.Module,
-        input_key: Any = 0,
-        target_key: Any = 1,
+        ask: Callable[[nn.Module, Any], Any] = ask,
         dtype: str | None = None,
         compile: bool = False,
         offload: bool = False,
     ):
         if not all(bool(parameter.isfinite().all()) for parameter in module.parameters() if parameter.numel()):
             raise ValueError(f"Distillation: teachers: a {type(module).__name__} has weights that are not finite.")
-        self.module = module.eval().requires_grad_(False)
-        plain = isinstance(module, HuggingFaceModel) and type(module).forward is HuggingFaceModel.forward
-        self.network: nn.Module = module.model if plain else module  # type: ignore[assignment]
-        transformers: Any = sys.modules.get("transformers")  # without which there is no such model
-        self._by_name = plain or (transformers is not None and isinstance(module, transformers.PreTrainedModel))
-        self.input_key, self.target_key, self.offload = input_key, target_key, offload
+        self.module, self.ask, self.offload = module.eval().requires_grad_(False), ask, offload
         self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
-        self._known: set[str] = (
-            module.model_forward_args  # type: ignore[assignment]
-            if isinstance(module, HuggingFaceModel)
-            else set(inspect.signature(self.network.forward).parameters)
-        )
-        self._head = HeadPositions(self.network) if has_masked_lm_head(self.network) else None
+        self._head = HeadPositions(module) if has_masked_lm_head(module) else None
         if self.dtype:
             module.to(self.dtype)
         if compile:
-            self.network.compile()
+            module.compile()
         # Where its tensors were before it was moved to the device.
         self._home: list[tuple[Tensor, Tensor]] = []
 
-    def enter(self, state: State) -> None:
-        """Move to the student's device and memory format, if it is elsewhere."""
+    def enter(self, device: torch.device) -> None:
+        """Move to the student's device, if it is elsewhere."""
         if self._home:
             return
-        device: Any = state.device._device
-        if any(_is_channels_last(parameter) for parameter in state.model.parameters()):
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for tensor in chain(self.module.parameters(), self.module.buffers()):
             self._home.append((tensor, tensor.data))
             if self.offload and tensor.device.type == "cpu" and device.type == "cuda":
@@ -158,33 +158,30 @@ class Teacher:
             tensor.data = home
         self._home.clear()
 
-    def __call__(self, state: State, index: Tensor | None, labels: Tensor | None) -> Tensor:
-        """Logits `(R, C)` on `state.batch`, which stays as it is: of every sample, or of the positions in `index`."""
+    def __call__(
+        self,
+        inputs: Any,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Tensor:
+        """Logits `(R, C)` on inputs, which stay as they are: of every sample, or of the positions in `index`.
+
+        `precision` makes the context that the student's forward pass has; by default the autocast that is on, if any.
+        """
+        self.enter(device)
         if self.module.training:
             self.module.eval()
-        batch, precision = state.batch, get_precision_context(state.precision, state.precision_config)
         if dtype := self.dtype:
-            batch = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
-            precision = torch.autocast(state.device._device.type, enabled=False)  # type: ignore[union-attr]
+            inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
         if self._head:
             self._head.index = index
         try:
-            with torch.no_grad(), precision if precision is not None else nullcontext():
-                outputs = self._forward(batch)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False) if dtype else precision():
+                outputs = self.ask(self.module, inputs)
         finally:
             if self._head:
                 self._head.index = None
         return rows(logits_of(outputs), index, labels, not isinstance(outputs, Tensor))
-
-    def _forward(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping) and self._by_name:
-            key = labels_key(batch, self.target_key)
-            return self.network(**{name: batch[name] for name in batch if name in self._known and name != key})
-        whole = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and self.input_key == 0)
-        return self.module(
-            batch if whole or isinstance(self.module, ComposerModel) else batch_get(batch, self.input_key)
-        )
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

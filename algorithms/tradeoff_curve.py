@@ -1,137 +1,102 @@
-"""TradeoffCurve: accuracy over training time, for every length of training, from one run with cyclic learning rates.
+"""The tradeoff curve: accuracy over training time, for every length of training, from one run with cyclic rates.
 
 Source: "Fast Benchmarking of Accuracy vs. Training Time with Cyclic Learning Rates" (arXiv 2206.00832). What is reached
 at the end of a cycle stands for what a run of its own of that length would have reached.
 
-    scheduler = MultiplicativeCyclicScheduler(t_warmup="8ep", t_period="8ep", growth=2)
-    curve = TradeoffCurve(scheduler)
-    Trainer(..., max_duration="512ep", schedulers=scheduler, algorithms=[curve])
+    curve = Curve(scheduler)
+    for step in curve.timed(range(6400)):
+        ...
+        scheduler.step()
+        if curve.due(step + 1):
+            curve.add(step + 1, accuracy=evaluate(model))
 """
 
-import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
-import torch
-from composer.core import Event, State, Time
-from composer.loggers import Logger
-from composer.utils import dist
+from .cyclic import Cycles, MultiplicativeCyclicLR
+from .ranks import gathered
 
-from .bases import EventAlgorithm
-from .cyclic import MultiplicativeCyclicScheduler
-from .for_recipes import ForRecipes, Milestone, Supply
-from .host import TrainingClock, also_evaluate, evaluated, refuse_stoppers
-
-_LOGGED = "tradeoff/"
+T = TypeVar("T")
 
 
-class TradeoffCurve(ForRecipes, EventAlgorithm):
-    """Evaluate at the end of every cycle, before the learning rate rises again, and keep what was reached at what cost.
+class TrainingClock:
+    """Seconds of training: from asking for a batch to the end of its update, summed over all of them.
 
-    Every evaluator of the Trainer runs there, beside the times at which it runs anyway. Each point is logged as
-    `tradeoff/...`, and stands in `points` (and in the checkpoint) as a dict of numbers:
-
-    - `cycle`, counted from 0, and the updates and samples that training took: `batch`, `samples`;
-    - `seconds` of training, as `TrainingClock` counts them; those of the slowest rank;
-    - every metric, such as `eval/MulticlassAccuracy`.
-
-    Args:
-        scheduler: the one that the Trainer was given.
+    So neither evaluation nor checkpoints count, nor the replay of batches on resume.
     """
 
-    steps: ClassVar = {
-        Event.INIT: "_begin",
-        Event.FIT_START: "_start",
-        Event.BEFORE_DATALOADER: "_start_clock",
-        Event.BATCH_END: "_stop_clock",
-        Event.EVAL_AFTER_ALL: "_record",
-        Event.FIT_END: "_finish",
-    }
+    def __init__(self):
+        self.seconds, self._since = 0.0, 0.0
+        self._runs = False
 
-    bound_to_the_length = True
-    supplied: ClassVar = {"scheduler": Supply.SCHEDULER}
-    kept_records = (_LOGGED,)
+    def start(self) -> None:
+        self._since, self._runs = time.perf_counter(), True
 
-    def __init__(self, scheduler: MultiplicativeCyclicScheduler):
-        if not isinstance(scheduler, MultiplicativeCyclicScheduler):
-            name = type(scheduler).__name__
-            raise TypeError(f"TradeoffCurve: scheduler must be a MultiplicativeCyclicScheduler, got {name}.")
-        self.scheduler = scheduler
+    def stop(self) -> None:
+        """Stops it; once it stands, to stop it again changes nothing."""
+        if self._runs:
+            self.seconds += time.perf_counter() - self._since
+        self._runs = False
+
+
+class Curve:
+    """What is reached at the end of each cycle, and the seconds of training that it took.
+
+    `points` is a list of dicts of numbers: `cycle`, counted from 0; `batch`, the updates so far; `seconds` of training,
+    as `TrainingClock` counts them, those of the slowest rank; and whatever is added.
+
+    Args:
+        schedule: the scheduler of the training, or its cycles in updates; None for a host that counts cycles, and
+            calls `add_cycle`.
+    """
+
+    def __init__(self, schedule: MultiplicativeCyclicLR | Cycles | None = None):
+        if not isinstance(schedule, MultiplicativeCyclicLR | Cycles | None):
+            name = type(schedule).__name__
+            raise TypeError(f"Curve: schedule must be a MultiplicativeCyclicLR, or Cycles, got {name}.")
+        self._schedule = schedule
         self.points: list[dict[str, float]] = []
-        self._clock = TrainingClock()
-        self._ended = 0
-        self._length: Time | None = None  # of fit(), as planned
-        self._cycles_in_all: int | None = None
+        self.clock = TrainingClock()
 
-    def __repr__(self) -> str:
-        return "TradeoffCurve(scheduler)"
+    def timed(self, steps: Iterable[T]) -> Iterator[T]:
+        """Counts the time of each step, up to where `due` is asked, or else to the end of the loop's body."""
+        self.clock.start()
+        for step in steps:
+            yield step
+            self.clock.stop()
+            self.clock.start()
+        self.clock.stop()
+
+    def due(self, step: int) -> bool:
+        """Whether the last of `step` updates has completed a cycle, so that the next one has a higher rate."""
+        self.clock.stop()
+        cycles = self._cycles
+        return cycles.ended(step) > cycles.ended(step - 1)
+
+    def add(self, step: int, **values: Any) -> dict[str, float]:
+        """Keeps and returns the point of the cycle that has ended with the last of `step` updates; on every rank.
+
+        `values` are numbers, or tensors and arrays of one.
+        """
+        return self.add_cycle(self._cycles.ended(step), step, values)
+
+    def add_cycle(self, ended: int, batch: int, values: dict[str, Any]) -> dict[str, float]:
+        """Does so where so many cycles have `ended`, whatever counts them."""
+        numbers = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        point = {"cycle": ended - 1, "batch": batch, "seconds": max(gathered(self.clock.seconds)), **numbers}
+        self.points.append(point)
+        return point
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "points": self.points, "seconds": self._clock.seconds}
+        return {"points": self.points, "seconds": self.clock.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.points, self._clock.seconds = state.get("points", []), state.get("seconds", 0.0)
+        self.points, self.clock.seconds = [*state.get("points", [])], state.get("seconds", 0.0)
 
-    def _begin(self, state: State, logger: Logger) -> None:
-        refuse_stoppers(self, state)
-        self.points, self._clock = [], TrainingClock()
-        # Another Trainer may have had it before; this one asks it for the first learning rate after this event.
-        self.scheduler.stretch = None
-
-    def _start(self, state: State, logger: Logger) -> None:
-        if not state.evaluators:
-            raise ValueError("TradeoffCurve has nothing to evaluate on; give the Trainer an eval_dataloader.")
-        if self.scheduler.stretch is None or state.max_duration is None:
-            raise ValueError("TradeoffCurve needs the Trainer's own scheduler: Trainer(schedulers=curve.scheduler).")
-        if state.timestamp.batch.value == 0:
-            self.scheduler.check_duration(state.max_duration, state.dataloader_len)
-        self._length = state.max_duration
-        self._cycles_in_all = self.scheduler.cycles_within(state.max_duration, state.dataloader_len)
-        self._ended = self._cycles(state)
-        also_evaluate(state, self, self._is_due, self._is_measured)
-
-    def _cycles(self, state: State) -> int:
-        # A run that is stopped has its max_duration set to where it is, which ends no cycle.
-        return self.scheduler.cycles_ended(state, self._length)
-
-    def _is_due(self, state: State) -> bool:
-        return self._cycles(state) > self._ended
-
-    def _is_measured(self, state: State) -> bool:
-        """At the end of the epoch or of the run, with the same weights."""
-        return bool(self.points) and self.points[-1]["batch"] == state.timestamp.batch.value
-
-    def _start_clock(self, state: State, logger: Logger) -> None:
-        self._clock.start()
-
-    def _stop_clock(self, state: State, logger: Logger) -> None:
-        self._clock.stop()
-
-    def _record(self, state: State, logger: Logger) -> None:
-        if (ended := self._cycles(state)) == self._ended:
-            return
-        self._ended = ended
-        slowest = state.device.tensor_to_device(torch.tensor(self._clock.seconds))
-        dist.all_reduce(slowest, reduce_operation="MAX")
-        point: dict[str, float] = {
-            "cycle": ended - 1,
-            "batch": state.timestamp.batch.value,
-            "samples": state.timestamp.sample.value,
-            "seconds": slowest.item(),
-        }
-        point |= evaluated(state)
-        self.points.append(point)
-        logger.log_metrics({f"{_LOGGED}{name}": value for name, value in point.items()})
-
-    def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
-        if f"{_LOGGED}cycle" not in logged or self._cycles_in_all == 1:
-            return None
-        values = {name.removeprefix(_LOGGED): value for name, value in logged.items() if name.startswith(_LOGGED)}
-        place = f"cycle {values['cycle'] + 1}" + (f" of {self._cycles_in_all}" if self._cycles_in_all else "")
-        metrics = {name: value for name, value in values.items() if "/" in name}
-        return Milestone(place=place, values=metrics, seconds=values["seconds"])
-
-    def _finish(self, state: State, logger: Logger) -> None:
-        if self._length is not None and state.timestamp < self._length and dist.get_global_rank() == 0:
-            text = f"the run was stopped after {state.timestamp.batch} of {self._length}; later points do not come"
-            warnings.warn(f"TradeoffCurve: {text}.", stacklevel=2)
+    @property
+    def _cycles(self) -> Cycles:
+        if self._schedule is None:
+            raise ValueError("Curve: without a schedule it does not know when a cycle ends; give it the scheduler.")
+        return self._schedule if isinstance(self._schedule, Cycles) else self._schedule.cycles

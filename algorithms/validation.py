@@ -1,6 +1,10 @@
-"""What a constructor says of an argument that cannot work."""
+"""What is said of an argument that cannot work, or has no effect."""
 
 from typing import Any
+
+
+class NoEffectWarning(UserWarning):
+    """A technique has changed nothing: the model has nothing for it, or its arguments ask for nothing."""
 
 
 def check(owner: str, argument: str, fits: Any, expected: str, given: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from composer import Callback
 from omegaconf import OmegaConf
 
-from accelerando.algorithms.pruning.sparsity import Pruning
+from accelerando.algorithms.composer.pruning.sparsity import Pruning
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
 from accelerando.recipes.studies.driver import run

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import accelerando.algorithms as ours
 import ranks
-from accelerando.algorithms.host import composer_model
+from accelerando.algorithms.composer.host import composer_model
 from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.teachers import logits_of

@@ -4,7 +4,8 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +17,25 @@ from composer.utils import dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import AutoConfig, AutoModelForMaskedLM
 
-CLASSES = 4
-SAMPLES = 30  # batches of 8 leave a last one of 6
-
-
-def network(seed: int = 0) -> nn.Module:
-    """Max-pool, strided 3x3 and strided 1x1; no batch norm, so that microbatches and ranks add up."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Dropout(0.0),
-        nn.Conv2d(16, 32, 1, stride=2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, CLASSES),
-    )
-
-
-def noisy_network(seed: int = 0) -> nn.Module:
-    """With all that makes one training differ from another: batch norm, dropout."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Conv2d(8, 8, 3),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, CLASSES),
-    )
+from small import (  # noqa: F401
+    CLASSES,
+    SAMPLES,
+    TOKENS,
+    WORDS,
+    assert_same,
+    differ,
+    examples,
+    hugging_face_lm,
+    network,
+    noisy_network,
+    sentences,
+    timeless,
+)
 
 
 def classifier(module: nn.Module | None = None) -> ComposerClassifier:
     return ComposerClassifier(module or network(), num_classes=CLASSES, loss_fn=F.cross_entropy)
-
-
-def examples() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(SAMPLES, 3, 12, 12, generator=generator),
-        torch.randint(CLASSES, (SAMPLES,), generator=generator),
-    )
 
 
 def loader(batch_size: int = 8, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
@@ -71,30 +43,10 @@ def loader(batch_size: int = 8, shuffle: bool = False, drop_last: bool = False) 
     return DataLoader(data, batch_size, sampler=dist.get_sampler(data, shuffle=shuffle, drop_last=drop_last))
 
 
-WORDS, TOKENS = 40, 12
-
-
 def masked_lm(kind: str = "bert", seed: int = 0, **fields: Any) -> HuggingFaceModel:
     """A Hugging Face masked LM of one small layer, without dropout; `kind` is bert, roberta, distilbert, ..."""
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    if kind == "distilbert":
-        sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
-    elif kind != "modernbert":
-        sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = AutoConfig.for_model(kind, vocab_size=WORDS, max_position_embeddings=32, pad_token_id=0, **sizes, **fields)
-    model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    model = hugging_face_lm(kind, seed, **fields)
     return HuggingFaceModel(model, use_logits=True, metrics=[LanguageCrossEntropy(), MaskedAccuracy()])
-
-
-def sentences(samples: int = SAMPLES) -> dict[str, torch.Tensor]:
-    """Every third of them padded at its end; a quarter of the tokens has a label, as many in every sentence."""
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, WORDS, (samples, TOKENS), generator=generator)
-    chosen = torch.rand(samples, TOKENS - 4, generator=generator).argsort(1)[:, :3]
-    labels = torch.full_like(ids, -100).scatter_(1, chosen, ids.gather(1, chosen))
-    ids[::3, -4:] = 0
-    return {"input_ids": ids.scatter(1, chosen, 1), "attention_mask": (ids != 0).long(), "labels": labels}
 
 
 def token_loader(batch_size: int = 8, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
@@ -118,6 +70,45 @@ def fit(algorithms: Algorithm | Sequence[Algorithm] = (), **options: Any) -> Tra
     return result
 
 
+def plain_loop(network: nn.Module, updates: int, schedule: Any = None) -> Iterator[int]:
+    """Trains as `fit` does, without a Trainer; gives the number of updates so far, at first 0.
+
+    `schedule` makes a scheduler of torch's out of the optimizer.
+    """
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    scheduler = schedule and schedule(optimizer)
+    batches = cycle(loader())
+    yield 0
+    for step in range(updates):
+        inputs, targets = next(batches)
+        network.train()
+        optimizer.zero_grad()
+        F.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        yield step + 1
+
+
+def loop(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    mix: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = lambda inputs, targets, step: inputs,
+    microbatch: int = 8,
+    targets: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """The weights of a run like that of `fit`, in a training loop of one's own."""
+    model, data = classifier(), examples()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    batches = [*zip(data[0].split(8), (data[1] if targets is None else targets).split(8), strict=True)]
+    for step, (x, y) in enumerate(2 * batches):
+        mixed = mix(x, y, step)
+        optimizer.zero_grad()
+        for inputs, labels in zip(mixed.split(microbatch), y.split(microbatch), strict=True):
+            (loss(model.module(inputs), labels) * (len(labels) / len(y))).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
 class Kill(Callback):
     """Stops the run after `batch` updates and the checkpoint of the last of them, if any."""
 
@@ -132,25 +123,6 @@ class Kill(Callback):
 def weights(run: Trainer) -> dict[str, torch.Tensor]:
     model = getattr(run.state.model, "module", run.state.model) if dist.get_world_size() > 1 else run.state.model
     return copy.deepcopy({name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()})
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() != b.keys() or any(not torch.allclose(a[name], b[name], atol=1e-4) for name in a)
-
-
-def timeless(state: Any) -> Any:
-    """The same without the seconds, in which no two runs agree, and with numbers for tensors."""
-    if isinstance(state, torch.Tensor):
-        return state.tolist()
-    if isinstance(state, dict):
-        return {name: timeless(value) for name, value in state.items() if name != "seconds"}
-    return [timeless(value) for value in state] if isinstance(state, list) else state
 
 
 def launch(processes: int, *command: Any, **environment: str) -> subprocess.CompletedProcess[str]:

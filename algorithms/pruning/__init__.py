@@ -1,22 +1,29 @@
-"""Pruning: exact masks that hold, criteria, pruning at initialization, lottery tickets in a single run."""
+"""Pruning: exact masks that hold, criteria, pruning at initialization, lottery tickets; torch alone."""
 
-from .at_init import PruneAtInit, exponential_densities
+from .at_init import exponential_densities, prune_at_init
 from .criteria import gradient_magnitude, grasp, magnitude, random_scores, snip, synflow
 from .enforcement import apply_masks, mask_gradients, mask_optimizers
 from .files import load_masks, save_masks
-from .lottery import LotteryTicket, level_densities
-from .magnitude_pruning import MagnitudePruning, gradual_density
-from .masks import MostlyDenseWarning, TiedScoresWarning, keep_highest, kept_counts, prunable_weights
+from .lottery import Lottery, level_densities
+from .magnitude_pruning import MagnitudePruner, gradual_density
+from .masks import (
+    LayerCollapseWarning,
+    MostlyDenseWarning,
+    TiedScoresWarning,
+    keep_highest,
+    kept_counts,
+    prunable_weights,
+)
+from .pruner import Pruner
 from .samples import class_balanced
 from .size import compression_ratio, model_size, trace_multiply_adds
-from .sparsity import LayerCollapseWarning
 
 __all__ = [
     "LayerCollapseWarning",
-    "LotteryTicket",
-    "MagnitudePruning",
+    "Lottery",
+    "MagnitudePruner",
     "MostlyDenseWarning",
-    "PruneAtInit",
+    "Pruner",
     "TiedScoresWarning",
     "apply_masks",
     "class_balanced",
@@ -34,6 +41,7 @@ __all__ = [
     "mask_optimizers",
     "model_size",
     "prunable_weights",
+    "prune_at_init",
     "random_scores",
     "save_masks",
     "snip",

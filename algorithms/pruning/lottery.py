@@ -1,43 +1,39 @@
-"""LotteryTicket: iterative magnitude pruning with rewinding, inside one Composer run.
+"""Lottery tickets: iterative magnitude pruning with rewinding, in a training loop of one's own.
+
+    lottery = Lottery(model, optimizer, scheduler, levels=5, fraction=0.2, steps=10_000, rewind_to=500)
+    for step in lottery:  # 0 to 9999, then 500 to 9999 in each of five levels
+        ...               # one update, with batch number `step`, and one step of the scheduler
+        if lottery.level_ended:
+            lottery.record(accuracy=evaluate(model))
 
 Sources: Frankle and Carbin, "The Lottery Ticket Hypothesis" (arXiv 1803.03635); rewinding to step k: Frankle et al.,
 "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (arXiv 1912.05671); rewinding the learning rate and
 fine-tuning: Renda et al. (arXiv 2003.02389); the arithmetic schedule: Chen et al., for BERT (arXiv 2007.12223).
-
-    ticket = LotteryTicket(levels=5, fraction=0.2, rewind_to="2ep")
-    Trainer(..., max_duration="20ep", schedulers=ticket.wrap(CosineAnnealingScheduler()), algorithms=[ticket])
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import torch
-from composer.algorithms import EMA
-from composer.core import Event, State, Time, TimeUnit
-from composer.loggers import Logger
-from composer.optim import ConstantScheduler
-from composer.utils import dist, reproducibility
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from .. import ranks
 from ..checkpoints import write_safetensors
-from ..for_recipes import FinishedRun, Folder, Milestone
-from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment, refuse_stoppers
+from ..generators import seed_all
 from .criteria import magnitude
 from .enforcement import forget_momenta
 from .files import save_masks
-from .findings import OF_LEVEL, check_numbers, level_table, ratios, with_costs
 from .masks import Masks, Scope, density, digest, keep_highest, kept_counts, packed, size, unpacked
-from .rewound import RewoundScheduler, options_of, put_back, put_options_back, snapshot_of
-from .sparsity import Pruning, averages
+from .pruner import Pruner
+from .rewound import Rates, options_of, put_back, put_options_back, snapshot_of
 
 Rewind = Literal["weights", "learning_rate", "finetune"]
-_LOGGED = "lottery/"
+LevelSchedule = Literal["geometric", "arithmetic"]
 
 
-def level_densities(levels: int, fraction: float, schedule: Literal["geometric", "arithmetic"]) -> list[float]:
+def level_densities(levels: int, fraction: float, schedule: LevelSchedule) -> list[float]:
     """The share of weights kept in levels 0, 1, ..., `levels`.
 
     Each prunes `fraction` of what remains, hence `(1 - fraction)^i`; or, `arithmetic`, of all: `1 - i fraction`.
@@ -47,309 +43,244 @@ def level_densities(levels: int, fraction: float, schedule: Literal["geometric",
     return [(1 - fraction) ** level for level in range(levels + 1)]
 
 
-class LotteryTicket(Pruning):
-    """Train to the end, prune the weights of least magnitude, rewind to step k, train to the end again, and so on.
+class Lottery(Pruner):
+    """Trains to the end, prunes the weights of least magnitude, rewinds to step k, trains to the end, and so on.
 
-    The Trainer's `max_duration`, in ep or ba, is the length T of one training: level 0 trains the dense network from 0
-    to T, each further level from k to T, so that the run ends at `T + levels (T - k)`. The learning rate goes on from k
-    to T in every level as it did in the first one: give the Trainer its scheduler through `wrap`.
+    It is iterated over, once for each update, and gives where in one training, of length T, this is: level 0 trains the
+    dense network from 0 to T, each further level from k to T. `updates` counts all that have been made, of `total` (so
+    that data may also go on in their own order), and `level_ended` tells in the loop whether a level's last has been.
 
-    Whatever ends the run, such as an EarlyStopper, ends all levels: Composer's are refused, and of a run that is
-    stopped otherwise a warning tells; `results` has the levels that have come to their end.
-
-    All evaluators run at the end of each level, before the next pruning. `results` then has one dict per level:
-    `level`, `density`, the `batch` at which it ended, the masks' `digest`, and every metric, such as
-    `eval/MulticlassAccuracy`; it is logged as `lottery/...`. `masks_of` has the level's masks. All of this, and step k,
-    is in the checkpoint.
-
-    Each level begins with new optimizers' state, what they count in their groups included, and reseeds the global
-    generators by the run's seed and the level, so that it is what a run of its own from k, with that mask and that
-    seed, is. The data go on in their own order. EMA begins anew, from the weights of k.
+    Each level begins with the masks that the last one's weights give, with new optimizers' state, what they count in
+    their groups included, with schedulers as they were at k, and with global generators seeded by seed, rank and level.
+    `results` has a dict per level: `level`, `density`, the `batch` (update) at which it ended, the masks' `digest`, and
+    what `record` was told; `masks_of` has the level's masks. `state_dict` can be taken after any update.
 
     Args:
+        model, optimizers, include, exclude, classifier, name: see `Pruner`.
+        schedulers: torch's, one or several, which are stepped after each update or epoch; None where there is none, or
+            where the learning rate is set as a function of the step that the iteration gives.
         levels: how many times to prune.
         fraction: what to prune each time, in (0, 1), of what remains; or of all, if `schedule` is `arithmetic`.
         schedule: `geometric` or `arithmetic`. One-shot pruning is `levels=1` with a large fraction.
-        rewind_to: k, in ep or ba, before T.
+        steps: T, the number of updates of one training.
+        rewind_to: k, below T.
         rewind: `weights` puts weights and buffers, saved ones or not, back to those of k; `learning_rate` keeps the
             trained ones; `finetune` keeps them, and trains them with a constant learning rate.
-        finetune_multiplier: of the optimizer's learning rate, for `finetune`; Renda et al. have 0.001 of 0.1.
+        finetune_multiplier: of the optimizers' learning rate, for `finetune`; Renda et al. have 0.001 of 0.1.
         scope: compare the weights of all layers (`global`), or of each (`layerwise`).
         save_folder: where to write each level's masks, as `level-1.safetensors` and so on (see `load_masks`), and step
             k, as `rewind.safetensors`.
-        include, exclude, classifier: which weights; see `prunable_weights`.
+        seed: by which each level but the first reseeds.
     """
-
-    supplied: ClassVar = {"save_folder": Folder(name="tickets")}
-    may_grow = ("levels",)
-    kept_records = (_LOGGED,)
 
     def __init__(
         self,
+        model: nn.Module | None,
+        optimizers: Optimizer | Iterable[Optimizer],
+        schedulers: Any,
         levels: int,
         fraction: float = 0.2,
-        schedule: Literal["geometric", "arithmetic"] = "geometric",
-        rewind_to: str = "0ba",
+        schedule: LevelSchedule = "geometric",
+        steps: int = 0,
+        rewind_to: int = 0,
         rewind: Rewind = "weights",
         finetune_multiplier: float = 0.01,
         scope: Scope = "global",
         save_folder: str | None = None,
+        seed: int = 0,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         classifier: bool = True,
+        *,
+        name: str | None = None,
     ):
-        super().__init__(include, exclude, classifier)
+        super().__init__(None, (), include, exclude, classifier, name=name)
         self.check("levels", type(levels) is int and levels >= 1, "a whole number, at least 1", levels)
         self.check("fraction", 0 < fraction < 1, "in (0, 1)", fraction)
         self.check("schedule", schedule in ("geometric", "arithmetic"), "'geometric' or 'arithmetic'", schedule)
         self.densities = level_densities(levels, fraction, schedule)
         self.check("fraction", self.densities[-1] > 0, f"below 1/{levels}, so that something remains", fraction)
-        time = moment(rewind_to)
-        self.check("rewind_to", time and time.unit in (TimeUnit.EPOCH, TimeUnit.BATCH), "in ep or ba", rewind_to)
         modes = ("weights", "learning_rate", "finetune")
         self.check("rewind", rewind in modes, f"one of {modes}", rewind)
-        self.check(
-            "finetune_multiplier", 0 < finetune_multiplier < float("inf"), "above 0, finite", finetune_multiplier
-        )
+        fits = 0 < finetune_multiplier < float("inf")
+        self.check("finetune_multiplier", fits, "above 0, finite", finetune_multiplier)
         self.check("scope", scope in ("global", "layerwise"), "'global' or 'layerwise'", scope)
         self.check("save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
-        assert time is not None
-        self.levels, self.rewind_to, self.rewind = levels, time, rewind
+        self.levels, self.rewind, self.finetune_multiplier = levels, rewind, finetune_multiplier
         self.scope: Scope = scope
-        self.finetune_multiplier, self.save_folder = finetune_multiplier, save_folder
-        self._clear()
+        self.save_folder, self.seed = save_folder, seed
+        if model is not None:
+            self.check("steps", steps >= 1, "the number of updates of one training", steps)
+            self.check("rewind_to", 0 <= rewind_to < steps, f"from 0 to below steps={steps}", rewind_to)
+            self.steps, self.rewind_to = steps, rewind_to
+            self._start(model, optimizers)
+            self.follow(schedulers)
 
-    def _clear(self) -> None:
-        self.level = 0
+    def clear(self) -> None:
+        super().clear()
+        self.level = self.updates = 0
         self.results: list[dict[str, Any]] = []
         self.snapshot: dict[str, Any] = {}
-        self.duration: Time | None = None  # of one training, T; None before the Trainer has been built
-        self._k = self._T = 0  # in batches
+        self.steps = self.rewind_to = 0  # which a host finds out later
         self._history = [packed({})]  # the masks of each level
         self._options: list[dict[str, Any]] = []  # of the optimizers, before the first update
-        self._steps: list[int] | None = None  # of the schedulers, before the last update
-        self._schedulers: list[RewoundScheduler] = getattr(self, "_schedulers", [])
+        self._begun = 0  # the updates before the one at hand
+        self._rates: Rates | None = None
+        self._saved_rates: dict[str, Any] = {}
 
-    def wrap(self, scheduler: Callable[..., float] | None) -> RewoundScheduler:
-        """The Composer scheduler, which is asked for the same learning rates from k to T in each level.
+    def follow(self, schedulers: Any) -> None:
+        """Has torch's schedulers, one or several or None, set back with each level; for hosts, after `bind`."""
+        several = isinstance(schedulers, Iterable)
+        self._rates = Rates(self.optimizers, schedulers if several else [] if schedulers is None else [schedulers])
+        self._rates.saved = self._saved_rates
 
-        Without one the learning rate is constant.
-        """
-        scheduler = ConstantScheduler() if scheduler is None else scheduler
-        if not callable(scheduler):
-            kind = type(scheduler).__name__
-            raise TypeError(
-                f"LotteryTicket wraps Composer's schedulers, which are functions of the state; got a {kind}."
-            )
-        self._schedulers.append(RewoundScheduler(scheduler, self._place))
-        return self._schedulers[-1]
+    @property
+    def total(self) -> int:
+        """The number of updates of all levels."""
+        return self.steps + self.levels * (self.steps - self.rewind_to)
 
-    def _place(self, updates: int) -> tuple[Time | None, int, float | None]:
-        """The length of one training, where in it the run is, and the multiplier in place of the schedule's, if any."""
-        constant = self.finetune_multiplier if self.rewind == "finetune" and updates >= self._T > 0 else None
-        return self.duration, self.position(updates), constant
+    def position(self, updates: int) -> int:
+        """Returns where in one training, from 0 to T, one is after so many updates in all."""
+        if updates < self.steps or not self.steps:
+            return updates
+        return self.rewind_to + (updates - self.steps) % (self.steps - self.rewind_to)
+
+    def ended(self, updates: int) -> int | None:
+        """Returns the level that ends with so many updates, if one does."""
+        level, rest = divmod(updates - self.steps, self.steps - self.rewind_to)
+        return level if level >= 0 and rest == 0 else None
+
+    @property
+    def level_ended(self) -> bool:
+        """Whether the last update of the level has been made."""
+        return self.ended(self.updates) == self.level
+
+    @property
+    def recorded(self) -> bool:
+        """Whether `results` has what has ended with the last update."""
+        return bool(self.results) and self.results[-1]["batch"] == self.updates
 
     def masks_of(self, level: int) -> Masks:
         """The masks with which that level, which has begun, was trained; on the CPU. Level 0 has none."""
         return unpacked(self._history[level])
 
-    def position(self, updates: int) -> int:
-        """Where in one training, in batches from 0 to T, the run is after so many updates."""
-        return updates if updates < self._T or not self._T else self._k + (updates - self._T) % (self._T - self._k)
+    def __iter__(self) -> Iterator[int]:
+        return self.until(self.total)
 
-    @property
-    def _total(self) -> int:
-        return self._T + self.levels * (self._T - self._k)
+    def until(self, updates: int) -> Iterator[int]:
+        """Like the iteration, but ends when so many updates have been made in all."""
+        while not self._over(updates):
+            self.start_update(self.updates)
+            yield self.position(self.updates)
+            self.updates = self._begun + 1  # also where a GradScaler has left the optimizer's step out
 
-    def _ended(self, updates: int) -> int | None:
-        """The level that has ended with so many updates, if one has."""
-        level, rest = divmod(updates - self._T, self._T - self._k)
-        return level if level >= 0 and rest == 0 else None
+    def start_update(self, updates: int) -> bool:
+        """Does what `before_update` does, and sets the rates and schedulers back that it was given to `follow`."""
+        assert self._rates is not None, "a host, which gives no model at first, calls follow, or before_update itself"
+        if updates == self.rewind_to:
+            self._rates.remember()
+        if begins := self.before_update(updates):
+            self._rates.put_back()
+        if self.rewind == "finetune" and self.level:
+            self._rates.hold_constant(self.finetune_multiplier)
+        self._begun = updates
+        return begins
 
-    def state_dict(self) -> dict[str, Any]:
-        own = {"level": self.level, "results": self.results, "snapshot": self.snapshot, "history": self._history}
-        return {**super().state_dict(), **own, "options": self._options}
+    def _over(self, updates: int) -> bool:
+        if self.level_ended and not self.recorded:
+            self.record()
+        return self.updates >= min(updates, self.total)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        try:
-            self.level, self.results, self.snapshot = state["level"], state["results"], state["snapshot"]
-            self._history, self._options = state["history"], state["options"]
-        except KeyError as error:
-            raise ValueError(f"LotteryTicket: the checkpoint is of another algorithm; it lacks {error}") from error
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        super()._after_step(optimizer, args, kwargs)
+        self.updates = self._begun + 1
 
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.BATCH_CHECKPOINT or super().match(event, state)
+    def record(self, **metrics: Any) -> dict[str, Any]:
+        """At the end of a level: adds it, with these metrics, to `results`, and returns what it has added."""
+        about = {"level": self.level, "density": self.share_left() if self.masks else 1.0, "batch": self.updates}
+        self.results.append({**about, "digest": digest(self.masks), **metrics})
+        return self.results[-1]
 
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        super().apply(event, state, logger)
-        if event == Event.BATCH_CHECKPOINT:
-            self._record(state, logger)
-
-    def plan(self) -> dict[str, Any]:
-        densities = {f"density {level}": share for level, share in enumerate(self.densities)}
-        how = {"rewind": self.rewind, "finetune_multiplier": self.finetune_multiplier, "scope": self.scope}
-        return {**super().plan(), "k": self._k, "T": self._T, **how, **densities}
-
-    def is_due_before(self, state: State) -> bool:
-        return not self._was and state.timestamp.batch.value > self._k
-
-    def begin(self, state: State) -> None:
-        self._clear()
-        for scheduler in self._schedulers:
-            scheduler.asked = False
-
-    def measure(self, state: State) -> None:
-        """The plan in batches; the run becomes as long as all levels are."""
-        duration = state.max_duration
-        if duration is None or duration.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH):
-            given = duration and duration.to_timestring()
-            raise ValueError(f"LotteryTicket: the Trainer's max_duration must be given, in ep or ba; it is {given}.")
-        self.duration = duration
-        refuse_stoppers(self, state)
-        self._T, self._k = (self._batches(time, state) for time in (duration, self.rewind_to))
-        self.check("rewind_to", self._k < self._T, f"before max_duration={duration}", self.rewind_to.to_timestring())
-        for algorithm in state.algorithms:
-            name = type(algorithm).__name__
-            late = isinstance(algorithm, EMA) and str(algorithm.ema_start) not in ("0.0dur", "0ep", "0ba")
-            if late or bound_to_the_length(algorithm):
-                raise ValueError(
-                    f"LotteryTicket: leave this {name} out: it follows how much of all levels is over, not of each."
-                )
-        state.max_duration = Time(self._total, TimeUnit.BATCH)
-
-    def _batches(self, time: Time, state: State) -> int:
-        if (batches := in_batches(time, state)) is None:
-            hint = "use ba, or give train_dataloader to the Trainer if it has one"
-            raise ValueError(f"LotteryTicket: the length of an epoch is not known, but {time} is given; {hint}.")
-        return int(batches)
-
-    def prepare(self, state: State) -> None:
-        self._check_place(state)
-        model = composer_model(state)
-        shapes = {name: weight.shape for name, weight in model.named_parameters()}
-        # Buffers may get another shape in training, and those that are not saved may come and go.
-        there = {name: self.snapshot[name].shape for name in shapes.keys() & self.snapshot.keys()}
-        if self.snapshot and (shapes != there or model.state_dict().keys() - self.snapshot.keys()):
-            raise ValueError("LotteryTicket: what the checkpoint holds of step k is of another model.")
-
-    def _check_place(self, state: State) -> None:
-        now = state.timestamp.batch.value
-        if self.level != max(0, 1 + (now - self._T - 1) // (self._T - self._k)) or self.level > self.levels:
-            raise ValueError(
-                f"LotteryTicket: the run is in level {self.level}, after {now} batches; with these levels, rewind_to "
-                "and max_duration, that is not where it would be."
-            )
-
-    def start(self, state: State) -> None:
-        if str(state.max_duration) != f"{self._total}ba":
-            hint = "the length of one training, and a plain fit()"
-            raise ValueError(f"LotteryTicket needs Trainer(max_duration=...), {hint}.")
-        if len(state.schedulers) != sum(scheduler.asked for scheduler in self._schedulers):
-            hint = "Trainer(schedulers=ticket.wrap(...))"
-            raise ValueError(
-                f"LotteryTicket has to wrap the Trainer's scheduler, and all if there are several: {hint}."
-            )
-        self._check_place(state)
-        also_evaluate(state, self, self._is_due, self._is_measured)
-
-    def _is_due(self, state: State) -> bool:
-        return self._ended(state.timestamp.batch.value) is not None and not self._is_measured(state)
-
-    def _is_measured(self, state: State) -> bool:
-        return bool(self.results) and self.results[-1]["batch"] == state.timestamp.batch.value
-
-    def before_update(self, state: State, logger: Logger) -> None:
-        now = state.timestamp.batch.value
-        self._check_steps(state)
-        if not self._options:  # at the first update, wherever the run has started
-            self._options = options_of(state.optimizers)
+    def before_update(self, updates: int) -> bool:
+        """Does what is due before the next update, when there have been so many; returns whether a level has begun."""
+        self.updates = updates
+        if not self._options:  # at the first update, wherever the training has started
+            self._options = options_of(self.optimizers)
             self._tell_of_zeros()
-        if now == self._k and self.rewind == "weights" and not self.snapshot:
-            self.snapshot = snapshot_of(composer_model(state))
-            if self.save_folder and dist.get_global_rank() == 0:
-                saved = composer_model(state).state_dict().items()
+        if updates == self.rewind_to and self.rewind == "weights" and not self.snapshot:
+            self.snapshot = snapshot_of(self.model)
+            if self.save_folder and ranks.rank() == 0:
+                saved = self.model.state_dict().items()
                 tensors = {name: self.snapshot[name] for name, value in saved if isinstance(value, Tensor)}
                 write_safetensors(Path(self.save_folder, "rewind.safetensors"), tensors, {"format": "pt"})
-        if self._ended(now) == self.level and now < self._total:
-            self._next_level(state, logger)
+        begins = self.level_ended and updates < self.total
+        if begins:
+            self._next_level()
+        return begins
 
     def _tell_of_zeros(self) -> None:
         """A network that was pruned before does not stay so in level 0. A layer that is all zero is initialized so."""
         counts = [(weight.numel(), size(weight)) for weight in self.weights.values()]
         total, zero = sum(n for n, _ in counts), sum(n - kept for n, kept in counts if kept)
-        if zero > total / 100 and dist.get_global_rank() == 0:
+        if zero > total / 100 and ranks.rank() == 0:
             text = f"{zero} of {total} weights are zero at the start; level 0 is dense, and trains them like the others"
-            warnings.warn(f"LotteryTicket: {text}.", stacklevel=2)
+            warnings.warn(f"{self.name}: {text}.", stacklevel=3)
 
-    def _check_steps(self, state: State) -> None:
-        """Learning rates that change with each epoch can be set back to the beginning of one only."""
-        steps = [scheduler.last_epoch for scheduler in state.schedulers]
-        by_epoch, self._steps = bool(steps) and steps == self._steps, steps
-        if by_epoch and any(batches % int(state.dataloader_len or 1) for batches in (self._k, self._T)):
-            hint = "give them in whole epochs, or step_schedulers_every_batch=True"
-            raise ValueError(f"LotteryTicket: rewind_to or max_duration lies within an epoch; {hint}.")
-
-    def _next_level(self, state: State, logger: Logger) -> None:
+    def _next_level(self) -> None:
         share = self.densities[self.level + 1]
         kept = kept_counts({name: weight.numel() for name, weight in self.weights.items()}, share, self.scope)
         masks = keep_highest(magnitude(self.weights), kept, self.masks)
         self.level += 1
         if self.rewind == "weights":
-            put_back(composer_model(state), self.snapshot)
-        model = composer_model(state)
-        own = dict(chain(model.named_parameters(), model.named_buffers()))
-        with torch.no_grad():
-            for average in averages(state):
-                for name, tensor in average.items():
-                    tensor.copy_(own[name])
-        forget_momenta(state.optimizers)
-        put_options_back(state.optimizers, self._options)
-        self.prune(masks, state, logger)
-        reproducibility.seed_all((state.seed + 1_000_003 * self.level) % 2**32)
+            put_back(self.model, self.snapshot)
+        forget_momenta(self.optimizers)
+        put_options_back(self.optimizers, self._options)
+        self.prune(masks)
+        seed_all((self.seed + ranks.rank() + 1_000_003 * self.level) % 2**32)
         self._history.append(packed(self.masks))
-        if self.save_folder and dist.get_global_rank() == 0:
+        if self.save_folder and ranks.rank() == 0:
             about = {"level": str(self.level), "density": repr(density(self.masks))}
             save_masks(Path(self.save_folder, f"level-{self.level}.safetensors"), self.masks, **about)
 
-    def found(self, run: FinishedRun) -> dict[str, Any]:
-        """Also `levels`: the `results`, each with what this level alone had cost, and the ratios of its masks."""
-        size = super().found(run)
-        sizes, levels = self.size(run.state), with_costs(self.results, run.records, run.begun)
-        return {**size, "levels": [level | ratios(sizes, self.masks_of(level["level"])) for level in levels]}
+    def plan(self) -> dict[str, Any]:
+        densities = {f"density {level}": share for level, share in enumerate(self.densities)}
+        how = {"rewind": self.rewind, "finetune_multiplier": self.finetune_multiplier, "scope": self.scope}
+        return {**super().plan(), "k": self.rewind_to, "T": self.steps, **how, **densities}
 
-    @classmethod
-    def check_found(cls, found: Mapping[str, Any]) -> None:
-        super().check_found(found)
-        if not isinstance(levels := found.get("levels"), list):
-            raise ValueError(f"levels is {levels!r}; expected a list")
-        for level in levels:
-            check_numbers(level, OF_LEVEL)
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what Pruner's has, and all by which the search goes on: levels so far, and step k."""
+        own = {"level": self.level, "results": [*self.results], "snapshot": self.snapshot}
+        rates = {"rates": self._rates.saved} if self._rates else {}
+        own |= {"history": [*self._history], "options": self._options, "updates": self.updates}
+        return {**super().state_dict(), **own, **rates}
 
-    @classmethod
-    def tables(cls, found: Mapping[str, Any]) -> list[str]:
-        return [*super().tables(found), *([level_table(found["levels"])] if found["levels"] else [])]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.level, self.results, self.snapshot = state["level"], [*state["results"]], state["snapshot"]
+            self._history, self._options = [*state["history"]], state["options"]
+        except KeyError as error:
+            raise ValueError(f"{self.name}: the checkpoint is of another algorithm; it lacks {error}") from error
+        self.updates = self._begun = state.get("updates", 0)
+        self._saved_rates = state.get("rates", {})
+        if self._rates:
+            self._rates.saved = self._saved_rates
+        super().load_state_dict(state)
+        if self.weights:
+            self.check_place(self.updates, "steps")
 
-    def milestone(self, logged: Mapping[str, Any]) -> Milestone | None:
-        if f"{_LOGGED}batch" not in logged:
-            return None
-        level, left = (logged[f"{_LOGGED}{name}"] for name in ("level", "density"))
-        values = {name.removeprefix(_LOGGED): value for name, value in logged.items() if name.startswith(_LOGGED)}
-        metrics = {name: value for name, value in values.items() if "/" in name}
-        return Milestone(place=f"level {level} of {self.levels}, {100 * left:.3g} %", values=metrics)
+    def check_place(self, updates: int, length: str) -> None:
+        """Raises ValueError unless what was loaded is of this model, and of a search that has come there.
 
-    def finish(self, state: State, logger: Logger) -> None:
-        if (now := state.timestamp.batch.value) < self._total and dist.get_global_rank() == 0:
-            text = f"the run was stopped in level {self.level} of {self.levels}, after {now}ba of {self._total}ba"
-            warnings.warn(f"LotteryTicket: {text}; results has {len(self.results)} levels.", stacklevel=2)
-
-    def _record(self, state: State, logger: Logger) -> None:
-        """At the checkpoint of a batch, when its evaluation is over."""
-        now = state.timestamp.batch.value
-        if self._ended(now) is None or self._is_measured(state):
-            return
-        kept = self.share_left() if self.masks else 1.0
-        metrics = evaluated(state)
-        about: dict[str, Any] = {"level": self.level, "density": kept, "batch": now}
-        self.results.append({**about, "digest": digest(self.masks), **metrics})
-        logger.log_metrics({f"{_LOGGED}{name}": value for name, value in (about | metrics).items()})
+        `length` is what the length of one training is called.
+        """
+        levels = max(0, 1 + (updates - self.steps - 1) // (self.steps - self.rewind_to))
+        if self.level != levels or self.level > self.levels:
+            raise ValueError(
+                f"{self.name}: the run is in level {self.level}, after {updates} batches; with these levels, rewind_to "
+                f"and {length}, that is not where it would be."
+            )
+        shapes = {name: weight.shape for name, weight in self.model.named_parameters()}
+        # Buffers may get another shape in training, and those that are not saved may come and go.
+        there = {name: self.snapshot[name].shape for name in shapes.keys() & self.snapshot.keys()}
+        if self.snapshot and (shapes != there or self.model.state_dict().keys() - self.snapshot.keys()):
+            raise ValueError(f"{self.name}: what the checkpoint holds of step k is of another model.")

@@ -26,6 +26,10 @@ class MostlyDenseWarning(UserWarning):
     """What can be pruned is less than half of the network."""
 
 
+class LayerCollapseWarning(UserWarning):
+    """A layer keeps no weight at all."""
+
+
 class TiedScoresWarning(UserWarning):
     """Scores do not tell which weights to keep."""
 

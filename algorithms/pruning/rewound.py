@@ -1,13 +1,10 @@
 """What is set back in a run that trains from 0 to T, then from k to T again and again: model, optimizer, schedule."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from composer.core import State, Time, Timestamp
-from composer.optim import ComposerScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -54,69 +51,63 @@ def _buffers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     return [(f"{path}.{key}".lstrip("."), module, key) for path, module in modules for key in module._buffers]
 
 
+class Rates:
+    """The rates of a training and the torch schedulers that set them, as they were at a step to which it is set back.
+
+    Besides the learning rate they are momenta, which cyclic schedules change too.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], schedulers: Iterable[Any]):
+        self._optimizers, self._schedulers = [*optimizers], [*schedulers]
+        self.saved: dict[str, Any] = {}
+
+    def remember(self) -> None:
+        """Keeps them as they are now."""
+        names = ("lr", "initial_lr", "momentum", "betas")
+        given = _groups(self._optimizers)
+        groups = [{name: deepcopy(group[name]) for name in names if name in group} for group in given]
+        self.saved = {"groups": groups, "schedulers": [deepcopy(each.state_dict()) for each in self._schedulers]}
+
+    def put_back(self) -> None:
+        """Makes them what they were; without schedulers they are not touched, being somebody else's to set."""
+        for scheduler, was in zip(self._schedulers, self.saved["schedulers"], strict=True):
+            scheduler.load_state_dict(deepcopy(was))
+        groups = _groups(self._optimizers) if self._schedulers else []
+        for group, was in zip(groups, self.saved["groups"], strict=False):  # groups may have been added
+            for name, value in was.items():
+                _set(group, name, value)
+
+    def hold_constant(self, multiplier: float) -> None:
+        """Sets the learning rate to that with which the optimizer was made, times the multiplier."""
+        for group, was in zip(_groups(self._optimizers), self.saved["groups"], strict=False):
+            _set(group, "lr", was.get("initial_lr", was["lr"]) * multiplier)
+
+
+def _set(group: dict[str, Any], name: str, value: Any) -> None:
+    """In place where it is a tensor, which a compiled or captured step refers to."""
+    if isinstance(group[name], Tensor):
+        group[name].copy_(torch.as_tensor(value))
+    else:
+        group[name] = deepcopy(value)
+
+
+def _groups(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """As they are now: an optimizer that loads a checkpoint makes new ones."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
 _SCHEDULED = {"params", "lr", "initial_lr"}  # which are not the optimizer's own to change
 
 
 def options_of(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
     """What each group holds besides parameters and learning rate; some optimizers count their updates there."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [{key: deepcopy(value) for key, value in group.items() if key not in _SCHEDULED} for group in groups]
+    kept = [{key: group[key] for key in group.keys() - _SCHEDULED} for group in _groups(optimizers)]
+    return deepcopy(kept)
 
 
 def put_options_back(optimizers: Iterable[Optimizer], options: Iterable[Mapping[str, Any]]) -> None:
     """Makes those options what they were."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for group, was in zip(groups, options, strict=False):  # groups may have been added
+    for group, was in zip(_groups(optimizers), options, strict=False):  # groups may have been added
         for key in group.keys() - was.keys() - _SCHEDULED:
             del group[key]
         group.update(deepcopy(dict(was)))
-
-
-class RewoundScheduler(ComposerScheduler):
-    """Asks a scheduler as if the run were where in one training it is.
-
-    Times in ep, ba and dur are exact; samples and tokens are counted by their mean in the batches so far.
-
-    Args:
-        scheduler: a Composer scheduler, or any function of the state.
-        place: by the number of updates, the length of one training (None if it is not known yet: then the run's state
-            is asked), where in it the run is, in batches, and None or a multiplier in place of the scheduler's.
-    """
-
-    def __init__(self, scheduler: Callable[..., float], place: Callable[[int], tuple[Time | None, int, float | None]]):
-        self.scheduler, self.place, self.asked = scheduler, place, False
-
-    def __call__(self, state: State, ssr: float = 1.0) -> float:
-        self.asked = True
-        updates = state.timestamp.batch.value
-        # Composer asks for the next update's rate before it counts the last one; torch's scheduler has counted it.
-        late = any(getattr(scheduler, "last_epoch", 0) == updates + 1 for scheduler in state.schedulers)
-        duration, position, constant = self.place(updates + late)
-        if constant is not None:
-            return constant
-        arguments = () if ssr == 1 else (ssr,)  # which a function need not take
-        there: Any = state if duration is None else _Place(state, duration, position, late and position > 0)
-        return self.scheduler(there, *arguments)
-
-
-class _Place:
-    """A run's state, but for where in its training it is."""
-
-    def __init__(self, state: State, duration: Time, position: int, late: bool):
-        self._state, self.max_duration = state, duration
-        self.schedulers = [SimpleNamespace(last_epoch=position)]
-        self.timestamp, batch = state.timestamp, position - late
-        if self.timestamp.batch.value != batch:
-            length = int(state.dataloader_len or batch + 1)
-            epoch, in_epoch = divmod(batch, length)
-            if epoch and not in_epoch and not late:  # of a schedule that is stepped by epoch, before that is counted
-                epoch, in_epoch = epoch - 1, length
-            share = batch / self.timestamp.batch.value
-            sample, token = (round(self.timestamp.get(name).value * share) for name in ("sample", "token"))
-            self.timestamp = Timestamp(epoch=epoch, batch=batch, batch_in_epoch=in_epoch, sample=sample, token=token)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._state, name)
-
-    def get_elapsed_duration(self) -> Time:
-        return self.timestamp.get(self.max_duration.unit) / self.max_duration

@@ -1,13 +1,15 @@
 """The samples that pruning at initialization looks at: which, how many a batch holds, under which random numbers."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from .. import ranks
 from ..generators import numpy_generator, seeded
 
 
@@ -62,6 +64,23 @@ def class_balanced(
         raise ValueError(f"class_balanced: class {label} has {count} samples, {per_class} are wanted of each class.")
     # As found, the rare classes would come late: the last batches would hold nothing else.
     return [chosen[i] for i in generator.permutation(len(chosen))]
+
+
+def balanced_batches(loader: Any, per_class: int, seed: int, size: int, owner: str) -> Iterator[Any]:
+    """This rank's share of the `class_balanced` samples, in batches of `size` that the loader collates.
+
+    A batch of one sample that would be left over joins the one before. Raises ValueError, which names the `owner`,
+    unless it is a DataLoader over a dataset with indices and a length.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if not (isinstance(loader, DataLoader) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(f"{owner} needs a DataLoader over a dataset with indices and a length")
+    own = class_balanced(dataset, per_class, seed)[ranks.rank() :: ranks.world_size()]
+    starts = [*range(0, len(own), size)]
+    if size > 1 and len(starts) > 1 and len(own) - starts[-1] == 1:
+        starts.pop()  # of a single sample batch norm has no statistics
+    for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
+        yield loader.collate_fn([dataset[index] for index in own[start:end]])  # type: ignore[index]
 
 
 def samples_in(batch: Any) -> int:

@@ -15,7 +15,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,10 +93,18 @@ class ModelSize:
         for size in [*(size for size in self.tensors if size.multiply_adds), others, _sum("total", self.tensors)]:
             counts = map(_text, size[2:])
             rows.append([size.name, "x".join(map(str, size.shape)), f"{size.density:.2%}", *counts])
-        text = tabulate(rows, tablefmt="plain", colalign=["left"] * 2 + ["right"] * 5, disable_numparse=True)
+        text = aligned(rows, left=2)
         ratios = f"compression ratio {self.compression_ratio:.2f}, theoretical speedup {self.theoretical_speedup:.2f}"
         others = f"{_text(self.other_multiply_adds)} multiply-adds without a weight"
         return f"{text}\n{ratios}, {self.theoretical_speedup_of_all:.2f} with {others}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """A table whose columns are two spaces apart, the first `left` of them flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    lines = ([side(cell, n) for side, cell, n in zip(sides, row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
 
 
 def compression_ratio(model: nn.Module) -> float:

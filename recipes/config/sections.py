@@ -18,8 +18,9 @@ from .lookup import Namespace, Part
 from .references import check_references
 
 if TYPE_CHECKING:
-    from accelerando.algorithms.for_recipes import Folder, Supply
+    from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
+TECHNIQUES = "accelerando.algorithms.composer"
 DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text"))
 SECTIONS = {
     "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
@@ -28,11 +29,11 @@ SECTIONS = {
     "validation_data": Namespace(modules=DATA, methods=("check", "build")),
     "optimizer": Namespace(modules=("composer.optim", "torch.optim"), base="torch.optim:Optimizer"),
     "scheduler": Namespace(
-        modules=("accelerando.algorithms", "composer.optim"),
+        modules=(TECHNIQUES, "composer.optim"),
         base="composer.optim:ComposerScheduler",
         suffix="Scheduler",
     ),
-    "algorithms": Namespace(modules=("accelerando.algorithms", "composer.algorithms"), base="composer.core:Algorithm"),
+    "algorithms": Namespace(modules=(TECHNIQUES, "composer.algorithms"), base="composer.core:Algorithm"),
     "callbacks": Namespace(modules=("composer.callbacks",), base="composer.core:Callback"),
     "loggers": Namespace(modules=("composer.loggers",), base="composer.loggers:LoggerDestination", suffix="Logger"),
 }
@@ -61,7 +62,7 @@ def entries_of(source: Source, key: str, value: Any) -> dict[str, dict[str, Any]
 
 def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]) -> list[Part]:
     """Each entry as the thing of that name, with its arguments against the signature."""
-    from accelerando.algorithms.for_recipes import Supply
+    from accelerando.algorithms.composer.for_recipes import Supply
 
     parts: list[Part] = []
     for name, arguments in entries.items():
@@ -96,7 +97,7 @@ def check_section(source: Source, section: str, value: Any) -> list[Part]:
 
 def supplied_to(target: Callable[..., Any]) -> dict[str, Supply | Folder]:
     """What a recipe makes for an algorithm, by those parameters for which its class declares it."""
-    from accelerando.algorithms.for_recipes import declared_by
+    from accelerando.algorithms.composer.for_recipes import declared_by
 
     names = {parameter.name for parameter in parameters(target)}
     return {name: supply for name, supply in declared_by(target).supplied.items() if name in names}

@@ -41,7 +41,7 @@ def check_start(source: Source, given: Any, config: Mapping[str, Any]) -> Start 
     """The start that a config has under `start`, or an error at its key; the other run may not be there yet."""
     from composer.core import Time, TimeUnit
 
-    from accelerando.algorithms.host import moment
+    from accelerando.algorithms.progress import moment
 
     if given is None or given is False:
         return None
@@ -65,7 +65,7 @@ def check_start(source: Source, given: Any, config: Mapping[str, Any]) -> Start 
         raise source.error("start.at", f"{show(start.at)} given; expected a moment, such as 500ba or 1ep")
     with source.blame("max_duration", *REFUSALS):
         length = Time.from_input(config["max_duration"], TimeUnit.EPOCH)
-    if start.continues_schedule and time.unit == length.unit and time.value >= length.value:
+    if start.continues_schedule and time.unit == length.unit.value and time.value >= length.value:
         raise source.error("start.at", after_the_end(start.at, config["max_duration"]))
     return start
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from composer.core import DataSpec
 
-from accelerando.algorithms.for_recipes import Folder, ForRecipes, Supply
+from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Supply
 
 from ..config.lookup import Part
 from ..config.recipe import Recipe

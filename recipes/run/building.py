@@ -16,7 +16,7 @@ from composer.devices import Device
 from composer.loggers import LoggerDestination
 from composer.utils import ensure_tuple, reproducibility
 
-from accelerando.algorithms.for_recipes import declared_by
+from accelerando.algorithms.composer.for_recipes import declared_by
 
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
@@ -103,6 +103,9 @@ def build(
             loggers=loggers,
             **arguments,
         )
+    if not os.environ.get("ENGINE_DEBUG"):
+        # Composer makes a text at each of some hundred calls a batch, and logs it only where that asks for it.
+        trainer.engine._debug_log = lambda event, msg: None
     if started and started.generators:
         trainer._rng_state = started.generators
     begun = started.begun if started else {"batch": 0, "sample": 0}

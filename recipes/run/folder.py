@@ -157,7 +157,7 @@ def finished(recipe: Recipe) -> Result | None:
 
 
 def _load_finished(recipe: Recipe) -> Result | None:
-    from accelerando.algorithms.for_recipes import declared_by
+    from accelerando.algorithms.composer.for_recipes import declared_by
 
     from .results import Result
 
@@ -212,7 +212,7 @@ def refuse_a_shorter_run(recipe: Recipe, elapsed: Any) -> None:
 
 def may_grow(recipe: Recipe) -> frozenset[str]:
     """The keys whose numbers a run that goes on may have raised, as its algorithms declare."""
-    from accelerando.algorithms.for_recipes import declared_by
+    from accelerando.algorithms.composer.for_recipes import declared_by
 
     return frozenset(f"{p.key}.{name}" for p in recipe.algorithms for name in declared_by(p.target).may_grow)
 
@@ -305,10 +305,10 @@ def begin(recipe: Recipe, name: str, resumes: bool) -> None:
 
 def _own_folders(recipe: Recipe) -> set[str]:
     """The names of the folders that this run's algorithms, or ours in a run before, may have filled."""
-    from accelerando import algorithms
-    from accelerando.algorithms.for_recipes import Folder, declared_by
+    from accelerando.algorithms import composer
+    from accelerando.algorithms.composer.for_recipes import Folder, declared_by
 
-    kinds = [*vars(algorithms).values(), *(part.target for part in recipe.algorithms)]
+    kinds = [*vars(composer).values(), *(part.target for part in recipe.algorithms)]
     return {made.name for kind in kinds for made in declared_by(kind).supplied.values() if isinstance(made, Folder)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 
-from accelerando.algorithms.host import TrainingClock
+from accelerando.algorithms.tradeoff_curve import TrainingClock
 
 Record = dict[str, float]  # in a file, what is not finite is null
 TRAIN_LOSS = "loss/train/total"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerando.algorithms.checkpoints import read_content
-from accelerando.algorithms.snapshots import COUNTS, find_snapshot
+from accelerando.algorithms.progress import COUNTS
+from accelerando.algorithms.snapshots import find_snapshot
 
 from ..config.errors import REFUSALS, ConfigError, Source
 from ..config.recipe import Recipe

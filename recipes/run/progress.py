@@ -6,13 +6,13 @@ import sys
 import time
 from typing import Any
 
-from composer.core import State, TimeUnit
+from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
-from accelerando.algorithms.for_recipes import ForRecipes
-from accelerando.algorithms.host import elapsed
+from accelerando.algorithms.composer.for_recipes import ForRecipes
+from accelerando.algorithms.composer.host import progress_of
 
 from .algorithms import for_recipes
 from .history import TRAIN_LOSS, History, final_metrics
@@ -95,7 +95,7 @@ class Progress(LoggerDestination):
             self._bar.write(text, file=sys.stderr)
 
     def _count(self, state: State) -> None:
-        self.done = self._before + self._length * min(elapsed(state, TimeUnit.DURATION), 1.0)
+        self.done = self._before + self._length * min(progress_of(state).elapsed("dur"), 1.0)
         if not self._bar.disable:
             self._bar.set_postfix_str(", ".join(filter(None, (self.left, self._place))), refresh=False)
             self._bar.update(self.done - self._bar.n)

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 from composer.utils import dist
 
-from accelerando.algorithms.for_recipes import FinishedRun, declared_by
-from accelerando.algorithms.host import RequiredOnLoad
+from accelerando.algorithms.composer.for_recipes import FinishedRun, declared_by
+from accelerando.algorithms.composer.host import RequiredOnLoad
 
 from ..config.recipe import Recipe
 from .algorithms import folders_of, for_recipes

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from tabulate import tabulate
 
-from accelerando.algorithms.for_recipes import label
+from accelerando.algorithms.composer.for_recipes import label
 
 from .files import write
 from .history import COUNTS, final_metrics

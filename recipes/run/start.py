@@ -12,10 +12,11 @@ from composer.core import Timestamp, TimeUnit
 from composer.utils import ensure_tuple
 from torch.optim import Optimizer
 
-from accelerando.algorithms.bases import RandomAlgorithm
 from accelerando.algorithms.checkpoints import load_weights, some
-from accelerando.algorithms.host import composer_model
-from accelerando.algorithms.snapshots import COUNTS, Snapshots
+from accelerando.algorithms.composer.bases import RandomAlgorithm
+from accelerando.algorithms.composer.host import composer_model
+from accelerando.algorithms.composer.snapshots import Snapshots
+from accelerando.algorithms.progress import COUNTS
 
 from ..config.arguments import parameters
 from ..config.errors import REFUSALS, ConfigError

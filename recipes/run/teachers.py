@@ -97,7 +97,7 @@ def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | No
     from composer.loggers import Logger
     from composer.utils import get_device
 
-    from accelerando.algorithms.for_recipes import Supply
+    from accelerando.algorithms.composer.for_recipes import Supply
 
     from .grouped import KeepsGroups
 

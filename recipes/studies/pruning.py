@@ -43,8 +43,8 @@ class PruningStudy(Study):
         """Checks that the base run is evaluated, and that nothing in it prunes or follows the whole run's length."""
         from composer.core import TimeUnit
 
-        from accelerando.algorithms.host import bound_to_the_length
-        from accelerando.algorithms.pruning.sparsity import Pruning
+        from accelerando.algorithms.composer.host import bound_to_the_length
+        from accelerando.algorithms.composer.pruning.sparsity import Pruning
 
         source, recipe = base.source, base.recipe
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:

@@ -131,7 +131,7 @@ def _window(base: Base, value: str) -> Time:
 
 def _check(base: Base, recipe: Recipe) -> None:
     from accelerando.algorithms import TradeoffCurve
-    from accelerando.algorithms.host import bound_to_the_length
+    from accelerando.algorithms.composer.host import bound_to_the_length
 
     base.needs_evaluation(recipe, "a curve is made of evaluations")
     if recipe.trainer.get("scale_schedule_ratio", 1) != 1:

@@ -6,7 +6,7 @@ import pytest
 from composer.core import Event
 
 from accelerando.algorithms import MixUp
-from accelerando.algorithms.bases import RandomAlgorithm
+from accelerando.algorithms.composer.bases import RandomAlgorithm
 from tiny import Kill, fit, trainer
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torchvision
 from composer.algorithms.blurpool import blurpool_layers as theirs
-from composer.algorithms.warnings import NoEffectWarning
+from composer.algorithms.warnings import NoEffectWarning as ComposersNoEffectWarning
 from composer.loggers import InMemoryLogger
 from torch import nn
 from torch.nn import functional as F
 
 from accelerando import algorithms as ours
-from tiny import assert_same, classifier, differ, fit, loader, network, trainer, weights
+from accelerando.algorithms.validation import NoEffectWarning
+from tiny import assert_same, classifier, differ, fit, loader, network, plain_loop, trainer, weights
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -230,6 +231,20 @@ def test_no_effect_warns_and_twice_is_once():
     before = repr(model)
     ours.apply_blurpool(model)
     assert repr(model) == before
+
+
+def test_in_a_trainer_both_warnings_tell_that_nothing_changed():
+    for kind in (NoEffectWarning, ComposersNoEffectWarning):
+        with pytest.warns(kind, match="BlurPool changed nothing"):
+            trainer([ours.BlurPool()], model=classifier(nn.Sequential(nn.Flatten(), nn.Linear(432, 4))))
+
+
+def test_a_plain_loop_ends_in_the_weights_of_composers():
+    module = network()
+    ours.apply_blurpool(module)
+    for _ in plain_loop(module, 8):
+        pass
+    assert_same({f"module.{name}": value for name, value in module.state_dict().items()}, weights(fit(ours.BlurPool())))
 
 
 def test_filter_is_in_no_state_dict_and_checkpoints_of_others_load():

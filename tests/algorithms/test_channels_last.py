@@ -9,13 +9,14 @@ from typing import NamedTuple
 import composer.functional
 import pytest
 import torch
+from composer.algorithms.warnings import NoEffectWarning as ComposersNoEffectWarning
 from composer.utils.parallelism import FSDP2Config
 from torch import nn
 from transformers import BatchFeature
 
-from accelerando.algorithms import ChannelsLast, apply_channels_last
-from accelerando.algorithms.channels_last import batch_channels_last
-from tiny import assert_same, classifier, fit, loader, network, trainer, weights
+from accelerando.algorithms import ChannelsLast, apply_channels_last, batch_channels_last
+from accelerando.algorithms.validation import NoEffectWarning
+from tiny import assert_same, classifier, fit, loader, network, plain_loop, trainer, weights
 
 
 def is_channels_last(tensor):
@@ -42,6 +43,24 @@ def test_inputs_arrive_so_in_training_and_evaluation():
 
 def test_same_training_as_without():
     assert_same(weights(fit([ChannelsLast()])), weights(fit()), atol=1e-5)
+
+
+def test_a_plain_loop_ends_in_the_weights_of_composers():
+    module = network()
+    apply_channels_last(module)
+    module.register_forward_pre_hook(lambda module, inputs: batch_channels_last(inputs))
+    for _ in plain_loop(module, 8):
+        pass
+    assert_same({f"module.{name}": value for name, value in module.state_dict().items()}, weights(fit(ChannelsLast())))
+
+
+def test_nothing_to_convert_is_said():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
+    with pytest.warns(NoEffectWarning, match="ChannelsLast changed nothing"):
+        apply_channels_last(flat)
+    for kind in (NoEffectWarning, ComposersNoEffectWarning):
+        with pytest.warns(kind, match="ChannelsLast changed nothing"):
+            trainer([ChannelsLast()], model=classifier(flat))
 
 
 def test_nested_batches_keep_their_types_and_values():

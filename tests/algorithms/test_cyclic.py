@@ -6,13 +6,21 @@ from fractions import Fraction
 from itertools import islice
 
 import pytest
+import torch
 from composer import Callback, DataSpec
 from composer.core import Time, ensure_time
 from composer.optim import CosineAnnealingWarmRestartsScheduler, CosineAnnealingWithWarmupScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from accelerando.algorithms import MultiplicativeCyclicScheduler, TradeoffCurve, cycle_ends, cyclic_multiplier
-from tiny import SAMPLES, examples, loader, trainer
+from accelerando.algorithms import (
+    Cycles,
+    MultiplicativeCyclicLR,
+    MultiplicativeCyclicScheduler,
+    TradeoffCurve,
+    cycle_ends,
+    cyclic_multiplier,
+)
+from tiny import SAMPLES, assert_same, examples, fit, loader, network, plain_loop, trainer, weights
 
 ETA_MAX = 0.1  # of the tiny run, whose epochs have 4 batches, the last one smaller
 
@@ -290,3 +298,96 @@ def test_epochs_of_data_without_a_length():
         rates(MultiplicativeCyclicScheduler("1ep", "1ep"), "8ba", train_dataloader=endless)
     used = rates(MultiplicativeCyclicScheduler("0.5dur", "0.5dur"), "8ba", train_dataloader=endless)
     assert used == pytest.approx([ETA_MAX * reference(k, 4, 4) for k in range(8)])
+
+
+SCHEDULES = [(3, 4), (2, 3, 1.5, 0.1), (0, 4, 1), (0.1, 0.36, 1.5), (2.5, 0.5, 1)]
+
+
+def plain(*arguments, groups=1):
+    """A scheduler of torch's, whose groups have peaks of 0.1, 0.2, ..."""
+    parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": ETA_MAX * (n + 1)} for n in range(groups)]
+    return MultiplicativeCyclicLR(torch.optim.SGD(parameters, 0.1), *arguments)
+
+
+def plain_rates(scheduler, updates):
+    """Those of the next `updates`, of each group."""
+    used = []
+    for _ in range(updates):
+        used.append([group["lr"] for group in scheduler.optimizer.param_groups])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return used
+
+
+@pytest.mark.parametrize("arguments", SCHEDULES)
+def test_in_a_plain_loop_every_update_has_the_rate_of_the_formula(arguments):
+    W, T_0 = (Fraction(str(x)) for x in arguments[:2])
+    expected = [reference(k, W, T_0, *arguments[2:]) for k in range(20)]
+    for one, two in zip(expected, plain_rates(plain(*arguments, groups=2), 20), strict=True):
+        assert two == pytest.approx([0.1 * one, 0.2 * one], abs=1e-12)
+
+
+@pytest.mark.parametrize("arguments", SCHEDULES[:3])
+def test_a_plain_loop_ends_in_the_weights_of_composers(arguments):
+    times = [f"{x}ba" for x in arguments[:2]]
+    composers = MultiplicativeCyclicScheduler(*times, *arguments[2:])
+    updates = next(math.ceil(end) for end in composers.cycle_ends() if end > 9)
+    module = network()
+    for _ in plain_loop(module, updates, lambda optimizer: MultiplicativeCyclicLR(optimizer, *arguments)):
+        pass
+    run = fit(schedulers=composers, max_duration=f"{updates}ba")
+    assert_same({f"module.{name}": value for name, value in module.state_dict().items()}, weights(run))
+
+
+@pytest.mark.parametrize("arguments", SCHEDULES)
+def test_a_plain_scheduler_goes_on_from_its_state_at_any_update(arguments):
+    whole = plain_rates(plain(*arguments), 20)
+    for update in range(20):
+        before, after = plain(*arguments), plain(5, 7)
+        plain_rates(before, update)
+        after.load_state_dict(before.state_dict())
+        after.optimizer.load_state_dict(before.optimizer.state_dict())
+        assert plain_rates(after, 20 - update) == whole[update:]
+        assert after.cycles == before.cycles
+        again = MultiplicativeCyclicLR(before.optimizer, *arguments, last_epoch=update - 1)
+        assert plain_rates(again, 20 - update) == whole[update:]
+
+
+def test_cycles_are_counted_exactly():
+    for W, T_0, growth in [(8, 8, 2), (0, 4, 1), (2, 3, 1.5), (0.3, 0.1, 1), (1, 2.5, 1.1)]:
+        cycles = Cycles.of(W, T_0, growth)
+        ends = [*islice(cycles.ends(), 12)]
+        for i, end in enumerate(ends[:-1]):
+            assert cycles.ended(end) == i + 1 and cycles.ended(end - Fraction(1, 10**9)) == i
+            assert cycles.scaled(0.5).ended(end / 2) == i + 1
+            assert cycles.within(end) == len({e for e in ends if math.ceil(e) <= end})
+        assert cycles.ended(0) == 0
+    scheduler = plain(2, 3, 1.5)
+    assert [scheduler.cycles_ended(k) for k in (4, 5, 9, 10, 17)] == [0, 1, 1, 2, 3]
+    assert [*islice(scheduler.cycle_ends(), 3)] == [5, 9.5, 16.25]
+
+
+def test_a_plain_training_must_end_with_a_cycle():
+    for steps in (16, 32, 64):
+        plain(8, 8).check_steps(steps)
+    plain(2, 3, 1.5).check_steps(17)  # 16.25
+    for arguments, steps, use in [((8, 8), 33, "32 or 64"), ((8, 8), 31, "16 or 32"), ((2, 3, 1.5), 16, "10 or 17")]:
+        message = f"MultiplicativeCyclicLR: a training of {steps} updates {INSIDE}; use {use}."
+        with pytest.raises(ValueError, match=message):
+            plain(*arguments).check_steps(steps)
+    with pytest.raises(ValueError, match=f"a training of 15 updates {SHORT}; use 16."):
+        plain(8, 8).check_steps(15)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        *(((x, 1), f"warmup must be finite and not below 0, got {x}") for x in (-1, math.nan, math.inf)),
+        *(((1, x), f"period must be finite and above 0, got {x}") for x in (0, -1, math.nan, math.inf)),
+        ((1, 1, 0.9), "growth must be finite and at least 1, got 0.9"),
+        ((1, 1, 2, 1), r"alpha_f must be in \[0, 1\), got 1"),
+    ],
+)
+def test_refused_arguments_of_the_plain_scheduler(arguments, message):
+    with pytest.raises(ValueError, match=f"MultiplicativeCyclicLR: {message}"):
+        plain(*arguments)

@@ -1,10 +1,10 @@
 import copy
+import functools
 import gc
 import itertools
 import random
 import weakref
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from accelerando.algorithms import (
     ChannelsLast,
     Distillation,
+    Distiller,
+    HeadPositions,
     LabelledPositions,
     LabelSmoothing,
     MixUp,
@@ -29,6 +31,7 @@ from accelerando.algorithms import (
     draw_teachers,
     mixup_batch,
 )
+from accelerando.algorithms.progress import Progress, moment
 from accelerando.algorithms.teachers import Teacher, rows
 from tiny import (
     CLASSES,
@@ -232,13 +235,12 @@ def test_a_start_that_never_comes_is_said():
 def test_teachers_are_where_they_are_needed(monkeypatch):
     module = teacher()
     one, before = Teacher(module), {name: value.data_ptr() for name, value in module.state_dict().items()}
-    state = SimpleNamespace(device=SimpleNamespace(_device=torch.device("cpu")), model=nn.Linear(2, 2))
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *place, **how: tensor.clone())  # as another device would
     for _ in range(2):
-        one.enter(state)
+        one.enter(torch.device("cpu"))
         there = {name: value.data_ptr() for name, value in module.state_dict().items()}
         assert not set(there.values()) & set(before.values())
-        one.enter(state)
+        one.enter(torch.device("cpu"))
         assert {name: value.data_ptr() for name, value in module.state_dict().items()} == there
         one.leave()
         assert {name: value.data_ptr() for name, value in module.state_dict().items()} == before
@@ -250,10 +252,10 @@ def test_offloaded_teachers_leave_between_batches(offload, per_step, monkeypatch
     entered, most = [], []
     enter, leave = Teacher.enter, Teacher.leave
 
-    def watched_enter(self, state):
+    def watched_enter(self, device):
         entered.append(self) if self not in entered else None
         most.append(len(entered))
-        enter(self, state)
+        enter(self, device)
 
     def watched_leave(self):
         entered.remove(self) if self in entered else None
@@ -292,7 +294,7 @@ def test_teachers_run_in_the_students_precision(monkeypatch):
     # Composer has no mixed precision on the CPU.
     bf16 = lambda precision, config: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
     assert outputs() == {torch.float32}
-    monkeypatch.setattr("accelerando.algorithms.teachers.get_precision_context", bf16)
+    monkeypatch.setattr("accelerando.algorithms.composer.distillation.get_precision_context", bf16)
     assert outputs() == {torch.bfloat16}
     assert outputs(teacher_dtype="float32") == {torch.float32}
 
@@ -795,3 +797,174 @@ def test_outputs_named_labels_are_not_taken_for_those_of_labelled_positions():
     run = fit(Distillation(teacher()), model=Named(network(), -100), train_dataloader=[batch], **options)
     plain = fit(Distillation(teacher()), train_dataloader=[(x, y)], **options)
     assert_same(weights(run), weights(plain), atol=1e-6)
+
+
+def plain_loop(distiller, microbatch=8, steps=8, start=0, **parts):
+    """The tiny run as somebody would write it; `parts` has the model and the optimizer of a run that goes on."""
+    model = parts.get("model") or network()
+    optimizer = parts.get("optimizer") or torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    batches = [*zip(*(tensor.split(8) for tensor in examples()), strict=True)] * 2
+    for step in range(start, steps):
+        optimizer.zero_grad()
+        for inputs, targets in zip(*(tensor.split(microbatch) for tensor in batches[step]), strict=True):
+            outputs = model(inputs)
+            loss = distiller(F.cross_entropy(outputs, targets), outputs, inputs, step)
+            (loss * (len(inputs) / len(batches[step][0]))).backward()
+        optimizer.step()
+    return {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
+
+
+WINDOWS = {
+    "always": {},
+    "one drawn of three": {"teachers_per_step": 1},
+    "two drawn of three, offloaded": {"teachers_per_step": 2, "offload": True},
+    "a share of the training": {"start": "0.25dur", "end": "0.75dur"},
+    "some batches": {"start": "1ba", "end": "5ba", "loss": "mse"},
+    "in bfloat16": {"teacher_dtype": "bfloat16", "temperature": 2.0},
+    "common classes": {"common_classes": True},
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("microbatch", [8, 4])
+def test_a_loop_of_ones_own_ends_in_the_trainers_weights(name, microbatch):
+    classes = (CLASSES, 7, CLASSES) if name == "common classes" else (CLASSES,) * 3
+    teachers = [teacher(seed, size) for seed, size in enumerate(classes)]
+    run = fit(Distillation(copy.deepcopy(teachers), **WINDOWS[name]), device_train_microbatch_size=microbatch)
+    found = plain_loop(Distiller(teachers, **WINDOWS[name], seed=7, steps=8), microbatch)
+    assert_same(found, weights(run))
+
+
+def test_a_loop_that_says_how_far_it_is_may_count_in_anything():
+    batches, one = [*zip(*(tensor.split(8) for tensor in examples()), strict=True)] * 2, teacher()
+    distiller = Distiller(copy.deepcopy(one), start="16sp", end="1ep")
+    distilled = []
+    for step, (inputs, targets) in enumerate(batches):
+        progress = Progress(batch=step, sample=8 * step, epoch=step // 4, length=moment("2ep"))
+        logits = network()(inputs)
+        loss = F.cross_entropy(logits, targets)
+        found = distiller(loss, logits, inputs, progress)
+        expected = 0.1 * loss + 0.9 * plain_kl(logits, asked(one, inputs), 4.0).float() if step in (2, 3) else loss
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        distilled += [step] if distiller.parts else []
+    assert distilled == [2, 3] and distiller.over
+
+
+def test_both_parts_of_the_last_loss_are_at_hand():
+    one, (x, y) = teacher(), examples()
+    distiller, logits = (
+        Distiller(copy.deepcopy(one), base_weight=0.25, distillation_weight=2.0, end="1ba"),
+        network()(x),
+    )
+    loss = F.cross_entropy(logits, y)
+    total = distiller({"total": loss, "twice": 2 * loss}, logits, x, 0)["total"]
+    plain, distilled = distiller.parts["plain"], distiller.parts["distillation"]
+    torch.testing.assert_close(plain, loss.detach())
+    torch.testing.assert_close(distilled.double(), 2 * plain_kl(logits, asked(one, x), 4.0).detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(total.detach(), 0.25 * plain + distilled)
+    assert not plain.requires_grad and not distilled.requires_grad
+    assert distiller(loss, logits, x, 1) is loss and distiller.parts == {}
+
+
+def test_teachers_are_let_go_by_a_loop_of_ones_own():
+    module = teacher()
+    gone, distiller = weakref.ref(module), Distiller(module, end="0.5dur", steps=8)
+    del module
+    plain_loop(distiller, steps=4)
+    assert gone() is not None
+    plain_loop(distiller, start=4, steps=5)
+    gc.collect()
+    assert gone() is None and distiller.over
+
+
+def test_a_loop_of_ones_own_goes_on_from_its_state():
+    build = lambda seed: Distiller([teacher(), teacher(2)], 1, end="6ba", seed=seed)  # noqa: E731
+    whole, other = plain_loop(build(3)), plain_loop(build(4))
+    assert differ(whole, other)
+    for kill in (5, 7):
+        model, first = network(), build(3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        plain_loop(first, steps=kill, model=model, optimizer=optimizer)
+        second = build(4)
+        second.load_state_dict(first.state_dict())
+        assert_same(plain_loop(second, start=kill, model=model, optimizer=optimizer), whole)
+        assert second.over and second.teachers == []
+    with pytest.raises(ValueError, match="the checkpoint's run has 2 teachers, got 1"):
+        Distiller(teacher()).load_state_dict(first.state_dict())
+
+
+def test_autocast_of_the_loop_is_the_teachers():
+    def dtype(**options):
+        kinds, module = [], teacher()
+        module.register_forward_hook(lambda m, i, o: kinds.append(o.dtype))
+        distiller, (x, y) = Distiller(module, **options), examples()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network()(x)
+            loss = distiller(F.cross_entropy(logits, y), logits, x, 0)
+        assert loss.dtype == torch.float32
+        return kinds[-1]
+
+    assert dtype() == torch.bfloat16
+    assert dtype(teacher_dtype="float32") == torch.float32
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("given", ["in the batch", "beside it"])
+def test_a_masked_lm_of_ones_own_is_distilled_where_labels_stand(sparse, given):
+    one, model, batch = masked_lm("distilbert", seed=5).model, masked_lm().model, sentences(8)
+    for parameter in one.parameters():
+        parameter.data.mul_(3)
+    distiller = Distiller(copy.deepcopy(one))
+    outputs = model(**(HeadPositions(model).select(batch) if sparse else batch))
+    inputs = {name: value for name, value in batch.items() if name != "labels" or given == "in the batch"}
+    labels = None if given == "in the batch" else batch["labels"]
+    found = distiller(outputs.loss, outputs, inputs, 0, labels=labels)
+    where, inputs = batch["labels"] != -100, {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits, target = (net.eval()(**inputs).logits[where] for net in (masked_lm().model, one))
+    expected = 0.1 * F.cross_entropy(logits, batch["labels"][where]) + 0.9 * plain_kl(logits, target, 4.0).float()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_causal_lm_of_ones_own_is_distilled_where_the_next_token_has_a_label():
+    torch.manual_seed(0)
+    student, one = (nn.Embedding(WORDS, WORDS) for _ in range(2))  # logits (N, T, C) of token ids
+    ids = sentences()["input_ids"]
+    labels = ids.masked_fill(sentences()["attention_mask"] == 0, -100)
+    distiller = Distiller(copy.deepcopy(one), base_weight=0.0, distillation_weight=1.0, shift_labels=True)
+    outputs = {"logits": student(ids)}
+    found = distiller(torch.zeros(()), outputs, ids, 0, labels)
+    where = labels[:, 1:] != -100
+    logits, target = (net(ids)[:, :-1][where] for net in (student, one))
+    torch.testing.assert_close(found.double(), plain_kl(logits, target, 4.0), rtol=1e-5, atol=0)
+
+
+def test_teachers_may_be_asked_in_another_way():
+    class Scaled(nn.Sequential):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    one, (x, y) = teacher(), examples()
+    make = functools.partial(Teacher, ask=lambda module, inputs: module(*inputs))
+    logits = network()(x)
+    loss = F.cross_entropy(logits, y)
+    found = Distiller(Scaled(*copy.deepcopy(one)), make=make)(loss, logits, (x, 2.0), 0)
+    expected = 0.1 * loss + 0.9 * plain_kl(logits, 2 * asked(one, x), 4.0).float()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_what_the_number_of_a_step_does_not_tell_is_refused():
+    x, y = examples()
+    logits = network()(x)
+    for options, message in {
+        ("start", "0.5dur"): "steps must be the number of updates in all, for start=0.5dur, got None",
+        ("end", "0.5dur"): "steps must be the number of updates in all, for end=0.5dur, got None",
+        ("start", "1ep"): "start=1ep cannot be told from the number of a step; give start in ba or dur",
+        ("end", "100sp"): "end=100sp cannot be told from the number of a step; give end in ba or dur, or a Progress",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            Distiller(teacher(), **dict([options]))(F.cross_entropy(logits, y), logits, x, 0)
+    with pytest.raises(ValueError, match=r"teacher 0 \(Sequential\) gives logits of \(30, 7\)"):
+        Distiller(teacher(classes=7))(F.cross_entropy(logits, y), logits, x, 0)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match="Distillation: steps must be None or a whole number above 0"):
+            Distiller(teacher(), steps=wrong)

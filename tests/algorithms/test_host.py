@@ -4,12 +4,13 @@ from pathlib import Path
 
 import composer.algorithms
 import pytest
-from composer import Algorithm
+from composer import Algorithm, Callback
 from composer.optim import ConstantScheduler
 
 from accelerando.algorithms import LotteryTicket, MagnitudePruning, MixUp, PruneAtInit
-from accelerando.algorithms.host import bound_to_the_length
-from tiny import fit, launch, trainer
+from accelerando.algorithms.composer.host import bound_to_the_length, progress_of
+from accelerando.algorithms.progress import Moment, Progress
+from tiny import SAMPLES, fit, launch, trainer
 
 PRUNING = {
     "LotteryTicket": lambda: LotteryTicket(1, 0.7),
@@ -113,3 +114,32 @@ def test_twins_are_known_by_their_class(other):
 def test_namesakes_would_get_each_others_state():
     with pytest.raises(ValueError, match="two classes called MixUp, and from a checkpoint"):
         trainer([MixUp(), type("MixUp", (SWA,), {})()])
+
+
+class Seen(Callback):
+    """How far the run has come before and after each update."""
+
+    def __init__(self):
+        self.before, self.after = [], []
+
+    def batch_start(self, state, logger):
+        self.before.append(progress_of(state))
+
+    def batch_end(self, state, logger):
+        assert progress_of(state, state.previous_timestamp) == self.before[-1]
+        self.after.append(progress_of(state))
+
+
+def test_the_progress_of_a_run_is_that_of_a_plain_loop():
+    seen = Seen()
+    fit(callbacks=[seen], max_duration="8ba")
+    uncounted = dict.fromkeys(("sample", "sample_in_epoch", "token", "token_in_epoch"), 0)
+    for step, now in enumerate(seen.before):
+        assert Progress(**now.counts | uncounted, batches_per_epoch=4, length=Moment(8, "ba")) == Progress.after(
+            step, 8, 4
+        )
+        assert now.length == Moment(8, "ba") and now.batches_per_epoch == 4
+        assert now.sample == SAMPLES * (step // 4) + 8 * (step % 4) and now.sample_in_epoch == 8 * (step % 4)
+        assert seen.after[step].batch == step + 1 and seen.after[step].elapsed("dur") == (step + 1) / 8
+        # The end of an epoch is still to come, and its moment is there all the same.
+        assert seen.after[step].elapsed("ep") == (step + 1) / 4

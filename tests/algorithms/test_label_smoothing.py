@@ -1,5 +1,7 @@
 """LabelSmoothing against the formula, Composer's, and torch's own smoothing in Hugging Face models."""
 
+from functools import partial
+
 import composer.algorithms
 import composer.functional
 import pytest
@@ -9,8 +11,9 @@ from composer.models import ComposerClassifier, HuggingFaceModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from accelerando.algorithms import LabelSmoothing, MixUp, dense_targets, smooth_labels
-from tiny import CLASSES, assert_same, classifier, differ, fit, network, trainer, weights
+from accelerando.algorithms import LabelSmoothing, MixUp, Smoother, dense_targets, smooth_labels
+from accelerando.algorithms.validation import NoEffectWarning
+from tiny import CLASSES, assert_same, classifier, differ, examples, fit, loop, network, trainer, weights
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 2, 3), (1, 2)])
@@ -153,3 +156,31 @@ def test_outputs_without_logits_are_refused():
 def test_order_beside_mixup_does_not_matter():
     one, other = (fit(order) for order in ([LabelSmoothing(), MixUp()], [MixUp(), LabelSmoothing()]))
     assert_same(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("microbatch", [8, 3])
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 5.0, 1.0, 2.0])])
+def test_a_loop_of_ones_own_ends_in_the_same_weights(weight, microbatch):
+    """Ignored labels and weights of classes included."""
+    loss, (inputs, targets) = partial(F.cross_entropy, weight=weight), examples()
+    targets[::7] = -100
+    model = classifier()
+    model._loss_fn, model.get_metrics = loss, lambda is_train: {}
+    data = DataLoader([*zip(inputs, targets, strict=True)], 8)
+    options = {"model": model, "train_dataloader": data, "device_train_microbatch_size": microbatch}
+    mine = loop(partial(Smoother(0.3).loss, loss), microbatch=microbatch, targets=targets)
+    assert_same(mine, weights(fit([LabelSmoothing(0.3)], **options)))
+    formula = loop(partial(loss, label_smoothing=0.3), microbatch=microbatch, targets=targets)
+    assert_same(mine, formula, atol=1e-5)
+    assert differ(mine, loop(loss, microbatch=microbatch, targets=targets))
+
+
+def test_a_smoother_without_effect_or_use():
+    with pytest.warns(NoEffectWarning, match="LabelSmoothing: smoothing=0 leaves the labels as they are"):
+        smoother = Smoother(0.0)
+    outputs, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, -100, 1])
+    assert torch.equal(smoother.loss(F.cross_entropy, outputs, target), F.cross_entropy(outputs, target))
+    own = {"loss": torch.tensor(3.0), "logits": outputs}
+    assert smoother.own_loss(network(), own, target) == 3
+    with pytest.raises(ValueError, match=r"LabelSmoothing: smoothing must be in \[0, 1\], got 1.5"):
+        Smoother(1.5)

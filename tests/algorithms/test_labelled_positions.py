@@ -5,7 +5,7 @@ import torch
 from composer.algorithms import SWA, GradientClipping
 from composer.models import HuggingFaceModel
 from torch import nn
-from transformers import BertForMaskedLM, ModernBertForMaskedLM
+from transformers import BatchEncoding, BertForMaskedLM, ModernBertForMaskedLM
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 from accelerando.algorithms import Distillation, LabelledPositions, LabelSmoothing
@@ -313,3 +313,72 @@ def test_a_teacher_with_a_head_of_its_own_is_asked_for_all_positions(change):
     expected = one.eval().model(batch["input_ids"], batch["attention_mask"]).logits[batch["labels"] != -100]
     torch.testing.assert_close(taught[0], expected)
     assert asked_for[0].shape == (8, 12, WORDS)
+
+
+def plain_loop(model, positions=None, steps=8):
+    """The tiny run as somebody would write it, with an evaluation at its end."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    batches = [{name: value[i : i + 8] for name, value in sentences().items()} for i in range(0, 30, 8)] * 2
+    for batch in batches[:steps]:
+        batch = positions.select(batch) if positions else batch
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return model(**sentences())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_of_ones_own_ends_in_the_trainers_weights(kind):
+    run, model, plain = fit(LabelledPositions(), kind), masked_lm(kind), masked_lm(kind)
+    evaluated = plain_loop(model.model, HeadPositions(model.model))
+    assert_same(model.state_dict(), weights(run))
+    expected = plain_loop(plain.model)
+    assert evaluated.logits.shape == (30, 12, WORDS)
+    torch.testing.assert_close(evaluated.logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(evaluated.loss, expected.loss, atol=1e-5, rtol=0)
+
+
+def test_a_selected_batch_is_a_copy_and_holds_for_one_forward_pass():
+    model, batch = masked_lm().model.eval(), BatchEncoding(sentences(8))
+    positions, before = HeadPositions(model), copy.deepcopy(dict(batch))
+    selected = positions.select(batch)
+    assert_same(dict(batch), before)
+    assert type(selected) is BatchEncoding and selected["labels"].tolist() == [
+        x for x in before["labels"].flatten() if x != -100
+    ]
+    assert model(**selected).logits.shape == (24, WORDS)
+    assert model(**batch).logits.shape == (8, 12, WORDS)
+    positions.select(batch)
+    positions.select(without := batch | {"labels": torch.full((8, 12), -100)})  # the forward pass before never came
+    assert positions.select(without) is without
+    assert model(**without).logits.shape == (8, 12, WORDS)
+
+
+def test_other_labels_may_be_ignored():
+    model, batch = masked_lm().model, sentences(8)
+    positions = HeadPositions(model, ignore_index=-1)
+    labels = batch["labels"].masked_fill(batch["labels"] == -100, -1)
+    assert positions.select(batch | {"labels": labels})["labels"].tolist() == labels[labels != -1].tolist()
+
+
+def test_where_labels_stand_may_be_known():
+    model, batch = masked_lm().model, sentences(8)
+    selected = HeadPositions(model).select(batch, torch.tensor([3, 5]))
+    assert selected["labels"].tolist() == batch["labels"].flatten()[[3, 5]].tolist()
+    assert model(**selected).logits.shape == (2, WORDS)
+
+
+def test_a_compiled_loop_has_no_graph_break():
+    torch._dynamo.reset()
+    model, plain = masked_lm().model, masked_lm().model
+    positions = HeadPositions(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for count in (8, 7, 6):
+        batch = sentences(count)
+        found, expected = compiled(**positions.select(batch)), plain(**batch)
+        torch.testing.assert_close(found.loss, expected.loss)
+        assert found.logits.shape == (3 * count, WORDS) and positions.index is None
+    assert compiled(**batch).logits.shape == (6, 12, WORDS)

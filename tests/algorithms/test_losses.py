@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 
-from accelerando.algorithms import Distillation, LabelSmoothing, MixUp, smooth_labels
-from accelerando.algorithms.mixup import draw_mixing, mix_targets
+from accelerando.algorithms import Distillation, LabelSmoothing, Mixer, MixUp, Smoother, mix_targets, smooth_labels
+from accelerando.algorithms.asked_loss import KeyedLoss
+from accelerando.algorithms.mixup import draw_mixing
 from accelerando.algorithms.own_loss import PlainLoss
 from tiny import fit
 
@@ -126,6 +127,60 @@ def test_losses_of_classes_stay_what_they_are(name):
             close(value, mixed(*map(smooth, (labels, labels[PAIRS]))))
 
 
+def in_a_loop(net, data, mixer=None, smoother=None):
+    """The loss and the outputs of a training loop's first step, with the objects that are given."""
+    x, y = data
+    outputs = net((mixer(x, y, 0) if mixer else x, y))
+    loss = partial(smoother.loss, net.loss_fn) if smoother else net.loss_fn
+    return (mixer.loss(loss, outputs, y) if mixer else loss(outputs, y)), outputs
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+@pytest.mark.filterwarnings("ignore:Some targets have less", "ignore:ignore_index not supported when using dense")
+def test_losses_of_classes_in_a_loop_of_ones_own(name):
+    loss, shape, target, options = CLASS_LOSSES[name]
+    ignore, labels = {"ignore_index": options.get("ignore_index", -100)}, target.long()
+    data = (numbers(N, 5), target)
+    smooth = partial(F.cross_entropy, label_smoothing=SMOOTHING, **options)
+    value, outputs = in_a_loop(Net(loss, *shape), data, smoother=Smoother(SMOOTHING, **ignore))
+    close(value, smooth(outputs, labels))
+    [(composers, _)] = losses([LabelSmoothing(SMOOTHING, **ignore)], Net(loss, *shape), data)
+    assert torch.equal(value, composers)
+    for interpolate in (False, True):
+        mixer = Mixer(0.5, 7, interpolate, **ignore)
+        value, outputs = in_a_loop(Net(loss, *shape), data, mixer)
+        close(value, mixed(*(F.cross_entropy(outputs, y, **options) for y in (labels, labels[PAIRS]))))
+        [(composers, _)] = losses([MixUp(0.5, interpolate, **ignore)], Net(loss, *shape), data)
+        assert torch.equal(value, composers)
+        value, outputs = in_a_loop(Net(loss, *shape), data, mixer, Smoother(SMOOTHING, **ignore))
+        close(value, mixed(smooth(outputs, labels), smooth(outputs, labels[PAIRS])))
+
+
+def test_a_function_made_in_the_loop_is_asked_once_and_anew_when_it_is_another_one():
+    net, x, y, calls = Net(None, 3), numbers(N, 5), whole(3, N), []
+    for make in (Smoother(SMOOTHING), Mixer(0.5, 7)):
+        for weight in (None, None, WEIGHT, WEIGHT):
+            calls.append(0)
+
+            def loss(outputs, target, weight=weight):
+                calls[-1] += 1
+                return F.cross_entropy(outputs, target, weight)
+
+            if isinstance(make, Mixer):
+                outputs = net((make(x, y, 0), y))
+                plain = mixed(*(F.cross_entropy(outputs, each, weight) for each in (y, y[PAIRS])))
+            else:
+                outputs = net((x, y))
+                plain = F.cross_entropy(outputs, y, weight, label_smoothing=SMOOTHING)
+            close(make.loss(lambda o, t, loss=loss, weight=weight: loss(o, t), outputs, y), plain)
+    assert [count > 5 for count in calls] == [True, False] * 4
+
+    smoother, outputs = Smoother(SMOOTHING), net((x, y))
+    for key, same in enumerate((F.cross_entropy, CLASS_LOSSES["indices alone"][0])):
+        expected = F.cross_entropy(outputs, y, label_smoothing=SMOOTHING)
+        close(smoother.loss(KeyedLoss(same, key), outputs, y), expected)
+
+
 def test_labels_that_come_to_be_ignored_later():
     target = torch.tensor([0, 1, 2, 0, 1, -100, 2, -100, 0, -100, -100, 1])
     seen = losses([LabelSmoothing(SMOOTHING)], Net(F.cross_entropy, 3), (numbers(N, 5), target), 4, "1ep")
@@ -148,8 +203,12 @@ OTHERS = {
 @pytest.mark.parametrize("scale", [3.0, 0.0])
 def test_other_losses_of_classes_are_not_smoothed(name, scale):
     """A head that starts at zero has the same value for many of them."""
-    with pytest.raises(ValueError, match=r"own loss, .* is none that LabelSmoothing knows.*cross entropy .*torch's"):
-        losses([LabelSmoothing()], Net(OTHERS[name], 3, scale=scale), (numbers(N, 5), whole(3, N)))
+    data, refused = (numbers(N, 5), whole(3, N)), r"own loss, .* is none that LabelSmoothing knows.*entropy .*torch's"
+    with pytest.raises(ValueError, match=refused):
+        losses([LabelSmoothing()], Net(OTHERS[name], 3, scale=scale), data)
+    for mixer in (None, Mixer(0.5, 7)):
+        with pytest.raises(ValueError, match=refused):
+            in_a_loop(Net(OTHERS[name], 3, scale=scale), data, mixer, Smoother())
 
 
 @pytest.mark.parametrize("algorithm", [LabelSmoothing, MixUp])
@@ -187,6 +246,13 @@ def test_binary_targets_go_towards_one_half(name):
     for order in ([LabelSmoothing(SMOOTHING), MixUp(0.5)], [MixUp(0.5), LabelSmoothing(SMOOTHING)]):
         [(value, outputs)] = losses(order, Net(loss, *shape), data)
         close(value, loss(outputs, mixed(target.float()) * 0.9 + 0.05))
+    value, outputs = in_a_loop(Net(loss, *shape), data, smoother=Smoother(SMOOTHING))
+    close(value, loss(outputs, target * 0.9 + 0.05))
+    for interpolate in (False, True):
+        value, outputs = in_a_loop(Net(loss, *shape), data, Mixer(0.5, 7, interpolate))
+        close(value, loss(outputs, mixed(target.float())))
+        value, outputs = in_a_loop(Net(loss, *shape), data, Mixer(0.5, 7, interpolate), Smoother(SMOOTHING))
+        close(value, loss(outputs, mixed(target.float()) * 0.9 + 0.05))
 
 
 def test_smooth_labels_of_one_output():
@@ -209,6 +275,8 @@ def test_probabilities_of_classes_go_towards_one_over_their_number():
 def test_regression_is_not_smoothed(loss, shape):
     with pytest.raises(ValueError, match=r"needs classes or probabilities, .* neither, as in regression"):
         losses([LabelSmoothing()], Net(loss, *shape), (numbers(N, 5), numbers(N, *shape)))
+    with pytest.raises(ValueError, match=r"needs classes or probabilities, .* neither, as in regression"):
+        in_a_loop(Net(loss, *shape), (numbers(N, 5), numbers(N, *shape)), smoother=Smoother())
 
 
 # Models that compute their own loss.
@@ -273,6 +341,33 @@ def test_both_and_distillation_on_a_model_with_its_own_loss(target):
     smooth = mixed(*(F.cross_entropy(logits, y, label_smoothing=SMOOTHING) for y in (target, target[PAIRS])))
     # The teacher is the student before its first step.
     close(seen[0][0], smooth)
+
+
+@pytest.mark.parametrize("target", [whole(3, N), whole(3, N).index_fill(0, torch.tensor([1]), -100)])
+def test_own_losses_in_a_loop_of_ones_own(target):
+    def step(mixer=None):
+        model = images(num_labels=3).model
+        return model, model(pixel_values=mixer(PIXELS, target, 0) if mixer else PIXELS, labels=target)
+
+    def smooth(logits, labels):
+        return F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+
+    model, outputs = step()
+    close(Smoother(SMOOTHING).own_loss(model, outputs, target), smooth(outputs.logits, target))
+    for interpolate in (False, True):
+        mixer = Mixer(0.5, 7, interpolate)
+        model, outputs = step(mixer)
+        value = mixer.own_loss(model, outputs, target)
+        close(value, mixed(*(F.cross_entropy(outputs.logits, y) for y in (target, target[PAIRS]))))
+    mixer = Mixer(0.5, 7)
+    model, outputs = step(mixer)
+    with pytest.raises(ValueError, match="use the mixer's `own_loss`"):
+        mixer.loss(lambda outputs, target: outputs.loss, outputs, target)
+    outputs["loss"], rows = mixer.own_loss_and_targets(model, outputs, target)
+    value = Smoother(SMOOTHING).own_loss(model, outputs, rows)
+    close(value, mixed(*(smooth(outputs.logits, y) for y in (target, target[PAIRS]))))
+    with pytest.raises(ValueError, match=r"LabelSmoothing: the model's own loss, .* is none"):
+        Smoother(SMOOTHING).own_loss(model, outputs, target)
 
 
 def causal(kind, shift=None, **options):

@@ -1,5 +1,7 @@
 """MixUp against the formula, Composer's function, and a plain training loop."""
 
+from functools import partial
+
 import composer.functional
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from composer.models import ComposerModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from accelerando.algorithms import MixUp, mixup_batch
+from accelerando.algorithms import LabelSmoothing, Mixer, MixUp, Smoother, mixup_batch
 from accelerando.algorithms.mixup import draw_mixing
-from tiny import CLASSES, SAMPLES, assert_same, classifier, differ, examples, fit, network, trainer, weights
+from accelerando.algorithms.validation import NoEffectWarning
+from tiny import CLASSES, SAMPLES, assert_same, classifier, differ, examples, fit, loop, network, trainer, weights
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 4), (1, 3)])
@@ -125,3 +128,64 @@ def test_batches_that_cannot_be_mixed():
     nested = DataLoader([((torch.rand(3), torch.rand(3)), 1)] * SAMPLES, 8)
     with pytest.raises(TypeError, match=r"one tensor at input_key, but the batch holds list"):
         trainer([MixUp()], train_dataloader=nested).fit()
+
+
+@pytest.mark.parametrize("microbatch", [8, 3])
+@pytest.mark.parametrize("interpolate_loss", [False, True])
+def test_a_loop_of_ones_own_ends_in_the_same_weights(interpolate_loss, microbatch):
+    mixer = Mixer(0.5, seed=7, interpolate_loss=interpolate_loss)
+    mine = loop(partial(mixer.loss, F.cross_entropy), mixer, microbatch)
+    run = fit([MixUp(0.5, interpolate_loss)], device_train_microbatch_size=microbatch)
+    assert_same(mine, weights(run))
+
+
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_mixed_and_smoothed_in_a_loop_of_ones_own(microbatch):
+    mixer, smoother = Mixer(0.5, seed=7), Smoother(0.3)
+    mine = loop(partial(mixer.loss, partial(smoother.loss, F.cross_entropy)), mixer, microbatch)
+    run = fit([MixUp(0.5), LabelSmoothing(0.3)], device_train_microbatch_size=microbatch)
+    assert_same(mine, weights(run), atol=1e-6)
+    assert differ(mine, weights(fit([MixUp(0.5)])))
+
+
+def test_a_mixer_goes_on_with_the_seed_of_its_state():
+    (x, y), mixer = examples(), Mixer(0.5)
+    before, random = x.clone(), torch.rand(1, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    expected = Mixer(0.5, seed=7)(x, y, 3)
+    assert torch.equal(torch.rand(1), random) and torch.equal(x, before)
+    assert not torch.equal(mixer(x, y, 3), expected)
+    mixer.load_state_dict(Mixer(0.5, seed=7).state_dict())
+    assert torch.equal(mixer(x, y, 3), expected)
+
+
+def test_each_loss_takes_the_next_part_of_the_mixed_batch():
+    (x, y), mixer = examples(), Mixer(0.5, seed=7)
+    outputs = network()(mixer(x, y, 0))
+
+    def losses():
+        parts = zip(outputs.split(16), y.split(16), strict=True)
+        return [float(mixer.loss(F.cross_entropy, *part) * len(part[1]) / SAMPLES) for part in parts]
+
+    once = losses()
+    with pytest.raises(ValueError, match="MixUp: a loss of 16 targets, where 0 of the mixed batch are left"):
+        losses()
+    mixer.restart()
+    assert losses() == once
+    mixer.restart()
+    assert float(mixer.loss(F.cross_entropy, outputs, y)) == pytest.approx(sum(once), abs=1e-6)
+    with pytest.raises(ValueError, match="of 3 targets, where 0 of"):
+        Mixer().loss(F.cross_entropy, outputs[:3], y[:3])
+
+
+def test_a_mixer_without_effect_or_use():
+    x, y = examples()
+    with pytest.warns(NoEffectWarning, match="MixUp: alpha=0 mixes nothing"):
+        mixer = Mixer(0.0)
+    assert torch.equal(mixer(x, y, 0), x)
+    outputs = network()(x)
+    assert torch.equal(mixer.loss(F.cross_entropy, outputs, y), F.cross_entropy(outputs, y))
+    with pytest.raises(ValueError, match=r"MixUp: alpha must be finite and not below 0, got -1"):
+        Mixer(-1)
+    with pytest.raises(TypeError, match=r"images or features, but inputs are torch.int64, such as token ids"):
+        mixer(y, y, 0)

@@ -1,20 +1,40 @@
 """Snapshots: files of the right moments with the right weights, whatever else writes them, also after a kill."""
 
+import random
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composer import Callback
 from composer.algorithms import EMA, SWA
 from safetensors.torch import save_file
+from torch import distributed, nn
+from torch.multiprocessing import start_processes
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
-from accelerando.algorithms import MagnitudePruning, Snapshots, find_snapshot, find_snapshots
+from accelerando.algorithms import MagnitudePruning, Snapshots, SnapshotWriter, find_snapshot, find_snapshots
 from accelerando.algorithms.checkpoints import read_metadata, read_weights
-from tiny import Kill, assert_same, classifier, examples, fit, loader, masked_lm, noisy_network, token_loader, trainer
+from accelerando.algorithms.generators import seeded
+from accelerando.algorithms.progress import Moment, Progress
+from tiny import (
+    CLASSES,
+    Kill,
+    assert_same,
+    classifier,
+    examples,
+    fit,
+    loader,
+    masked_lm,
+    noisy_network,
+    plain_loop,
+    token_loader,
+    trainer,
+)
 
 
 class Weights(Callback):
@@ -240,3 +260,186 @@ def test_a_model_with_more_than_tensors_is_refused(tmp_path):
     model.module[-1] = Scaled(32, 4)
     with pytest.raises(ValueError, match=r"module\.9\._extra_state of the model's state_dict is no tensor"):
         fit(Snapshots(["1ep"], save_folder=str(tmp_path)), model=model, callbacks=[Kill(0)])
+
+
+def normed_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(200, CLASSES)
+    )
+
+
+def after(step, tokens):
+    """What Composer counts after so many updates of the tiny run."""
+    epoch, batch = divmod(step, 4)
+    counts = {"batch": step, "epoch": epoch, "batch_in_epoch": batch}
+    counts |= {"sample": 30 * epoch + 8 * batch, "sample_in_epoch": 8 * batch}
+    counts |= {"token": tokens * counts["sample"], "token_in_epoch": tokens * 8 * batch}
+    return Progress(**counts, batches_per_epoch=4, length=Moment(2, "ep"))
+
+
+def test_a_plain_loop_leaves_the_files_of_composers(tmp_path):
+    at = ["0ba", "3ba", "1ep", "40sp", "0.75dur", "1dur"]
+    fit(Snapshots(at, save_folder=str(tmp_path / "composer")), model=classifier(normed_network()))
+    composers = kept(tmp_path / "composer")
+    tokens = find_snapshot(tmp_path / "composer", "3ba").place["token"] // 24
+    with seeded(7):
+        model = classifier(normed_network())
+        torch.default_generator.manual_seed(7)
+        writer = SnapshotWriter(tmp_path / "plain", at)
+        for step in plain_loop(model.module, 8):
+            writer(model, after(step, tokens))
+    assert kept(tmp_path / "plain") == composers and len(composers) == 5
+    assert writer.kept == {"0ba": 0, "3ba": 3, "1ep": 4, "40sp": 6, "0.75dur": 6, "1dur": 8} and not writer.missing
+
+
+class Resumable:
+    """A training with dropout in a loop of one's own, in which every generator is drawn from."""
+
+    def __init__(self, folder, full=False):
+        self.batches = [*loader()]  # which draws
+        self.model = noisy_network()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+        self.parts = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        kept = (lambda: self.parts | {"note": [1, "two"]}) if full else None
+        at = ["0ba", "2ba", "1ep", "5ba", "1dur"]
+        self.writer = SnapshotWriter(folder, at, steps=8, batches_per_epoch=4, full=kept)
+
+    def train(self, start, end):
+        self.writer(self.model, start)
+        for step in range(start, end):
+            inputs, targets = self.batches[step % 4]
+            inputs = inputs * (1 + 0.1 * random.random()) + 0.1 * np.random.random()
+            self.optimizer.zero_grad()
+            nn.functional.cross_entropy(self.model(inputs), targets).backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.writer(self.model, step + 1)
+        return self.model.state_dict()
+
+
+@pytest.mark.parametrize("at, step", [("0ba", 0), ("2ba", 2), ("1ep", 4), ("5ba", 5)])
+def test_a_plain_loop_goes_on_from_a_full_one(at, step, tmp_path):
+    with seeded(3):
+        whole = Resumable(tmp_path, full=True).train(0, 8)
+    snapshot = find_snapshot(tmp_path, at)
+    assert torch.load(snapshot.full, weights_only=True)["note"] == [1, "two"]
+    with seeded(4):
+        again = Resumable(tmp_path / "again")
+        again.writer = lambda model, step: None
+        assert snapshot.restore(again.model, **again.parts) == step
+        assert_same(again.train(step, 8), whole)
+
+
+def test_what_a_snapshot_does_not_hold_is_named(tmp_path):
+    with seeded(3):
+        Resumable(tmp_path).train(0, 2)
+        again = Resumable(tmp_path)
+        find_snapshot(tmp_path, "2ba").restore(again.model)
+        with pytest.raises(ValueError, match=r"ba2.safetensors has no optimizer, scheduler beside it; give Snapshot"):
+            find_snapshot(tmp_path, "2ba").restore(again.model, **again.parts)
+        with pytest.raises(ValueError, match="does not fit Linear"):
+            find_snapshot(tmp_path, "2ba").restore(nn.Linear(2, 2))
+
+
+def test_a_plain_loop_that_is_resumed_leaves_the_same_files(tmp_path):
+    with seeded(3):
+        Resumable(tmp_path / "whole").train(0, 8)
+    whole = kept(tmp_path / "whole")
+    assert [*whole] == [f"ba{n}.safetensors" for n in (0, 2, 4, 5, 8)]
+    for killed in range(8):
+        with seeded(3):
+            second, first = (Resumable(tmp_path / str(killed)) for _ in range(2))
+            first.train(0, killed)
+            for one, other in zip(
+                (first.model, first.writer, *first.parts.values()),
+                (second.model, second.writer, *second.parts.values()),
+                strict=True,
+            ):
+                other.load_state_dict(one.state_dict())
+            written = {path: path.stat().st_mtime_ns for path in (tmp_path / str(killed)).iterdir()}
+            second.train(killed, 8)
+            assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+        assert kept(tmp_path / str(killed)) == whole
+
+
+def test_a_plain_loop_is_told_what_has_passed_and_begins_anew_without_its_state(tmp_path):
+    with seeded(3):
+        Resumable(tmp_path).train(0, 3)
+        stale = kept(tmp_path)
+        state = SnapshotWriter(tmp_path, ["2ba"]).state_dict() | {"kept": {"0ba": 0, "2ba": 2}}
+        (tmp_path / "ba2.safetensors").unlink()
+        resumed = Resumable(tmp_path)
+        resumed.writer.load_state_dict(state)
+        with pytest.warns(UserWarning, match="SnapshotWriter: 2ba had passed at 3ba, where the run goes on; it is not"):
+            resumed.train(3, 4)
+        assert resumed.writer.kept == {"0ba": 0, "1ep": 4}
+    with seeded(5):
+        other = Resumable(tmp_path)
+        torch.nn.init.zeros_(other.model[0].weight)
+        other.train(0, 3)
+    assert kept(tmp_path)["ba0.safetensors"] != stale["ba0.safetensors"]
+
+
+def test_tied_weights_of_a_plain_loop(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    SnapshotWriter(tmp_path, ["0ba"])(torch.compile(model), 0)
+    found = find_snapshot(tmp_path, "0ba").weights()
+    assert found.keys() == model.state_dict().keys() and torch.equal(found["0.weight"], found["1.weight"])
+
+
+class Sharded(torch.Tensor):
+    pass
+
+
+def test_what_a_plain_loop_cannot_keep_is_refused(tmp_path):
+    model = nn.Sequential(Scaled(2, 2))
+    with pytest.raises(ValueError, match=r"SnapshotWriter: 0\._extra_state of the model's state_dict is no tensor"):
+        SnapshotWriter(tmp_path, ["0ba"])(model, 0)
+    odd = nn.Module()
+    odd.register_buffer("part", torch.zeros(2).as_subclass(Sharded))
+    with pytest.raises(ValueError, match=r"part \(a Sharded\) of the model's state_dict is no plain tensor; use DDP"):
+        SnapshotWriter(tmp_path, ["0ba"])(odd, 0)
+    plain = nn.Linear(2, 2)
+    for at, options in [("1ep", {"steps": 8}), ("0.5dur", {"batches_per_epoch": 4}), ("8sp", {"steps": 8})]:
+        with pytest.raises(ValueError, match=f"a number of updates does not tell when {at} is; give steps for dur, "):
+            SnapshotWriter(tmp_path, ["0ba", at], **options)(plain, 0)
+    with pytest.raises(ValueError, match="a share of the training has no meaning where its length is not known"):
+        SnapshotWriter(tmp_path, ["0.5dur"])(plain, Progress())
+    with pytest.raises(ValueError, match="at must be within the training, which lasts 8ba, got '9ba'"):
+        SnapshotWriter(tmp_path, ["9ba"], steps=8)(plain, 0)
+    with pytest.raises(ValueError, match=r"SnapshotWriter: at must be a list of moments, such as .*, got '1ep'"):
+        SnapshotWriter(tmp_path, "1ep")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    writer = SnapshotWriter(tmp_path, ["0ba"], full={"odd": lambda: None})
+    with pytest.raises(Exception, match="pickle"):
+        writer(nn.Linear(2, 2), 0)
+    assert not [*tmp_path.iterdir()]
+
+
+def write_as_one_of_two(rank, folder):
+    store = distributed.FileStore(f"{folder}/store", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    own = Path(folder) / str(rank)  # which another rank cannot see
+    writer = SnapshotWriter(own, ["0ba", "1ba"], full={})
+    writer(model, 0)
+    resumed = SnapshotWriter(own, ["0ba", "1ba"], full={})
+    resumed.load_state_dict(writer.state_dict())
+    resumed(model, 1)
+    assert resumed.kept == {"0ba": 0, "1ba": 1} and not resumed.passed
+    distributed.destroy_process_group()
+
+
+def test_the_first_rank_writes_by_the_names_of_the_network(tmp_path):
+    start_processes(write_as_one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    assert sorted(p.name for p in (tmp_path / "0").iterdir()) == [
+        f"ba{n}{s}" for n in (0, 1) for s in (".pt", ".safetensors")
+    ]
+    assert not (tmp_path / "1").exists()
+    assert find_snapshot(tmp_path / "0", "1ba").weights().keys() == {"weight", "bias"}

@@ -23,6 +23,13 @@ def other_weights(module: nn.Module) -> nn.Module:
     return module
 
 
+def save_pickled(model, folder, state):
+    """As transformers did before 5, which writes safetensors alone, and reads this too."""
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One trained classifier in every format, and a masked LM as Hugging Face saves it."""
@@ -31,15 +38,25 @@ def folder(tmp_path_factory):
     module = run.state.model.module
     torch.save(module.state_dict(), folder / "network.pt")
     torch.save({f"_orig_mod.{name}": value for name, value in module.state_dict().items()}, folder / "compiled.pt")
+    torch.save({"model": module.state_dict(), "step": 8, "optimizer": {}}, folder / "loop.pt")
+    torch.save({"state_dict": run.state.model.state_dict(), "epoch": 2, "callbacks": {}}, folder / "lightning.ckpt")
     save_file(module.state_dict(), folder / "network.safetensors")
     save_file(run.state.model.state_dict(), folder / "model.safetensors")
     lm = masked_lm().model
     lm.save_pretrained(folder / "bert")
-    lm.save_pretrained(folder / "pickled", safe_serialization=False)
+    save_pickled(lm, folder / "pickled", lm.state_dict())
     return folder
 
 
-FILES = ["composer.pt", "network.pt", "compiled.pt", "network.safetensors", "model.safetensors"]
+FILES = [
+    "composer.pt",
+    "network.pt",
+    "compiled.pt",
+    "loop.pt",
+    "lightning.ckpt",
+    "network.safetensors",
+    "model.safetensors",
+]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -97,8 +114,7 @@ def test_what_would_run_is_refused_and_does_not_run(form, folder, tmp_path):
 
 
 def test_hugging_face_folders_do_not_run_code(folder, tmp_path):
-    masked_lm().model.save_pretrained(tmp_path, safe_serialization=False)
-    torch.save({"weight": Attack(tmp_path / "it ran")}, tmp_path / "pytorch_model.bin")
+    save_pickled(masked_lm().model, tmp_path, {"weight": Attack(tmp_path / "it ran")})
     with pytest.raises(ValueError, match="cannot be loaded as a teacher"):
         load_teacher(tmp_path)
     assert not (tmp_path / "it ran").exists()

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from composer import Callback, Evaluator
 from composer.callbacks import EarlyStopper, ThresholdStopper
 from composer.core import Event
@@ -10,8 +11,27 @@ from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from accelerando.algorithms import MultiplicativeCyclicScheduler, TradeoffCurve, host
-from tiny import Kill, assert_same, examples, fit, loader, timeless, trainer, weights
+from accelerando.algorithms import (
+    Curve,
+    Cycles,
+    MultiplicativeCyclicLR,
+    MultiplicativeCyclicScheduler,
+    TradeoffCurve,
+    tradeoff_curve,
+)
+from tiny import (
+    Kill,
+    assert_same,
+    classifier,
+    examples,
+    fit,
+    loader,
+    network,
+    plain_loop,
+    timeless,
+    trainer,
+    weights,
+)
 
 # An epoch has 4 batches, the last one smaller. Troughs: inside an epoch, at the end of one, at the end of the run.
 TROUGHS, SAMPLES = [2, 4, 8], [16, 30, 60]
@@ -56,7 +76,7 @@ class Watch(Callback):
 def start(monkeypatch):
     def start(scheduler=None, callbacks=(), **options):
         curve, watch = TradeoffCurve(scheduler or cyclic()), Watch()
-        monkeypatch.setattr(host, "time", watch)
+        monkeypatch.setattr(tradeoff_curve, "time", watch)
         options = {"schedulers": curve.scheduler, "eval_dataloader": loader(), **options}
         return SimpleNamespace(
             curve=curve, watch=watch, trainer=trainer([curve], callbacks=[watch, *callbacks], **options)
@@ -249,6 +269,31 @@ def test_a_subclass_that_overrides_a_step_is_obeyed():
     assert [point["cycle"] for point in curve.points] == [10, 11, 12]
 
 
+def test_finds_the_scheduler_of_the_run(run, tmp_path):
+    whole, curve = run(), TradeoffCurve()
+    for _ in range(2):  # a run of its own each time
+        found = fit(
+            [curve], schedulers=cyclic(), eval_dataloader=loader(), save_folder=str(tmp_path), save_overwrite=True
+        )
+        assert timeless(curve.points) == timeless(whole.curve.points)
+        assert_same(weights(found), weights(whole.trainer))
+    resumed = TradeoffCurve()
+    fit([resumed], schedulers=cyclic(), eval_dataloader=loader(), load_path=str(tmp_path / "ep1-ba4-rank0.pt"))
+    assert timeless(resumed.points) == timeless(whole.curve.points)
+    late = TradeoffCurve()
+    trainer([late], eval_dataloader=loader()).fit(schedulers=cyclic())
+    assert timeless(late.points) == timeless(whole.curve.points)
+    for schedulers, there in (
+        (None, "none"),
+        ([cyclic(), cyclic()], "Multipl.*, Multipl.*"),
+        (lambda s: 1.0, "function"),
+    ):
+        with pytest.raises(ValueError, match=f"must hold one MultiplicativeCyclicScheduler, and hold {there}; give"):
+            fit([TradeoffCurve()], schedulers=schedulers, eval_dataloader=loader())
+    with pytest.raises(ValueError, match="finds its scheduler when training starts; give it one"):
+        TradeoffCurve().scheduler.cycle_ends()
+
+
 def test_refusals(start):
     with pytest.raises(TypeError, match="TradeoffCurve: scheduler must be a MultiplicativeCyclicScheduler, got str"):
         TradeoffCurve("cyclic")
@@ -264,3 +309,98 @@ def test_refusals(start):
     with pytest.raises(ValueError, match=r"max_duration=5ba ends inside a cycle.*; use 4ba or 8ba"):
         piece.trainer.fit(duration="5ba")
     assert piece.watch.now == 0  # before the first batch
+
+
+def evaluation(module):
+    """What Composer's evaluation of the tiny run finds."""
+    metrics = classifier(module.eval()).get_metrics(is_train=False)
+    for inputs, targets in loader():
+        for metric in metrics.values():
+            metric.update(module(inputs), targets)
+    return {f"eval/{name}": metric.compute() for name, metric in metrics.items()}
+
+
+def test_a_plain_loop_has_the_points_of_composers(run):
+    whole, module, curves = run(), network(), []
+
+    def schedule(optimizer):
+        curves.append(Curve(scheduler := MultiplicativeCyclicLR(optimizer, 1, 1)))
+        return scheduler
+
+    for step in plain_loop(module, 8, schedule):
+        (curve,) = curves
+        if step and curve.due(step):
+            curve.add(step, samples=30 * (step // 4) + 8 * (step % 4), **evaluation(module))
+    assert timeless(curve.points) == timeless(whole.curve.points)
+    assert all(type(value) in (int, float) for point in curve.points for value in point.values())
+    assert_same({f"module.{name}": value for name, value in module.state_dict().items()}, weights(whole.trainer))
+
+
+class Seconds:
+    """Time that only the test moves on."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(tradeoff_curve, "time", Seconds())
+    return tradeoff_curve.time
+
+
+def train(curve, clock, start, end):
+    """A second for each batch, two for each update; all the rest takes long."""
+
+    def batches():
+        for step in range(start, end):
+            clock.now += 1
+            yield step
+
+    for step in curve.timed(batches()):
+        clock.now += 2
+        if curve.due(step + 1):
+            clock.now += 1000
+            curve.add(step + 1, accuracy=torch.tensor(step / 10))
+
+
+def test_seconds_are_those_of_training_alone_also_after_a_resume(clock):
+    whole, before, after = (Curve(Cycles.of(1, 1, 2)) for _ in range(3))
+    train(whole, clock, 0, 8)
+    assert [point["seconds"] for point in whole.points] == [6, 12, 24]
+    assert [point["batch"] for point in whole.points] == TROUGHS
+    for killed in range(9):
+        before.load_state_dict({})
+        train(before, clock, 0, killed)
+        clock.now += 100
+        after.load_state_dict(before.state_dict())
+        train(after, clock, killed, 8)
+        assert after.state_dict() == whole.state_dict()
+
+
+def test_a_step_that_nobody_asks_about_counts_to_its_end(clock):
+    curve = Curve(Cycles.of(0, 4, 1))
+    for step in curve.timed(range(5)):
+        clock.now += 1
+        if step == 4:
+            break
+    assert curve.clock.seconds == 4
+    curve.clock.stop()
+    assert curve.clock.seconds == 5
+    clock.now += 1
+    curve.clock.stop()
+    assert curve.clock.seconds == 5
+
+
+def test_a_cycle_that_ends_between_two_updates_is_due_with_the_one_that_completes_it():
+    curve = Curve(Cycles.of(2, 3, 1.5))
+    assert [step for step in range(1, 30) if curve.due(step)] == [5, 10, 17, 27]
+    fast = Curve(Cycles.of(0, 0.4, 1))  # two and a half a step
+    assert [fast.add(step)["cycle"] for step in range(1, 5) if fast.due(step)] == [1, 4, 6, 9]
+
+
+def test_a_curve_needs_cycles():
+    with pytest.raises(TypeError, match="Curve: schedule must be a MultiplicativeCyclicLR, or Cycles, got str"):
+        Curve("cyclic")

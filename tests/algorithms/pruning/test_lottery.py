@@ -311,7 +311,9 @@ def test_what_cannot_work_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"max_duration must be given, in ep or ba; it is None"):
         start(LotteryTicket(1), schedulers=None, max_duration=None)
     with pytest.raises(ValueError, match=r"has to wrap the Trainer's scheduler"):
-        run(LotteryTicket(1), schedulers=CosineAnnealingScheduler())
+        start(LotteryTicket(1), schedulers=None).fit(schedulers=CosineAnnealingScheduler())
+    with pytest.raises(ValueError, match=r"rewind='finetune' sets the rates of the run's scheduler; give the Trainer"):
+        start(LotteryTicket(1, rewind="finetune"), schedulers=None)
     with pytest.raises(ValueError, match=r"and a plain fit\(\)"):
         start(LotteryTicket(1)).fit(duration="9ep")
     ticket = LotteryTicket(1)
@@ -344,23 +346,39 @@ def test_a_checkpoint_of_another_run_says_so(tmp_path):
     assert begun.state.timestamp.batch == 22
 
 
-def test_every_scheduler_must_be_wrapped():
+def test_the_schedulers_of_the_run_are_found_whether_wrapped_or_not():
     ticket = LotteryTicket(1)
-    both = [ticket.wrap(CosineAnnealingScheduler()), ConstantScheduler(0.5)]
-    with pytest.raises(ValueError, match="and all if there are several"):
-        run(ticket, schedulers=both)
-    with pytest.raises(ValueError, match="has to wrap"):  # with which the ticket was used before
-        run(ticket, schedulers=CosineAnnealingScheduler())
-    seen, alone = Rates(), Rates()
-    run(
-        ticket,
-        schedulers=[ticket.wrap(CosineAnnealingScheduler()), ticket.wrap(ConstantScheduler(0.5))],
-        callbacks=seen,
-    )
+    alone = Rates()
     fit(schedulers=[CosineAnnealingScheduler(), ConstantScheduler(0.5)], callbacks=alone, max_duration="3ep")
-    assert seen.of == pytest.approx(2 * alone.of)
+    for wrap in (lambda each: each, ticket.wrap):  # the same ticket in each run
+        for also in (lambda each: each, ticket.wrap):
+            seen, both = Rates(), [wrap(CosineAnnealingScheduler()), also(ConstantScheduler(0.5))]
+            run(ticket, schedulers=both, callbacks=seen)
+            assert seen.of == pytest.approx(2 * alone.of)
+    torchs = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(network().parameters(), 0.1), 1)
     with pytest.raises(TypeError, match=r"wraps Composer's schedulers, .* got a StepLR"):
-        ticket.wrap(torch.optim.lr_scheduler.StepLR(torch.optim.SGD(network().parameters(), 0.1), 1))
+        ticket.wrap(torchs)
+    own = torch.optim.lr_scheduler.LambdaLR(torchs.optimizer, lambda epoch, scheduler=ticket: 1.0)
+    for scheduler in (torchs, own):
+        with pytest.raises(TypeError, match=f"wraps Composer's schedulers, .* got a {type(scheduler).__name__}"):
+            start(ticket, schedulers=scheduler, step_schedulers_every_batch=True)
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate", "finetune"])
+def test_a_scheduler_that_is_found_gives_the_weights_of_one_that_is_wrapped(rewind, tmp_path):
+    def ticket():
+        return LotteryTicket(2, 0.3, rewind_to="2ba", rewind=rewind)
+
+    def scheduler():
+        return MultiplicativeCyclicScheduler("1ba", "11ba")  # whose first rate is 0
+
+    wrapped = ticket()
+    by_hand = run(wrapped, schedulers=wrapped.wrap(scheduler()))
+    found = {"schedulers": scheduler(), "save_folder": str(tmp_path), "save_interval": "1ba"}
+    itself = run(ticket(), **found)
+    assert_same(weights(itself), weights(by_hand))
+    resumed = run(ticket(), schedulers=scheduler(), load_path=str(tmp_path / "ep3-ba13-rank0.pt"))
+    assert_same(weights(resumed), weights(by_hand))
 
 
 def test_learning_rates_by_epoch_are_set_back_to_its_beginning():

@@ -10,12 +10,11 @@ from composer.algorithms import EMA, SAM, GradientClipping
 from composer.core import DataSpec, Event
 from composer.loggers import InMemoryLogger
 from composer.optim import ConstantScheduler, DecoupledAdamW, DecoupledSGDW, LinearWithWarmupScheduler
-from composer.utils import dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from accelerando.algorithms import ChannelsLast, LotteryTicket, MagnitudePruning, PruneAtInit
+from accelerando.algorithms import ChannelsLast, LotteryTicket, MagnitudePruning, PruneAtInit, ranks
 from accelerando.algorithms.pruning import (
     LayerCollapseWarning,
     apply_masks,
@@ -324,7 +323,7 @@ def test_images_that_are_normalised_on_the_way_to_the_model():
 
 def test_ranks_that_disagree_are_told(tmp_path, monkeypatch):
     saved(tmp_path, PruneAtInit("magnitude", 0.3))
-    monkeypatch.setattr(dist, "all_gather_object", lambda own: [own, "another"])
+    monkeypatch.setattr(ranks, "gathered", lambda own: [own, "another"])
     for start in (fit, functools.partial(resume, tmp_path / "ep1-ba5-rank0.pt")):
         with pytest.raises(RuntimeError, match="ranks have chosen different masks"):
             start(PruneAtInit("magnitude", 0.3))

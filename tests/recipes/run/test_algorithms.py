@@ -7,7 +7,7 @@ import pytest
 from composer import Algorithm
 from composer.core import Event
 
-from accelerando.algorithms.for_recipes import Folder, ForRecipes, Milestone, Supply
+from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Milestone, Supply
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.run.algorithms import build_algorithms

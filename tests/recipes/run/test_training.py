@@ -63,6 +63,14 @@ def test_a_run_begun_anew_and_killed_before_its_first_save_leaves_no_trace_of_th
     assert same(weights, resumed_weights) and measured(resumed) == measured(whole)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_composers_texts_for_debugging_are_made_where_they_are_asked_for(config, caplog, monkeypatch, asked):
+    monkeypatch.setenv("ENGINE_DEBUG", "1") if asked else monkeypatch.delenv("ENGINE_DEBUG", raising=False)
+    with caplog.at_level("DEBUG", logger="composer.core.engine"):
+        trained(config, max_duration="4ba")
+    assert ("[event=BATCH_END]: Running event" in caplog.text) == asked
+
+
 @pytest.mark.filterwarnings("ignore:SAM has known issues:UserWarning")
 def test_sam_is_not_resumed(config):
     config["algorithms"] = {"sam": {}}

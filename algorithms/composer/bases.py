@@ -8,11 +8,24 @@ import numpy as np
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from .generators import numpy_generator
+from ..generators import numpy_generator
 from .host import refuse_twins
 
 
-class EventAlgorithm(Algorithm):
+class Guest(Algorithm):
+    """The base of every algorithm: whoever gives it to another host's Trainer is told so."""
+
+    @property
+    def state_key(self) -> str:
+        """What Lightning asks of a callback at first. Raises TypeError."""
+        name = type(self).__name__
+        raise TypeError(
+            f"This {name} is the class for Composer's Trainer: for Lightning's, from accelerando.algorithms.lightning "
+            f"import {name}."
+        )
+
+
+class EventAlgorithm(Guest):
     """The base of an algorithm whose methods act at events, and of which a run holds one.
 
     Methods are called by their names, with the state and the logger, so that a subclass's take the place of its base's.

@@ -7,36 +7,19 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
 from composer.algorithms import EMA, SWA
-from composer.core import Algorithm, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 from torch import Tensor, nn
 
-from ..checkpoints import some
+from ...pruning.masks import Masks
+from ...pruning.pruner import Pruner
+from ...pruning.samples import samples_in
+from ...pruning.size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
+from ..bases import Guest
 from ..for_recipes import FinishedRun, ForRecipes
 from ..host import RequiredOnLoad, composer_model, refuse_twins
-from ..validation import check
-from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
 from .findings import OF_SIZE, check_numbers
-from .masks import (
-    Masks,
-    MostlyDenseWarning,
-    collapsed,
-    digest,
-    left_dense,
-    packed,
-    prunable_weights,
-    size,
-    unpacked,
-)
-from .samples import samples_in
-from .size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
-
-
-class LayerCollapseWarning(UserWarning):
-    """A layer keeps no weight at all."""
 
 
 def averages(state: State, event: Event | None = None) -> list[dict[str, Tensor]]:
@@ -62,7 +45,7 @@ def plain_forward(model: nn.Module, batch: Any) -> Any:
     return type(model).forward(model, batch)
 
 
-class Pruning(ForRecipes, Algorithm):
+class Pruning(ForRecipes, Guest):
     """Keeps masks, and what they prune at zero, whoever writes there: weights, gradients, optimizers' state, averages.
 
     It is zero after every batch, in every evaluation and prediction, and in every checkpoint, which cannot be resumed
@@ -74,15 +57,7 @@ class Pruning(ForRecipes, Algorithm):
     """
 
     def __init__(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), classifier: bool = True):
-        for name, patterns in {"include": include, "exclude": exclude}.items():
-            known = not isinstance(patterns, str) and all(isinstance(pattern, str) for pattern in patterns)
-            self.check(name, known, "a sequence of names or patterns", patterns)
-        self.check("include", include, "one pattern at least; without any there is nothing to prune", include)
-        self._chosen: dict[str, Any] = {"include": include, "exclude": exclude, "classifier": classifier}
-        self.masks: Masks = {}
-        self.weights: dict[str, nn.Parameter] = {}
-        self._was: dict[str, Any] = {}  # the plan of the run that is gone on with
-        self._bits: Masks = {}  # the masks as `bits_of` makes them
+        self.pruner = Pruner(None, (), include, exclude, classifier, name=self._name)
         self._run: State | None = None
         self._unlogged = False
         self._multiply_adds: MultiplyAdds | None = None
@@ -92,49 +67,42 @@ class Pruning(ForRecipes, Algorithm):
     def _name(self) -> str:
         return type(self).__name__
 
+    @property
+    def masks(self) -> Masks:
+        return self.pruner.masks
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        return self.pruner.weights
+
     def check(self, argument: str, fits: Any, expected: str, given: Any) -> None:
         """Raise ValueError, naming the argument and what was expected of it, unless it `fits`."""
-        check(self._name, argument, fits, expected, given)
-
-    def check_density(self, density: float | Mapping[str, float]) -> None:
-        """That it is a share that prunes something, or shares by patterns that do."""
-        if isinstance(density, Mapping):
-            shares = density.values()
-            fits = density and all(0 < share <= 1 for share in shares) and min(shares) < 1
-            self.check("density", fits, "shares in (0, 1], not all of them 1", dict(density))
-        else:
-            self.check("density", 0 < density < 1, "a share in (0, 1)", density)
+        self.pruner.check(argument, fits, expected, given)
 
     def remaining(self) -> int:
         """How many of the prunable weights are left."""
-        if self.masks:
-            return sum(map(size, self.masks.values()))
-        return sum(weight.numel() for weight in self.weights.values())
+        return self.pruner.remaining()
+
+    def share_left(self) -> float:
+        """The share of the prunable weights that is not zero, as they are."""
+        return self.pruner.share_left()
 
     def __repr__(self) -> str:
         return f"{self._name}()"
 
     def plan(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before, as builtins by argument."""
-        return {name: list(v) if isinstance(v, Sequence) else v for name, v in self._chosen.items()}
-
-    def share_left(self) -> float:
-        """The share of the prunable weights that is not zero, as they are."""
-        nonzero = sum(int(weight.detach().count_nonzero()) for weight in self.weights.values())
-        return nonzero / sum(weight.numel() for weight in self.weights.values())
+        return self.pruner.plan()
 
     def state_dict(self) -> dict[str, Any]:
         # Composer has the weights in its hands already, but not a copy: whoever has written there comes too late.
         if self._run:
             self._hold(self._run)
             self._hold_averages(self._run)
-        return {**super().state_dict(), "masks": packed(self.masks), "plan": self.plan()}
+        return {**super().state_dict(), **self.pruner.state_dict(), "plan": self.plan()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        try:
-            self.masks, self._was = unpacked(state["masks"]), state["plan"]
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{self._name}: the checkpoint holds no readable masks; {error}") from error
+        self.pruner.load_state_dict(state)
 
     def match(self, event: Event, state: State) -> bool:
         if event == Event.BEFORE_FORWARD:
@@ -174,36 +142,28 @@ class Pruning(ForRecipes, Algorithm):
 
     def prune(self, masks: Masks, state: State, logger: Logger) -> None:
         """From here on, `masks` hold."""
-        collapse = set(collapsed(masks)) - (set(collapsed(self.masks)) if self.masks else set())
-        if collapse and dist.get_global_rank() == 0:
-            names = some([name for name in masks if name in collapse])
-            text = f"{self._name}: layer collapse, nothing is left of {names}; prune less, or layerwise"
-            warnings.warn(text, LayerCollapseWarning, stacklevel=2)
-        self._keep({name: _like(self.weights[name], mask) for name, mask in masks.items()})
-        self._hold_all(state)
+        self.pruner.prune(masks)
+        self.pruned(state, logger)
+
+    def pruned(self, state: State, logger: Logger) -> None:
+        """What is to be done when the pruner has new masks."""
+        self._hold_averages(state)
         self._unlogged = True
         logger.log_metrics({"pruning/density": self.share_left()})
 
-    def _keep(self, masks: Masks) -> None:
-        self.masks, self._bits = masks, {name: bits_of(mask) for name, mask in masks.items()}
-        digests = dist.all_gather_object(digest(self.masks))
-        if len(set(digests)) > 1:
-            raise RuntimeError(f"{self._name}: the ranks have chosen different masks; their weights have gone apart.")
-
     def _hold(self, state: State, event: Event | None = None) -> None:
-        apply_masks(self.weights, self._bits)
+        self.pruner.hold_weights()
 
     def _hold_averages(self, state: State, event: Event | None = None) -> None:
         for tensors in averages(state, event):
-            apply_masks(tensors, {name: bits for name, bits in self._bits.items() if name in tensors})
+            self.pruner.hold_in(tensors)
 
     def _hold_all(self, state: State, event: Event | None = None) -> None:
-        self._hold(state)
-        mask_optimizers(state.optimizers, self.weights, self._bits)
+        self.pruner.hold()
         self._hold_averages(state, event)
 
     def _hold_gradients(self, state: State, event: Event | None = None) -> None:
-        mask_gradients(self.weights, self._bits)
+        self.pruner.hold_gradients()
 
     @property
     def traced(self) -> bool:
@@ -253,8 +213,8 @@ class Pruning(ForRecipes, Algorithm):
             raise ValueError(f"{self._name} cannot share the masks with {', '.join(other)}; prune in one way.")
         if state.fsdp_config is not None or state.tp_config is not None:
             raise ValueError(f"{self._name} does not work on weights that FSDP or tensor parallelism split; use DDP.")
-        self.masks, self._bits, self.weights, self._multiply_adds = {}, {}, {}, None
-        self._run, self._traced, self._unlogged, self._was = state, False, False, {}
+        self.pruner.clear()
+        self._run, self._traced, self._unlogged, self._multiply_adds = state, False, False, None
         self.begin(state)
         # On the way out, algorithms run backwards: the last one masks gradients before another one clips them. On the
         # way in, it comes after EMA has brought the weights back that are trained.
@@ -262,22 +222,10 @@ class Pruning(ForRecipes, Algorithm):
         state.algorithms.append(self)
 
     def _check(self, state: State, logger: Logger) -> None:
-        try:
-            self.weights = prunable_weights(composer_model(state), **self._chosen)
-        except ValueError as error:
-            raise ValueError(f"{self._name}: {error}.") from error
-        by_default = tuple(self._chosen["include"]) == ("*",) and not self._chosen["exclude"]
-        dense = left_dense(composer_model(state), self.weights) if by_default else []
-        if dense and dist.get_global_rank() == 0:
-            text = f"{self._name} reaches less than half of the network's parameters, by default not {some(dense)}"
-            warnings.warn(f"{text}; include=[...] reaches others", MostlyDenseWarning, stacklevel=2)
+        self.pruner.bind(composer_model(state), state.optimizers)
         self.measure(state)
-        plan = self.plan()
-        if wrong := [f"{name}={was!r}" for name, was in self._was.items() if plan.get(name, was) != was]:
-            raise ValueError(f"{self._name}: the checkpoint's run had {some(wrong)}; go on as it was, or start anew.")
-        if self.masks:
-            self._verify()
-        elif state.timestamp.batch.value > 0 and self.is_due_before(state):
+        self.pruner.verify(self.plan())
+        if not self.masks and state.timestamp.batch.value > 0 and self.is_due_before(state):
             raise ValueError(
                 f"{self._name}: the checkpoint (or start), of batch {state.timestamp.batch.value}, holds no masks, as "
                 "it should; prune at that moment or later, load a checkpoint of a run like this, or its weights alone "
@@ -287,20 +235,8 @@ class Pruning(ForRecipes, Algorithm):
         # Not before: a checkpoint that has none would be told to lack it.
         state.algorithms.append(RequiredOnLoad(type(self).__qualname__))
 
-    def _verify(self) -> None:
-        """That the masks loaded are those of this model and of its weights."""
-        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        if wrong := [name for name in {**shapes, **self.masks} if shapes.get(name) != _shape(self.masks.get(name))]:
-            raise ValueError(
-                f"{self._name}: the checkpoint's masks do not fit the weights that are pruned here: {some(wrong)}; "
-                "include, exclude and classifier must be what they were."
-            )
-        self._keep({name: _like(weight, self.masks[name]) for name, weight in self.weights.items()})
-        if revived := _revived(self.weights, self.masks):
-            hint = f"what they prune is not 0 in {some(revived)}"
-            raise ValueError(f"{self._name}: the masks are not of these weights; {hint}.")
-
     def _start(self, state: State, logger: Logger) -> None:
+        self.pruner.optimizers = [*state.optimizers]  # which SAM has wrapped by now
         self.start(state)
 
     def _before(self, state: State, logger: Logger) -> None:
@@ -319,20 +255,6 @@ class Pruning(ForRecipes, Algorithm):
             values = {"compression_ratio": now.compression_ratio, "speedup": now.theoretical_speedup}
             logger.log_metrics({f"pruning/{name}": value for name, value in values.items() if math.isfinite(value)})
             self._unlogged = False
-
-
-def _revived(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[str]:
-    """The layers in which something pruned is not zero."""
-    return [name for name, mask in masks.items() if (weights[name].detach()[~mask] != 0).any()]
-
-
-def _like(weight: Tensor, mask: Tensor) -> Tensor:
-    """On the same device, and in the same memory format."""
-    return torch.empty_like(weight, dtype=torch.bool).copy_(mask)
-
-
-def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
-    return None if mask is None else tuple(mask.shape)
 
 
 _STEPS = {

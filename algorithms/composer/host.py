@@ -1,7 +1,5 @@
 """What the algorithms have in common as guests of the Composer Trainer."""
 
-import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +12,16 @@ from composer.algorithms import (
     SelectiveBackprop,
     SeqLengthWarmup,
 )
+from composer.algorithms import warnings as composers_warnings
 from composer.callbacks import EarlyStopper, MLPerfCallback, ThresholdStopper
-from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.core import Algorithm, Event, State, Time, Timestamp, TimeUnit
 from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
+
+from .. import validation
+from ..progress import COUNTS, Moment, Progress
+from ..progress import moment as neutral_moment
 
 # What these do follows the share of the whole run that is over, so that a part of it is not like a run of that length.
 BOUND_TO_THE_LENGTH = (
@@ -30,6 +33,10 @@ BOUND_TO_THE_LENGTH = (
     SWA,
 )
 UNITS = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.DURATION)
+
+
+class NoEffectWarning(validation.NoEffectWarning, composers_warnings.NoEffectWarning):
+    """A technique has changed nothing; whoever filters Composer's warnings, filters it too."""
 
 
 def bound_to_the_length(algorithm: Algorithm) -> bool:
@@ -122,48 +129,33 @@ def composer_model(state: State) -> ComposerModel:
 
 def moment(value: str | Time) -> Time | None:
     """A time string as a moment of the training, in ep, ba, sp, tok or dur; None for what is none."""
-    try:
-        time = Time.from_input(value)
-    except (ValueError, TypeError, RuntimeError):
-        return None
-    longest = 1 if time.unit == TimeUnit.DURATION else math.inf
-    return time if time.unit in UNITS and 0 <= time.value <= longest else None
+    found = neutral_moment(value)
+    return found and Time(found.value, found.unit)
+
+
+def moment_of(time: Time) -> Moment:
+    """The same in the words of the techniques, which know no host."""
+    return Moment(time.value, time.unit.value)
+
+
+def progress_of(state: State, now: Timestamp | None = None) -> Progress:
+    """How far the run has come, or how far it had at another time."""
+    now, length, batches = now or state.timestamp, state.max_duration, state.dataloader_len
+    return Progress(
+        **{name: int(getattr(now, name)) for name in COUNTS},
+        batches_per_epoch=None if batches is None else int(batches),
+        length=length and moment_of(length),
+    )
 
 
 def reached(state: State, time: Time) -> bool:
     """Whether so much of the training is over; within an epoch too, where the number of its batches is known."""
-    wanted = float(time.value)
-    return elapsed(state, time.unit) >= wanted * (
-        1 - 1e-9
-    )  # 0.3 of ten batches may come out as a little more than three
+    return progress_of(state).reached(moment_of(time))
 
 
 def elapsed(state: State, unit: TimeUnit) -> float:
     """How much of the training is over; epochs with their parts, where the number of their batches is known."""
-    if unit == TimeUnit.DURATION:
-        duration: Time = state.max_duration  # type: ignore[assignment]
-        return elapsed(state, duration.unit) / duration.value
-    over: float = state.timestamp.get(unit).value
-    if unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        over += state.timestamp.batch_in_epoch.value / int(state.dataloader_len)
-    return over
-
-
-class TrainingClock:
-    """Seconds of training: from asking for a batch to the end of its update, summed over all of them.
-
-    So neither evaluation nor checkpoints count, nor the replay of batches on resume. It is started at
-    BEFORE_DATALOADER and stopped at BATCH_END.
-    """
-
-    def __init__(self):
-        self.seconds, self._since = 0.0, 0.0
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self._since
+    return progress_of(state).elapsed(unit.value)
 
 
 def evaluated(state: State) -> dict[str, float]:
@@ -179,21 +171,12 @@ def evaluated(state: State) -> dict[str, float]:
 
 def in_batches(time: Time, state: State) -> float | None:
     """A time in ep, ba or dur as a number of batches; None where the data have no length, or do not tell yet."""
-    if time.unit == TimeUnit.DURATION:
-        whole = state.max_duration and in_batches(state.max_duration, state)
-        return None if whole is None else time.value * whole
-    if time.unit == TimeUnit.EPOCH:
-        return None if state.dataloader_len is None else time.value * int(state.dataloader_len)
-    return time.value if time.unit == TimeUnit.BATCH else None
+    return progress_of(state).in_batches(moment_of(time))
 
 
 def share_of_training(time: Time, state: State) -> float | None:
     """A moment as a share of `max_duration`, above 1 if it never comes; None where the units do not tell."""
-    whole: Time = state.max_duration  # type: ignore[assignment]
-    if time.unit == whole.unit:
-        return time.value / whole.value
-    batches, all_batches = in_batches(time, state), in_batches(whole, state)
-    return None if batches is None or all_batches is None else batches / all_batches
+    return progress_of(state).share(moment_of(time))
 
 
 class AlsoWhen:

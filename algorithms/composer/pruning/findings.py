@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
 from torch import Tensor
 
+from ...pruning.size import ModelSize, aligned
 from ..for_recipes import label
-from .size import ModelSize
 
 OF_SIZE = ("density", "compression_ratio", "theoretical_speedup")
 OF_LEVEL = ("level", "density", "batch", "batches", "samples", "seconds", "compression_ratio", "speedup")
@@ -61,7 +60,7 @@ def level_table(levels: Sequence[Mapping[str, Any]]) -> str:
         values = (_text(level.get(name), 4) for name in metrics)
         sizes = (_text(level[name], 2) for name in ("compression_ratio", "speedup"))
         rows.append((str(level["level"]), f"{level['density']:.2%}", *values, *sizes, f"{level['seconds']:.1f}"))
-    return tabulate(rows, tablefmt="plain", colalign=["right"] * len(rows[0]), disable_numparse=True)
+    return aligned(rows)
 
 
 def _text(value: float | None, digits: int) -> str:

@@ -1,0 +1,27 @@
+"""The techniques as classes for Composer's Trainer: at which of its events each of them acts."""
+
+from .blurpool import BlurPool
+from .channels_last import ChannelsLast
+from .cyclic import MultiplicativeCyclicScheduler
+from .distillation import Distillation
+from .label_smoothing import LabelSmoothing
+from .labelled_positions import LabelledPositions
+from .mixup import MixUp
+from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
+from .snapshots import Snapshots
+from .tradeoff_curve import TradeoffCurve
+
+__all__ = [
+    "BlurPool",
+    "ChannelsLast",
+    "Distillation",
+    "LabelSmoothing",
+    "LabelledPositions",
+    "LotteryTicket",
+    "MagnitudePruning",
+    "MixUp",
+    "MultiplicativeCyclicScheduler",
+    "PruneAtInit",
+    "Snapshots",
+    "TradeoffCurve",
+]

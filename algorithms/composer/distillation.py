@@ -1,0 +1,194 @@
+"""Distillation in a run of Composer's Trainer."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from composer.core import Event, Precision, State, Time, get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.batch_helpers import batch_get
+from torch import Tensor
+
+from ..batches import labels_key
+from ..distillation import Distiller, Loss, Teachers, add_distillation, minimised, stands_by_position
+from ..labelled_positions import Labelled
+from ..targets import IGNORED
+from .bases import RandomAlgorithm
+from .for_recipes import ForRecipes, Supply
+from .host import NoEffectWarning, composer_model, progress_of
+from .teachers import teacher_on_batches
+
+
+def _of_distiller(name: str) -> Any:
+    return property(
+        lambda self: getattr(self.distiller, name), lambda self, value: setattr(self.distiller, name, value)
+    )
+
+
+class Distillation(ForRecipes, RandomAlgorithm):
+    """Add a loss that draws the student's logits to its teachers'.
+
+    Args:
+        teachers: one or several networks or `ComposerModel`s, which are taken over: frozen, in evaluation mode, on the
+            student's device; or Hugging Face folders. `load_teacher` reads checkpoints and safetensors.
+        teachers_per_step: how many are drawn at each step; None: all. Of several, logits are averaged.
+        base_weight, distillation_weight: of the loss that there is without teachers, and of distillation.
+        loss: "kl" with `temperature`, "mse" of the logits, or a function of the student's and the teachers' logits
+            `(R, C)`, a row for each sample, or for each position with a label where each position has one.
+        temperature: what logits are divided by before the softmax, above 0.
+        start, end: when to distill, as time strings: `start <= elapsed < end`. Before and after, the loss is the plain
+            one, unweighted. Once an end within the training is reached it is over for good, and the teachers' memory is
+            released.
+        ignore_index: the label of positions that are not taught, where each position has a label.
+        common_classes: where the numbers of outputs differ, as for one tokenizer with another padding, teach the first
+            ones, which all have; by default a difference is an error.
+        input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
+            that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
+        teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
+            stay as they are, and arithmetic follows the student's precision.
+        compile: compile the teachers.
+        offload: keep teachers on the CPU while they are not asked.
+
+    The draw is a function of the run's seed and the batch's number: common to all ranks and microbatches, and no global
+    generator moves. Nothing of the teachers is in the student's model, optimizer or checkpoint. Beside FSDP each rank
+    holds the teachers whole.
+
+    Each step that distills logs, as means over the batch of all ranks that stay on the device, `loss/train/plain`, the
+    loss without teachers, and `loss/train/distillation`, what is added: with `distillation_weight`, which
+    `base_weight * loss/train/plain` complements to `loss/train/total`.
+
+    Raises ValueError before the first step where a teacher has another number of classes than the student.
+    """
+
+    steps: ClassVar = {
+        Event.INIT: "_meet",
+        Event.FIT_START: "_meet",  # again, when it has its memory format
+        Event.BATCH_START: "_choose",
+        Event.BEFORE_TRAIN_BATCH: "_restart",
+        Event.BEFORE_BACKWARD: "_distill",
+        Event.AFTER_TRAIN_BATCH: "_log",
+        Event.BATCH_END: "_finish",
+        Event.FIT_END: "_warn",
+    }
+
+    supplied: ClassVar = {"teachers": Supply.NETWORKS}
+
+    teachers, drawn, start, end = map(_of_distiller, ("teachers", "drawn", "start", "end"))
+    teachers_per_step, loss, temperature = map(_of_distiller, ("teachers_per_step", "loss", "temperature"))
+    base_weight, distillation_weight = map(_of_distiller, ("base_weight", "distillation_weight"))
+    common_classes, _seed = map(_of_distiller, ("common_classes", "seed"))
+
+    def __init__(
+        self,
+        teachers: Teachers,
+        teachers_per_step: int | None = None,
+        base_weight: float = 0.1,
+        distillation_weight: float = 0.9,
+        loss: Loss = "kl",
+        temperature: float = 4.0,
+        start: str | Time = "0dur",
+        end: str | Time = "1dur",
+        input_key: str | int | tuple[Callable, Callable] | Any = 0,
+        target_key: str | int | tuple[Callable, Callable] | Any = 1,
+        teacher_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+        compile: bool = False,
+        offload: bool = False,
+        ignore_index: int = IGNORED,
+        common_classes: bool = False,
+    ):
+        self.distiller = Distiller(
+            teachers,
+            teachers_per_step,
+            base_weight,
+            distillation_weight,
+            loss,
+            temperature,
+            str(start),
+            str(end),
+            teacher_dtype=teacher_dtype,
+            compile=compile,
+            offload=offload,
+            ignore_index=ignore_index,
+            common_classes=common_classes,
+            make=partial(teacher_on_batches, input_key=input_key, target_key=target_key),
+        )
+        self.target_key = target_key
+        self._labelled, self._tokens = Labelled(ignore_index), False
+        self._parts: Tensor | None = None  # of the loss; see `_noted`
+        self._logged = -1
+
+    @property
+    def bound_to_the_length(self) -> bool:
+        """Whether what it does follows how much of the whole run is over."""
+        return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
+
+    def __repr__(self) -> str:
+        return f"Distillation(teachers={self.distiller.count}, teachers_per_step={self.teachers_per_step})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | self.distiller.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.distiller.load_state_dict(state)
+
+    def _meet(self, state: State, logger: Logger) -> None:
+        self.distiller.meet(state.model)
+
+    def _choose(self, state: State, logger: Logger) -> None:
+        self.distiller.begin(progress_of(state))
+        labels = self._labels(state.batch)
+        self._tokens = stands_by_position(labels)
+        if labels is not None and self._tokens and self.distiller.asks:
+            self._labelled.start(labels, bool(getattr(composer_model(state), "shift_labels", False)))
+
+    def _restart(self, state: State, logger: Logger) -> None:
+        self._labelled.restart()
+        self._parts = None
+
+    def _distill(self, state: State, logger: Logger) -> None:
+        if not self.distiller.asks:
+            return
+        labels = self._labels(state.batch)
+        index = self._labelled.next(labels) if labels is not None and self._tokens else None
+        precision = partial(get_precision_context, state.precision, state.precision_config)
+        distilled = self.distiller.distilled(state.outputs, state.batch, labels, index, precision)
+        if distilled is not None:
+            distilled = self._noted(distilled, state.loss)
+            state.loss = add_distillation(state.loss, distilled, self.base_weight, self.distillation_weight)
+
+    def _noted(self, distilled: Tensor, loss: Any) -> Tensor:
+        """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
+        if self._parts is None:
+            self._parts = torch.zeros(2, device=distilled.device, requires_grad=True)
+        parts = torch.stack([minimised(loss), self.distillation_weight * distilled]).detach().float()
+        return distilled + (self._parts * parts).sum()
+
+    def _log(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        if self._parts is None or self._parts.grad is None or step == self._logged:  # an optimizer's second pass
+            return
+        parts = self._parts.grad.detach() / self.distillation_weight
+        if state.precision == Precision.AMP_FP16 and state.scaler is not None:
+            parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
+        dist.all_reduce(parts)
+        plain, distilled = parts / dist.get_world_size()
+        logger.log_metrics({"loss/train/plain": plain, "loss/train/distillation": distilled})  # type: ignore[dict-item]
+        self._logged = step
+
+    def _finish(self, state: State, logger: Logger) -> None:
+        self.distiller.rest()
+        self.distiller.is_over(progress_of(state))  # an evaluation, which may come now, needs no teachers
+
+    def _warn(self, state: State, logger: Logger) -> None:
+        if not (self.distiller.began or self.distiller.over):
+            warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
+
+    def _labels(self, batch: Any) -> Tensor | None:
+        try:
+            labels = None if isinstance(batch, Tensor) else batch_get(batch, labels_key(batch, self.target_key))
+        except (KeyError, IndexError, AttributeError):  # a batch without labels
+            return None
+        return labels if isinstance(labels, Tensor) else None

@@ -1,0 +1,168 @@
+"""Snapshots of a run of Composer's Trainer."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from composer.algorithms import EMA
+from composer.core import Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.checkpoint import save_checkpoint
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..checkpoints import some
+from ..progress import Moment
+from ..snapshots import SnapshotWriter, copied_weights
+from ..validation import check
+from ..whole_files import written_whole
+from .bases import EventAlgorithm
+from .for_recipes import Folder, ForRecipes
+from .host import composer_model, progress_of
+
+
+class Snapshots(ForRecipes, EventAlgorithm):
+    """Keep the network's weights and buffers at these moments, as the updates before them have left it.
+
+    Whatever another algorithm changes at the next update's beginning, such as what it prunes there, comes later; what
+    EMA averages is left out. A file is written whole or not at all, before any checkpoint of the same moment, so that a
+    run which goes on after a kill has every one of them, as the uninterrupted run does. A moment in samples, tokens or
+    dur that lies within a batch is that batch's end.
+
+    The files are `ba500.safetensors` and so on, by the number of updates; `find_snapshot` knows them by moment too.
+
+    Args:
+        at: moments of the whole run in ep, ba, sp, tok or dur; `0ba` is before the first update, `1dur` the end.
+        full: keep beside each a checkpoint of Composer's (`ba500.pt`) with optimizers, generators and the state of the
+            algorithms, from which a run goes on bit for bit.
+        save_folder: where; by default in `{run_name}/snapshots`, as Composer's checkpoints are in theirs.
+    """
+
+    steps: ClassVar = {
+        Event.INIT: "_begin",
+        Event.AFTER_LOAD: "_come_last",
+        Event.FIT_START: "_start",
+        Event.BATCH_END: "_end_batch",
+        Event.EPOCH_END: "_keep",
+        Event.BATCH_CHECKPOINT: "_keep_full",
+        Event.EPOCH_CHECKPOINT: "_keep_full",
+        Event.FIT_END: "_finish",
+    }
+    supplied: ClassVar = {"save_folder": Folder(name="snapshots")}
+
+    def __init__(self, at: Sequence[str], full: bool = False, save_folder: str | None = None):
+        check("Snapshots", "save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
+        self._writer = SnapshotWriter(save_folder or "", at, owner="Snapshots")
+        self.full, self.save_folder = full, save_folder
+        self._resumes, self._written = False, -1
+
+    @property
+    def at(self) -> dict[str, Moment]:
+        return self._writer.at
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """The batch of each moment."""
+        return self._writer.kept
+
+    def __repr__(self) -> str:
+        return f"Snapshots(at={[*self.at]!r}, full={self.full!r}, save_folder={self.save_folder!r})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self._writer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._writer.load_state_dict(state)
+        self._resumes = True
+
+    def _begin(self, state: State, logger: Logger) -> None:
+        if state.fsdp_config is not None or state.tp_config is not None:
+            raise ValueError("Snapshots does not keep weights that FSDP or tensor parallelism split; use DDP.")
+        folder = self.save_folder or f"{state.run_name}/snapshots"
+        self._writer = SnapshotWriter(folder, [*self.at], owner="Snapshots")
+        self._resumes, self._written = False, -1
+
+    def _come_last(self, state: State, logger: Logger) -> None:
+        """Whatever others, such as masks, make of the weights at the same event is then kept."""
+        state.algorithms.remove(self)
+        state.algorithms.append(self)
+
+    def _start(self, state: State, logger: Logger) -> None:
+        gone = self._resumes and not _ends_epoch(state)
+        if not self._resumes:
+            self._writer.note(progress_of(state, state.previous_timestamp).counts)
+        self._writer.begin(composer_model(state).state_dict(), progress_of(state), gone)
+        if not self._resumes:
+            self._keep(state, logger)
+            self._keep_full(state, logger)
+
+    def _end_batch(self, state: State, logger: Logger) -> None:
+        """At the end of an epoch, others may still change the weights."""
+        if _ends_epoch(state):
+            self._writer.note(progress_of(state).counts)
+        else:
+            self._keep(state, logger)
+
+    def _keep(self, state: State, logger: Logger) -> None:
+        def weights() -> dict[str, Tensor]:
+            with _trained(state):
+                return copied_weights(composer_model(state))
+
+        shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
+        self._writer.keep(weights, progress_of(state), seed=state.rank_zero_seed, shift=int(shift))
+
+    def _keep_full(self, state: State, logger: Logger) -> None:
+        now = state.timestamp.batch.value
+        if not self.full or _ends_epoch(state) or now == self._written or now not in self.kept.values():
+            return
+        self._written = now
+        with (
+            _trained(state),
+            _untouched_before_updates(state.optimizers),
+            written_whole(self._writer.file(now).with_suffix(".pt"), here=_is_first()) as file,
+        ):
+            # It fills in braces.
+            save_checkpoint(state, str(file).replace("{", "{{").replace("}", "}}"))
+
+    def _finish(self, state: State, logger: Logger) -> None:
+        if (missing := self._writer.missing) and _is_first():
+            text = f"the training has ended after {state.timestamp.batch}, before {some(missing)}"
+            warnings.warn(f"Snapshots: {text}.", stacklevel=2)
+
+
+def _is_first() -> bool:
+    return dist.get_global_rank() == 0
+
+
+def _ends_epoch(state: State) -> bool:
+    """Whether the batch was the epoch's last, whose end is still to come."""
+    return state.dataloader_len is not None and state.timestamp.batch_in_epoch == int(state.dataloader_len)
+
+
+@contextmanager
+def _untouched_before_updates(optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """To save an optimizer that has made no update, torch has it make one without gradients, of which nothing stays."""
+    fresh = [optimizer for optimizer in optimizers if not optimizer.state]
+    options = [[{**group, "params": [*group["params"]]} for group in optimizer.param_groups] for optimizer in fresh]
+    yield
+    for optimizer, groups in zip(fresh, options, strict=True):
+        optimizer.state.clear()
+        for group, was in zip(optimizer.param_groups, groups, strict=True):
+            group.update(was)
+
+
+@contextmanager
+def _trained(state: State) -> Iterator[None]:
+    """The model holds the trained weights, also where EMA has put its averages in their place for a checkpoint."""
+    swapped = [
+        algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA) and algorithm.ema_weights_active
+    ]
+    for ema in swapped:
+        ema._ensure_training_weights_active(state)
+    try:
+        yield
+    finally:
+        for ema in swapped:
+            ema._ensure_ema_weights_active(state)

@@ -1,0 +1,27 @@
+"""Which of the processes that train together this one is, by torch.distributed; one that trains alone is the first."""
+
+from typing import Any
+
+from torch import distributed
+
+
+def rank() -> int:
+    """Returns the number of this process among all, from 0."""
+    return distributed.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """Returns how many processes train together."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """Returns what every process gives here, in the order of their ranks; the same on all of them."""
+    values = [value] * world_size()
+    if _together():
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
