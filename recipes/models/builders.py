@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 import torchvision
-from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from composer.metrics import LanguageCrossEntropy
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from ..config.lookup import nearest
 from ..data.checks import check_hub_name, check_least
 from .classifier import Loss, classifier
-from .metrics import MetricName, build_metrics
+from .metrics import MaskedAccuracy, MetricName, build_metrics
 from .pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
 
 # Composer warns of it at every model, and a study builds hundreds; whoever wants it in checkpoints names one.

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
+from composer.metrics import CrossEntropy
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
 
 from accelerando.algorithms.targets import dense_targets
 
 from ..data.facts import Facts
+from .metrics import MulticlassAccuracy
 
 Loss = Literal["cross_entropy", "bce"]
 
@@ -21,10 +23,17 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class ImageClassifier(ComposerClassifier):
-    """A classifier that says which images it takes, as far as its modules do not."""
+    """A classifier that says which images it takes, as far as its modules do not.
+
+    Its metrics are not among its modules, all of which Composer puts into another mode and back to take them.
+    """
 
     def __init__(self, module: nn.Module, num_classes: int, loss_fn: Callable[..., Tensor], takes: Facts):
-        super().__init__(module, num_classes=num_classes, loss_fn=loss_fn)
+        trained, evaluated = (
+            {type(metric).__name__: metric for metric in metrics}
+            for metrics in ([MulticlassAccuracy(num_classes)], [CrossEntropy(), MulticlassAccuracy(num_classes)])
+        )
+        super().__init__(module, num_classes, trained, evaluated, loss_fn)  # type: ignore[arg-type]
         self.takes = takes
 
 

@@ -1,0 +1,96 @@
+"""Metrics beside torchmetrics' and Composer's of the same names: the same values, without a look at the device."""
+
+import composer.metrics
+import pytest
+import torch
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerClassifier
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy as Torchmetrics
+
+from accelerando.algorithms import LabelledPositions, LabelSmoothing, MixUp
+from accelerando.recipes.data.facts import Facts
+from accelerando.recipes.models.classifier import ImageClassifier
+from accelerando.recipes.models.metrics import MaskedAccuracy, MulticlassAccuracy
+from tiny import CLASSES, loader, masked_lm, network, token_loader, trainer
+
+
+def test_accuracy_is_that_of_torchmetrics():
+    ours, theirs = MulticlassAccuracy(5), Torchmetrics(5, average="micro", validate_args=False)
+    for rows in (1, 7, 64):
+        logits, labels = torch.randn(rows, 5).round(), torch.randint(5, (rows,))  # ties are frequent
+        labels[1:3] = -100
+        for metric in (ours, theirs):
+            metric.update(logits, labels)
+        assert torch.equal(ours.compute(), theirs.compute())
+    ours.reset()
+    ours.update(torch.eye(5)[:2], torch.tensor([0, 3]))
+    assert ours.compute() == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_accuracy_of_nothing_is_that_of_torchmetrics():
+    assert MulticlassAccuracy(5).compute() == Torchmetrics(5, average="micro").compute() == 0
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3,)), ((3, 5), (3, 5)), ((3, 5), (2,)), ((3, 5, 2), (3, 2))])
+def test_accuracy_refuses_other_shapes(shapes):
+    logits, labels = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(ValueError, match=r"MulticlassAccuracy got outputs .* expected logits \(N, 5\) and classes"):
+        MulticlassAccuracy(5).update(logits, labels)
+
+
+def test_accuracy_moves_with_its_device():
+    metric = MulticlassAccuracy(5).to("meta")
+    assert metric.counts.device.type == metric.device.type == "meta"
+    metric.reset()
+    assert metric.counts.device.type == "meta"
+
+
+def test_masked_accuracy_is_that_of_composer():
+    ours, theirs = MaskedAccuracy(), composer.metrics.MaskedAccuracy()
+    for labelled in (0.0, 0.3, 1.0):
+        logits, labels = torch.randn(4, 6, 9).round(), torch.randint(9, (4, 6))
+        labels[torch.rand(4, 6) >= labelled] = -100
+        for metric in (ours, theirs):
+            metric.update(logits, labels)
+    assert torch.equal(ours.compute(), theirs.compute()) and ours.total > 24
+
+
+@pytest.mark.parametrize("metric", [MulticlassAccuracy(5), MaskedAccuracy()], ids=lambda metric: type(metric).__name__)
+def test_an_update_asks_nothing_of_the_device(metric):
+    """Fake tensors hold nothing that could be looked at."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        metric.update(torch.randn(8, 5), torch.randint(5, (8,)))
+
+
+def logged(model, algorithms, **options):
+    """The training metrics of every batch, and of every end of an epoch."""
+    log = InMemoryLogger()
+    trainer(algorithms, model=model, loggers=log, device_train_microbatch_size=3, **options).fit()
+    names = [name for name in log.data if name.startswith("metrics/train/")]
+    return {name: [float(value) for _, value in log.data[name]] for name in names}
+
+
+BESIDE = [lambda: [], lambda: [MixUp(0.4)], lambda: [LabelSmoothing(0.2)], lambda: [MixUp(0.4), LabelSmoothing(0.2)]]
+
+
+@pytest.mark.parametrize("algorithms", BESIDE, ids=["alone", "MixUp", "LabelSmoothing", "both"])
+def test_a_classifier_logs_what_composers_logs(algorithms):
+    ours = ImageClassifier(network(), CLASSES, F.cross_entropy, Facts())
+    theirs = ComposerClassifier(network(), num_classes=CLASSES, loss_fn=F.cross_entropy)
+    options = {"train_dataloader": loader(), "eval_dataloader": loader()}
+    found, expected = (logged(model, algorithms(), **options) for model in (ours, theirs))
+    assert found == expected and len(found["metrics/train/MulticlassAccuracy"]) == 2 * 4 + 2
+
+
+@pytest.mark.parametrize("algorithms", [lambda: [], lambda: [LabelledPositions()]], ids=["alone", "LabelledPositions"])
+def test_a_masked_lm_logs_what_composers_logs(algorithms):
+    def run(metric):
+        model = masked_lm()
+        model.train_metrics = {"MaskedAccuracy": metric}
+        return logged(model, algorithms(), train_dataloader=token_loader())
+
+    found, expected = run(MaskedAccuracy()), run(composer.metrics.MaskedAccuracy())
+    assert found == expected and len(found["metrics/train/MaskedAccuracy"]) == 2 * 4 + 2
