@@ -1,0 +1,67 @@
+"""Snapshots of a training by Hugging Face's Trainer."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from .. import ranks
+from ..checkpoints import some
+from ..progress import Moment
+from ..snapshots import SnapshotWriter
+from .host import Run, Technique, counted
+
+
+class Snapshots(Technique):
+    """Keeps the model's weights and buffers at these moments, as the updates before them have left it.
+
+        Trainer(model, args, callbacks=[Snapshots(["0ba", "500ba", "1dur"])], ...)
+
+    Whatever is changed at the next update's beginning, such as what PruneAtInit prunes there, comes later. The files
+    are `ba500.safetensors` and so on, by the number of updates; `find_snapshot` knows them by moment too.
+
+    Args:
+        at: moments of the training in ep, ba (updates) or dur; `0ba` is before the first update, `1dur` the end.
+        full: keep beside each (`ba500.pt`) the states of "optimizer", "scheduler" and the first rank's generators,
+            which `Snapshot.restore(model, optimizer=..., scheduler=...)` brings back.
+        save_folder: where; by default in `{output_dir}/snapshots`.
+    """
+
+    def __init__(self, at: Sequence[str], full: bool = False, save_folder: str | None = None):
+        self._writer = SnapshotWriter(save_folder or "", at, owner=self.name)
+        counted(self.name, self.at.values())
+        self.full, self.save_folder = full, save_folder
+
+    @property
+    def at(self) -> dict[str, Moment]:
+        return self._writer.at
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """The update of each moment."""
+        return self._writer.kept
+
+    def begin(self, run: Run) -> None:
+        folder = self.save_folder or Path(run.args.output_dir, "snapshots")
+        full = {"optimizer": run.optimizer, "scheduler": run.scheduler} if self.full else None
+        self._writer = SnapshotWriter(folder, [*self.at], full=full, owner=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._writer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._writer.load_state_dict(state)
+
+    def start(self, run: Run) -> None:
+        self._writer(run.model, run.progress())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+        assert self.run
+        self._writer(self.run.model, self.run.progress())
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+        if (missing := self._writer.missing) and ranks.rank() == 0:
+            text = f"the training has ended after {state.global_step}ba, before {some(missing)}"
+            warnings.warn(f"{self.name}: {text}.", stacklevel=2)
