@@ -1,39 +1,78 @@
-# Everything lives in .venv; delete it to start anew. PYTHON names another interpreter (3.10 to 3.12), INSTALL=
-# installs the built wheel in place of the checkout.
+# Everything lives in .venv and its likes; delete them to start anew. PYTHON names another interpreter (3.10 to 3.12),
+# INSTALL= installs the built wheel in place of the checkout, TORCH=latest brings today's torch in place of Composer's.
 PYTHON ?= python3
 INSTALL ?= --editable
-BIN := .venv/bin
+VENV := .venv$(TORCH:%=-%)
+BIN := $(VENV)/bin
 
-.PHONY: demo test test-programs check benchmark clean
+.PHONY: demo test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
-demo: .venv/ready
+demo: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/composer -n 1 -m accelerando.recipes.study digits/tradeoff.yaml \
 		run_name=demo study.tradeoff.seeds=[17,18] max_duration=16ep
 
-test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+test: $(VENV)/ready
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --ignore tests/hosts
 
 # What starts many programs, such as studies as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
-test-programs: .venv/ready
+test-programs: $(VENV)/ready
 	$(BIN)/python -m pytest -m programs
 
-check: .venv/ready
+# What needs no Composer, where there is none: loops of one's own, Lightning, Hugging Face, on the newest torch.
+test-hosts: .venv-hosts/ready test-llm-foundry
+	.venv-hosts/bin/python -m pytest --numprocesses 2 --dist loadgroup --ignore tests/hosts/test_llm_foundry.py \
+		tests/hosts $(WITHOUT_COMPOSER)
+
+WITHOUT_COMPOSER := tests/test_examples.py tests/test_package.py tests/algorithms/test_progress.py
+
+# llm-foundry pins what nothing else here bears, down to the version of fsspec.
+test-llm-foundry: .venv-llmfoundry/ready
+	.venv-llmfoundry/bin/python -m pytest tests/hosts/test_llm_foundry.py
+
+check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/accelerando
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-benchmark: .venv/ready
+benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/loop.py
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt $(INSTALL) '.[dev]'
+# Eight minutes on one GPU; what it finds is in benchmarks/gpu.NAME.txt.
+benchmark-gpu: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu.py
+
+.venv/ready: WHAT = --constraint constraints/composer.txt $(INSTALL) '.[dev]'
+# Nothing is pinned here: this tells what a user gets today. The overrides are what Composer's metadata do not allow.
+.venv-latest/ready: WHAT = $(OVERRIDES:%=--override %) $(INSTALL) '.[dev]'
+.venv-hosts/ready: WHAT = --constraint constraints/hosts.txt $(INSTALL) '.[lightning,transformers,tests]'
+.venv-llmfoundry/ready: WHAT = --constraint constraints/llmfoundry.txt --override $(firstword $(OVERRIDES)) \
+	$(INSTALL) '.[llmfoundry,tests]'
+OVERRIDES := constraints/overrides/torch.txt constraints/overrides/transformers.txt
+
+.venv/ready: constraints/composer.txt
+.venv-latest/ready: $(OVERRIDES)
+.venv-hosts/ready: constraints/hosts.txt
+.venv-llmfoundry/ready: constraints/llmfoundry.txt $(OVERRIDES)
+.venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python $(WHAT)
 	touch $@
 
+# Pins the newest of everything again, for every Python.
+constraints: FLAGS = --quiet --upgrade --universal --python-version 3.10 --no-header --no-annotate
+constraints: COMPILE = $(BIN)/uv pip compile $(FLAGS) pyproject.toml
+constraints: $(VENV)/ready
+	$(COMPILE) --extra dev --output-file constraints/composer.txt
+	$(COMPILE) --extra lightning --extra transformers --extra tests --output-file constraints/hosts.txt
+	$(COMPILE) --extra llmfoundry --extra tests --override $(firstword $(OVERRIDES)) \
+		--output-file constraints/llmfoundry.txt
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-* build *.egg-info
