@@ -21,17 +21,13 @@ import torchvision
 from composer import Algorithm, Callback, ComposerModel, Event, State, Trainer
 from composer.core import get_precision_context
 from composer.models import ComposerClassifier, HuggingFaceModel
-from harness import hardware, keep_memory, measure, report, resident, versions, wait
+from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
+from plain import BASE, LENGTH, SMALL, masked_lm, sentences
 from torch.nn import functional as F
-from transformers import BertConfig, BertForMaskedLM
 
 from accelerando.algorithms import ChannelsLast, Distillation, LabelledPositions, distillation_kl
 
 TEACHERS = 8
-VOCABULARY, LENGTH = 30522, 128
-# BERT-base, or what a probe on two CPU cores can bear.
-BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 
 
 class EveryPosition(Algorithm):
@@ -90,13 +86,7 @@ def resnet() -> ComposerClassifier:
 
 
 def bert(sizes: dict[str, Any]) -> HuggingFaceModel:
-    return HuggingFaceModel(BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)))
-
-
-def sentences(count: int) -> dict[str, torch.Tensor]:
-    ids = torch.randint(VOCABULARY, (count, LENGTH))
-    labels = ids.masked_fill(torch.rand(count, LENGTH) >= 0.15, -100)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return HuggingFaceModel(masked_lm(sizes))
 
 
 def how_many_teachers(
@@ -166,12 +156,12 @@ def labelled_positions(given: argparse.Namespace) -> None:
         f"with the student's head too: distilled / plain {both / plain:.3f}",
     )
     print("  peak memory of a step, beside weights, optimizer and teacher (a process for each)")
-    peaks = {name: peak_memory(name) for name in MLM}
+    peaks = {name: peak_memory_of(name) for name in MLM}
     for name, peak in peaks.items():
         print(f"  {name:{max(map(len, MLM))}}  {peak / 2**20:10.0f} MiB  {peak / peaks['plain']:7.3f} x plain")
 
 
-def peak_memory(name: str) -> int:
+def peak_memory_of(name: str) -> int:
     """Bytes, measured in a process of its own: this one's peak has been reached before."""
     done = subprocess.run([sys.executable, *sys.argv, "--memory-of", name], capture_output=True, text=True)
     if done.returncode:
@@ -183,14 +173,7 @@ def print_peak_memory(given: argparse.Namespace) -> None:
     step = mlm_step(given.memory_of, given)
     if given.device.type == "cuda":
         step()  # makes the optimizer's state, and moves the teacher
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        print(torch.cuda.max_memory_allocated() - before)
-        return
-    before = resident("VmRSS")
-    step()
-    print(resident("VmHWM") - before)
+    print(peak_memory(step, given.device))
 
 
 def main() -> None:

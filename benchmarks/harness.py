@@ -1,14 +1,20 @@
 """What the benchmarks share: arms taken in turn within one run, medians, and what they ran on."""
 
+import math
 import os
 import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-import composer
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # glibc returns big blocks to the system at once, and then the time of page faults drowns that of the arms.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
@@ -20,21 +26,41 @@ def keep_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
 
 
-def measure(arms: Mapping[str, Callable[[], object]], runs: int, device: torch.device) -> dict[str, float]:
+class Medians(dict[str, float]):
+    """Seconds by arm, and over how many rounds."""
+
+    rounds = 0
+
+
+def measure(
+    arms: Mapping[str, Callable[[], object]], runs: int, device: torch.device, seconds: float = math.inf
+) -> Medians:
     """Median seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once.
 
+    Where that would take more than `seconds`, by how long the second round took, there are fewer rounds: 3 at least.
     An arm that returns a float has taken its time itself.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for round in range(runs + 2):
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    begun = time.perf_counter()
+    last = begun
+    for _ in range(2):
+        last = time.perf_counter()
+        for arm in arms.values():
+            arm()
+            wait(device)
+    now = time.perf_counter()
+    if seconds < math.inf:
+        runs = min(runs, max(3, int((seconds - (now - begun)) / (now - last))))
+    for _ in range(runs):
         for name, arm in arms.items():
             wait(device)
             start = time.perf_counter()
-            taken = arm()
+            own = arm()
             wait(device)
-            if round >= 2:
-                seconds[name].append(taken if isinstance(taken, float) else time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            taken[name].append(own if isinstance(own, float) else time.perf_counter() - start)
+    medians = Medians({name: statistics.median(values) for name, values in taken.items()})
+    medians.rounds = runs
+    return medians
 
 
 def wait(device: torch.device) -> None:
@@ -42,8 +68,8 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def report(title: str, medians: Mapping[str, float], baseline: str, notes: str = "") -> None:
-    print(f"\n{title}")
+def report(title: str, medians: Medians, baseline: str, notes: str = "") -> None:
+    print(f"\n{title}; medians of {medians.rounds} rounds")
     width = max(map(len, medians))
     for name, median in medians.items():
         print(f"  {name:{width}}  {median * 1e3:10.3f} ms   {median / medians[baseline]:7.3f} x {baseline}")
@@ -60,10 +86,73 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> str:
-    return f"Python {platform.python_version()}, torch {torch.__version__}, Composer {composer.__version__}"
+    names = {"torch": "torch", "torchvision": "torchvision", "transformers": "transformers", "mosaicml": "Composer"}
+    return ", ".join([f"Python {platform.python_version()}", *(f"{names[n]} {_version(n)}" for n in names)])
+
+
+@cache
+def missing(module: str) -> str:
+    """Why it cannot be imported, or ""."""
+    try:
+        import_module(module)
+    except Exception as error:  # of whatever kind, in what it imports itself
+        return f"{module} cannot be imported ({type(error).__name__}: {error})"
+    return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def resident(which: str) -> int:
     """Bytes of this process in memory: VmRSS now, VmHWM at most so far. (`ru_maxrss` may be the parent's.)"""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `run` takes at most, beside those in use before; on a CPU, of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make a host wait for what a tensor on a device holds, on whatever device."""
+
+    NAMES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name().startswith(self.NAMES)
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(run: Callable[[], object], device: torch.device) -> int:
+    """How often the host waits for the device during `run`: by CUDA's own account, and elsewhere by operations."""
+    if device.type != "cuda":
+        with HostReads() as reads:
+            run()
+        return reads.count
+    wait(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(each.message) for each in caught)

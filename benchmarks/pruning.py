@@ -10,6 +10,7 @@ checkpoint; scores of SNIP, GraSP and SynFlow beside their formulas.
 import argparse
 import copy
 import io
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-import torchvision
-from harness import hardware, keep_memory, measure, report, resident, versions, wait
+from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
+from plain import vision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -31,7 +32,7 @@ from accelerando.algorithms.pruning.masks import Masks, packed
 
 DENSITY = 0.2
 NETWORKS = ("ResNet-50", "BERT-base")
-PARAMETERS = {"ResNet-50": 25_557_032, "BERT-base": 109_482_240}  # of the whole networks
+PARAMETERS = {"ShuffleNet": 1_366_792, "ResNet-50": 25_557_032, "BERT-base": 109_482_240}  # of the whole networks
 # glibc returns what is freed at once, so that the resident set is what is in use, and no memory is counted twice.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -46,8 +47,8 @@ def claim(what: str, figure: float, bound: float, at_least: bool = False) -> Non
 
 def weights_of(network: str, device: torch.device) -> Weights:
     torch.manual_seed(0)
-    if network == "ResNet-50":
-        return prunable_weights(torchvision.models.resnet50().to(device))
+    if network != "BERT-base":
+        return prunable_weights(vision(network).to(device))
     # Query, key, value, output and the two of the feed-forward part in each of twelve layers, and the pooler.
     shapes = 12 * [*4 * [(768, 768)], (3072, 768), (768, 3072)] + [(768, 768)]
     return {str(i): nn.Parameter(torch.randn(shape, device=device) * 0.02) for i, shape in enumerate(shapes)}
@@ -70,7 +71,7 @@ def select_by_torch(layers: Mapping[str, Layer]) -> None:
 
 
 def selection(given: argparse.Namespace) -> None:
-    for network in NETWORKS:
+    for network in given.networks:
         weights = weights_of(network, given.device)
         found: dict[str, Mapping[str, Tensor]] = {}
 
@@ -87,7 +88,7 @@ def selection(given: argparse.Namespace) -> None:
             found["torch"] = {name: layer.get_buffer("weight_mask") for name, layer in layers.items()}
             return seconds
 
-        medians = measure({"ours": ours, "torch": theirs}, given.runs, given.device)
+        medians = measure({"ours": ours, "torch": theirs}, given.runs, given.device, given.seconds)
         count = sum(weight.numel() for weight in weights.values())
         differing = compare(weights, found["ours"], found["torch"])
         equal = f"but for {differing} of the very magnitude of the threshold" if differing else "in all of them"
@@ -98,7 +99,7 @@ def selection(given: argparse.Namespace) -> None:
             f"the same masks {equal}",
         )
         found.clear()
-        peaks = {arm: peak_memory(network, arm, given.device) / (4 * count) for arm in ("ours", "torch")}
+        peaks = {arm: peak_memory_of(network, arm, given) / (4 * count) for arm in ("ours", "torch")}
         claim("time, torch / ours", medians["torch"] / medians["ours"], 10, at_least=True)
         claim("peak memory besides the weights / weights, ours", peaks["ours"], 1.5)
         print(f"  {'the same, torch':56}  {peaks['torch']:10.5g}")
@@ -112,16 +113,18 @@ def compare(weights: Weights, ours: Mapping[str, Tensor], theirs: Mapping[str, T
     return len(differing)
 
 
-def peak_memory(network: str, arm: str, device: torch.device) -> int:
-    """Bytes besides the weights, in a process of its own, whose memory nothing else has used before."""
-    command = [sys.executable, sys.argv[0], "--device", str(device), "--memory-of", network, arm]
+def peak_memory_of(network: str, arm: str, given: argparse.Namespace) -> int:
+    """Bytes besides the weights; on a CPU in a process of its own, whose memory nothing else has used before."""
+    if given.device.type == "cuda" or given.small:
+        return peak_memory_here(network, arm, given.device)
+    command = [sys.executable, __file__, "--device", str(given.device), "--memory-of", network, arm]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURN_MEMORY)
     if done.returncode:
         raise SystemExit(done.stderr)
     return int(done.stdout.splitlines()[-1])
 
 
-def print_peak_memory(network: str, arm: str, device: torch.device) -> None:
+def peak_memory_here(network: str, arm: str, device: torch.device) -> int:
     def run(weights: Weights) -> None:
         if arm == "ours":
             select(weights)
@@ -130,17 +133,7 @@ def print_peak_memory(network: str, arm: str, device: torch.device) -> None:
 
     run({"small": nn.Parameter(torch.randn(512, 512, device=device))})  # threads and kernels are not the selection's
     weights = weights_of(network, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run(weights)
-        print(torch.cuda.max_memory_allocated(device) - before)
-        return
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak so far is forgotten
-    before = resident("VmRSS")
-    run(weights)
-    print(resident("VmHWM") - before)
+    return peak_memory(lambda: run(weights), device)
 
 
 def enforcement(given: argparse.Namespace) -> None:
@@ -148,9 +141,9 @@ def enforcement(given: argparse.Namespace) -> None:
     device, on_gpu = given.device, given.device.type == "cuda"
     memory_format = torch.channels_last if on_gpu else torch.contiguous_format
     torch.manual_seed(0)
-    images = torch.randn(given.batch, 3, 224, 224, device=device).to(memory_format=memory_format)
+    images = torch.randn(given.batch, 3, given.side, given.side, device=device).to(memory_format=memory_format)
     labels = torch.randint(1000, (given.batch,), device=device)
-    dense = torchvision.models.resnet50().to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    dense = vision(given.networks[0]).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     masked, reparametrized = copy.deepcopy(dense), copy.deepcopy(dense)
     weights = prunable_weights(masked)
     masks = select(weights)
@@ -198,10 +191,11 @@ def enforcement(given: argparse.Namespace) -> None:
         "torch": step(reparametrized, optimizer_of(reparametrized)),
         "masking alone": hold_alone,
     }
-    medians = measure(arms, given.runs, device)
+    medians = measure(arms, given.runs, device, given.seconds)
     assert not any(weight.detach()[~masks[name]].any() for name, weight in weights.items()), "a pruned weight is back"
     precision = "bfloat16 autocast, channels_last" if on_gpu else "float32"
-    report(f"Enforcement: ResNet-50 step, {given.batch} images of 224 x 224, {precision}", medians, "dense")
+    size = f"{given.batch} images of {given.side} x {given.side}"
+    report(f"Enforcement: {given.networks[0]} step, {size}, {precision}", medians, "dense")
     claim("masking alone / dense", medians["masking alone"] / medians["dense"], 0.01)
     claim("ours / dense, of whole steps", medians["ours"] / medians["dense"], 1.01)
     print(f"  {'torch / dense, of whole steps':56}  {medians['torch'] / medians['dense']:10.5g}")
@@ -210,7 +204,7 @@ def enforcement(given: argparse.Namespace) -> None:
 
 def masks_in_checkpoint(given: argparse.Namespace) -> None:
     print("\nMasks in a checkpoint: bytes")
-    for network in NETWORKS:
+    for network in given.networks:
         weights = weights_of(network, given.device)
         state, file = packed(select(weights)), io.BytesIO()
         torch.save(state, file)
@@ -251,9 +245,10 @@ def plain_synflow(model: nn.Module, batch: Batch) -> list[Tensor]:
 def scores(given: argparse.Namespace) -> None:
     torch.backends.cudnn.allow_tf32 = False  # of which both sides would round differently
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=10).to(given.device)
+    model = vision(given.scored, num_classes=10).to(given.device)
     weights = prunable_weights(model)
-    batch = torch.randn(100, 3, 32, 32, device=given.device), torch.arange(100, device=given.device) % 10
+    samples = given.samples
+    batch = torch.randn(samples, 3, 32, 32, device=given.device), torch.arange(samples, device=given.device) % 10
     criteria: dict[str, tuple[Callable[[], Mapping[str, Tensor]], Callable[..., list[Tensor]]]] = {
         "SNIP": (lambda: snip(model, weights, [batch], loss), plain_snip),
         "GraSP": (lambda: grasp(model, weights, [batch], loss), plain_grasp),
@@ -272,8 +267,8 @@ def scores(given: argparse.Namespace) -> None:
         loss(trained, batch).backward()
 
     arms = {"forward and backward": forward_and_backward} | {name: ours for name, (ours, _) in criteria.items()}
-    medians = measure(arms, given.runs, given.device)
-    report("Scores: ResNet-18, 100 samples of 3 x 32 x 32", medians, "forward and backward")
+    medians = measure(arms, given.runs, given.device, given.seconds)
+    report(f"Scores: {given.scored}, {samples} samples of 3 x 32 x 32", medians, "forward and backward")
     for name, deviation in deviations.items():
         claim(f"{name}, furthest from its formula / highest score", deviation, 1e-5)
 
@@ -287,14 +282,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images in a ResNet-50 step; by default 32, on GPUs 256")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help=", ".join(PARTS))
+    parser.set_defaults(seconds=math.inf, small=False, side=224, networks=NETWORKS, scored="ResNet-18", samples=100)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.batch = given.batch or (256 if given.device.type == "cuda" else 32)
     warnings.simplefilter("ignore")
     if given.memory_of:
         network, arm = given.memory_of
-        return print_peak_memory(network, arm, given.device)
-    print(f"{hardware(given.device)}; {versions()}; medians of {given.runs} runs")
+        print(peak_memory_here(network, arm, given.device))
+        return
+    print(f"{hardware(given.device)}; {versions()}")
     for part in given.only:
         PARTS[part](given)
 

@@ -1,0 +1,201 @@
+"""What hosts cost a small network's training step over a plain loop, and what their callbacks cost; arms in turn.
+
+    python benchmarks/loop.py [--rounds 7] [--steps 200] [--network LeNet-300-100 ResNet-8] [--threads 1]
+
+LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
+loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them. Techniques: in the
+plain loop by our functions, in Composer by our class, each beside the host's own step without it. A time is the median
+of the processor's from one step's start to the next one's; what comes once an epoch is not in it.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from composer import Algorithm, Callback, Trainer
+from composer.models import ComposerClassifier
+from harness import hardware, keep_memory, measure, report, versions
+from plain import TECHNIQUES, Loop
+from torch import nn
+from torch.nn import functional as F
+
+from accelerando.algorithms import Distillation, LabelSmoothing, MagnitudePruning, MixUp
+from accelerando.recipes.config.recipe import check
+from accelerando.recipes.data.images import FashionMnist
+from accelerando.recipes.models import builders
+from accelerando.recipes.run.building import build
+from accelerando.recipes.run.training import join_ranks
+
+BATCH, DENSITY = 128, 0.2
+NETWORKS: dict[str, dict[str, Any]] = {
+    "LeNet-300-100": {"model": {"lenet_300_100": {}}, "train_data": {"fashion_mnist": {"split": "train[:12800]"}}},
+    "ResNet-8": {
+        "model": {"resnet_cifar": {"depth": 8, "width": 8, "in_channels": 1}},
+        "train_data": {"fashion_mnist": {"split": "train[:12800]", "resize": 14}},
+    },
+}
+
+
+def teacher(network: nn.Module) -> ComposerClassifier:
+    return ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
+
+
+# The same for Composer as `plain.TECHNIQUES` for the plain loop; a host that comes has a table of its own beside it.
+IN_COMPOSER: dict[str, Callable[[nn.Module], Algorithm]] = {
+    "LabelSmoothing": lambda network: LabelSmoothing(0.1),
+    "MixUp": lambda network: MixUp(0.2),
+    "Distillation": lambda network: Distillation([teacher(network)]),
+    "MagnitudePruning": lambda network: MagnitudePruning(DENSITY, start="0ba", end="1ba", interval="1ba"),
+}
+
+
+class Starts(Callback):
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def before_dataloader(self, state: Any, logger: Any) -> None:
+        self.times.append(time.process_time())
+
+
+def typical(times: list[float]) -> float:
+    return median(after - before for before, after in pairwise(times))
+
+
+def in_a_loop(network: nn.Module, data: Any, steps: int, technique: str = "plain") -> Callable[[], float]:
+    loop = Loop(network, TECHNIQUES[technique])
+
+    def arm() -> float:
+        times: list[float] = []
+        while len(times) <= steps:
+            for inputs, target in data:
+                times.append(time.process_time())
+                loop(inputs, target)
+        return typical(times)
+
+    return arm
+
+
+def fitted(trainer: Trainer, steps: int) -> Callable[[], float]:
+    starts = Starts()
+    trainer.state.callbacks.append(starts)
+
+    def arm() -> float:
+        starts.times.clear()
+        with contextlib.redirect_stderr(io.StringIO()):  # where our train tells how far it is
+            trainer.fit(duration=f"{steps}ba")
+        return typical(starts.times)
+
+    return arm
+
+
+def in_composer(
+    network: nn.Module, data: Any, steps: int, algorithms: Any = (), metrics: bool = False
+) -> Callable[[], float]:
+    model = ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
+    if not metrics:
+        model.get_metrics = lambda is_train=False: {}  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=data,
+        optimizers=optimizer,
+        algorithms=algorithms,
+        progress_bar=False,
+        device="cpu",
+    )
+    return fitted(trainer, steps)
+
+
+def in_our_train(config: Mapping[str, Any], folder: str, steps: int) -> Callable[[], float]:
+    recipe = check(
+        {
+            "run_name": "loop",
+            "folder": folder,
+            "max_duration": "100000ep",
+            "save_interval": "100000ep",
+            "global_batch_size": BATCH,
+            "optimizer": {"torch.optim:SGD": {"lr": 0.01, "momentum": 0.9}},
+            "device": "cpu",
+            **config,
+        }
+    )
+    run = build(recipe, device=join_ranks(recipe), checkpoint=None, name="loop", watch=None)
+    return fitted(run.trainer, steps)
+
+
+def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        arms = {
+            "plain loop": in_a_loop(network, data, given.steps),
+            "Composer": in_composer(network, data, given.steps),
+            "Composer, its training metrics": in_composer(network, data, given.steps, metrics=True),
+            "our train, training metrics": in_our_train(NETWORKS[name], folder, given.steps),
+        }
+        medians = measure(arms, given.rounds, torch.device("cpu"))
+    ratio = medians["our train, training metrics"] / medians["Composer"]
+    report(f"{name}: hosts", medians, "plain loop", f"our train / Composer without training metrics {ratio:.3f}")
+
+
+def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
+    """Beside the host's empty step; what Composer's adds over the plain loop's is what the host's callback costs."""
+    for title, algorithm in IN_COMPOSER.items():
+        arms = {
+            "plain loop": in_a_loop(network, data, given.steps),
+            f"plain loop, {title}": in_a_loop(network, data, given.steps, title),
+            "Composer": in_composer(network, data, given.steps),
+            f"Composer, {title}": in_composer(network, data, given.steps, algorithm(network)),
+        }
+        medians = measure(arms, given.rounds, torch.device("cpu"))
+        plain, with_plain, composer, with_composer = medians.values()
+        over = (with_composer - composer) - (with_plain - plain)
+        report(
+            f"{name}: {title}",
+            medians,
+            "plain loop",
+            f"the callback's cost over the plain loop's technique {over * 1e3:.3f} ms, "
+            f"{over / composer:.1%} of Composer's empty step",
+        )
+
+
+PARTS = {"hosts": hosts, "techniques": techniques}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds")
+    parser.add_argument("--steps", type=int, default=200, help="of each arm in a round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help=", ".join(PARTS))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print(
+        f"{hardware(torch.device('cpu'))}; {versions()}; batches of {BATCH}; "
+        f"medians of {given.rounds} rounds of {given.steps} steps"
+    )
+    for name in given.network:
+        config = NETWORKS[name]
+        ((model, arguments),) = config["model"].items()
+        network = getattr(builders, model)(**arguments).module
+        data = FashionMnist(**config["train_data"]["fashion_mnist"]).build(BATCH, True, 17, "cpu").dataloader
+        for part in given.only:
+            PARTS[part](name, network, data, given)
+
+
+if __name__ == "__main__":
+    keep_memory()
+    main()

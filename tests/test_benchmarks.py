@@ -1,0 +1,112 @@
+"""The benchmark for a GPU runs in its small form on a CPU, and tells all that it promises."""
+
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PROMISED = {  # by title, its lines
+    "BlurPool: ShuffleNet step, .*, contiguous": ("plain", "Composer", "ours", "added: Composer .* ours / Composer"),
+    "BlurPool: ShuffleNet step, .*, channels_last": ("plain", "Composer", "ours", "added: Composer"),
+    "ChannelsLast: ShuffleNet step": ("plain", "Composer", "ours"),
+    "LabelSmoothing: index targets, 1000 classes": ("plain torch", "Composer", "ours"),
+    "LabelSmoothing: index targets, BERT": ("plain torch", "Composer", "ours"),
+    "MixUp: targets, 1000 classes": ("plain torch", "Composer", "ours"),
+    "MixUp: targets, BERT": ("plain torch", "Composer", "ours"),
+    "MixUp: inputs": ("plain torch", "Composer", "ours"),
+    "Distillation: ShuffleNet step": (
+        "plain",
+        "one teacher",
+        "one drawn of 3",
+        "all 3",
+        "one drawn of 3 / one teacher",
+    ),
+    "LabelledPositions: masked LM step": (
+        "plain",
+        "LabelledPositions",
+        "peak memory of a step",
+    ),
+    "Selection: ShuffleNet": ("ours", "torch", "the same masks", "time, torch / ours", "peak memory besides .* ours"),
+    "Enforcement: ShuffleNet step": ("dense", "ours", "torch", "masking alone", "masking alone / dense"),
+    "Masks in a checkpoint": ("ShuffleNet: float32 weights", "bits / prunable", "file / float32"),
+    "Host reads: plain loop": ("plain", "LabelSmoothing", "MixUp", "Distillation", "MagnitudePruning"),
+    "Host reads: Composer's Trainer": (
+        "plain",
+        "BlurPool",
+        "ChannelsLast",
+        "LabelSmoothing",
+        "MixUp",
+        "Distillation",
+        "MagnitudePruning",
+    ),
+    "Scores: ShuffleNet": ("forward and backward", "SNIP", "GraSP", "SynFlow"),
+}
+TIMED = re.compile(r"; medians of \d+ rounds$")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The script as a module; what it does to the process, and its neighbours' names, go with the test."""
+    before, tf32 = set(sys.modules), torch.backends.cudnn.allow_tf32
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    with warnings.catch_warnings():
+        import gpu
+
+        yield gpu
+    logging.disable(logging.NOTSET)
+    torch.backends.cudnn.allow_tf32 = tf32
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == BENCHMARKS:
+            del sys.modules[name]
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The lines below each title."""
+    _, *parts = text.split("\n\n")
+    return {title: lines for title, *lines in (part.splitlines() for part in parts)}
+
+
+def test_every_promised_line_is_there(gpu, tmp_path, capsys):
+    file = tmp_path / "out.txt"
+    gpu.main(gpu.parse(["--small", "--device", "cpu", "--out", str(file)]))
+    text = file.read_text()
+    assert text == capsys.readouterr().out
+    assert re.match(r".+, \d+ threads; Python .*, torch .*, Composer ", text)
+    assert not re.search(r"failed|: left out, (?!as it is)|without Composer", text)
+    found = sections(text)
+    for title, lines in PROMISED.items():
+        (whole,) = (each for each in found if re.match(title, each))
+        for line in lines:
+            assert any(re.match(rf" +{line}", each) for each in found[whole]), f"{title}: {line}"
+        assert TIMED.search(whole) or whole.startswith(("Masks", "Host")), whole
+    reads = [line for title, lines in found.items() if title.startswith("Host") for line in lines]
+    assert reads and not [line for line in reads if not line.endswith("as many as the plain step")]
+
+
+def test_what_is_left_out_is_told(gpu, monkeypatch, capsys):
+    """Without Composer, and of what no time is left for."""
+    for name in ("composer", "composer.functional"):
+        monkeypatch.setitem(sys.modules, name, None)
+    only = ["--only", "channels_last", "reads_in_composer"]
+    gpu.main(gpu.parse(["--small", "--device", "cpu", *only]))
+    text = capsys.readouterr().out
+    assert "channels_last: without Composer's arm, composer.functional cannot be imported" in text
+    assert "reads_in_composer: left out, composer cannot be imported" in text
+    (lines,) = (lines for title, lines in sections(text).items() if title.startswith("ChannelsLast"))
+    assert [line.split()[0] for line in lines] == ["plain", "ours"]
+
+    gpu.main(gpu.parse(["--small", "--device", "cpu", "--minutes", "0", "--only", "targets"]))
+    assert "targets: left out, the 0 minutes are over" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_is_told_and_the_others_go_on(gpu, capsys):
+    given = gpu.parse(["--small", "--device", "cpu", "--only", "channels_last", "targets"])
+    given.side = 0
+    gpu.main(given)
+    text = capsys.readouterr().out
+    assert re.search(r"channels_last: failed, \w+: .+", text) and "MixUp: inputs" in text
