@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
@@ -58,7 +59,7 @@ def step_of(model, data, techniques):
 def main(rounds: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    sizes: Any = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     model, data = BertForMaskedLM(BertConfig(vocab_size=WORDS, **sizes)), sentences()
     arms = {"plain": step_of(model, data, []), "LabelledPositions": step_of(model, data, [LabelledPositions()])}
     medians = measure(arms, rounds, device)

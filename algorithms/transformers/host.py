@@ -103,11 +103,12 @@ class Technique(TrainerCallback):
             raise ValueError(f"{self.name}: the Trainer was given {twin.name} too; keep one of the two.")
         at_work.append(self)
         self.begin(run)
-        known = state.stateful_callbacks.setdefault(_STATE, _told())
+        kept: Any = state.stateful_callbacks
+        known = kept.setdefault(_STATE, _told())
         if state.global_step and self.name in known["techniques"]:
             self.load_state_dict(self._found(known))
         if type(self).state_dict is not Technique.state_dict:
-            for names, value in (("techniques", self.name), ("folders", str(Path(args.output_dir).absolute()))):
+            for names, value in (("techniques", self.name), ("folders", str(output_folder(args).absolute()))):
                 if value not in known[names]:
                     known[names].append(value)
         self.start(run)
@@ -119,13 +120,14 @@ class Technique(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         if not args.should_save or not (content := self.state_dict()):
             return
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        folder = output_folder(args) / f"checkpoint-{state.global_step}"
         if not folder.is_dir():
             raise ValueError(
                 f"{self.name}: there is no checkpoint in {folder}; a search of hyperparameters has others."
             )
         with written_whole(folder / self._file) as path:
-            torch.save({"run": state.stateful_callbacks[_STATE]["run"], "state": content}, path)
+            kept: Any = state.stateful_callbacks
+            torch.save({"run": kept[_STATE]["run"], "state": content}, path)
 
     @property
     def _file(self) -> str:
@@ -135,7 +137,7 @@ class Technique(TrainerCallback):
         """What the checkpoint's run has left. The Trainer does not tell where the checkpoint is."""
         assert self.run
         args, step = self.run.args, self.run.state.global_step
-        folders = [Path(folder, f"checkpoint-{step}") for folder in (*reversed(known["folders"]), args.output_dir)]
+        folders = [Path(folder, f"checkpoint-{step}") for folder in (*reversed(known["folders"]), output_folder(args))]
         if isinstance(args.resume_from_checkpoint, str):
             folders.insert(0, Path(args.resume_from_checkpoint))
         for folder in folders:
@@ -154,6 +156,11 @@ class Technique(TrainerCallback):
                 raise ValueError(
                     f"{self.name} does not work on weights that {name} splits or holds; use DDP (torchrun)."
                 )
+
+
+def output_folder(args: TrainingArguments) -> Path:
+    """Where the Trainer writes, as its arguments always tell once it is made."""
+    return Path(str(args.output_dir))
 
 
 def _told() -> dict[str, Any]:

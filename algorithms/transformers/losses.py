@@ -133,7 +133,7 @@ def _inner(model: Any) -> Any:
 def shifts_labels(model: Any) -> bool:
     """Whether position t predicts the label of t + 1, as in causal language models."""
     inner = _inner(model)
-    causal = LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
+    causal = LOSS_MAPPING.get(str(getattr(inner, "loss_type", None))) is ForCausalLMLoss
     return causal and not getattr(inner.config, "is_encoder_decoder", False)
 
 

@@ -260,7 +260,7 @@ class PruneAtInit(Pruning):
             seed=seed,
             ticket=None if self.ticket is None else self._load(),
             weights=self.weights,
-            forward=lambda copied, inputs: copied(**{copied.main_input_name: inputs}),
+            forward=lambda copied, inputs: copied(**{str(copied.main_input_name): inputs}),
             batch_loss=self._loss,
             name=self.name,
         )

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -11,7 +10,7 @@ from .. import ranks
 from ..checkpoints import some
 from ..progress import Moment
 from ..snapshots import SnapshotWriter
-from .host import Run, Technique, counted
+from .host import Run, Technique, counted, output_folder
 
 
 class Snapshots(Technique):
@@ -44,7 +43,7 @@ class Snapshots(Technique):
         return self._writer.kept
 
     def begin(self, run: Run) -> None:
-        folder = self.save_folder or Path(run.args.output_dir, "snapshots")
+        folder = self.save_folder or output_folder(run.args) / "snapshots"
         full = {"optimizer": run.optimizer, "scheduler": run.scheduler} if self.full else None
         self._writer = SnapshotWriter(folder, [*self.at], full=full, owner=self.name)
 
