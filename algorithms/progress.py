@@ -6,7 +6,7 @@ from typing import Literal
 
 Unit = Literal["ep", "ba", "sp", "tok", "dur"]
 COUNTS = ("epoch", "batch", "sample", "token", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")
-_SURELY = 1 - 1e-9  # 0.3 of ten batches may come out as a little more than three
+SURELY = 1 - 1e-9  # 0.3 of ten batches may come out as a little more than three
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,17 @@ class Progress:
 
     def reached(self, moment: Moment) -> bool:
         """Whether the moment has come; within an epoch too, where the number of its batches is known."""
-        return self.elapsed(moment.unit) >= moment.value * _SURELY
+        return self.elapsed(moment.unit) >= moment.value * SURELY
+
+    def is_at(self, moment: Moment) -> bool:
+        """Whether just so many epochs or batches are over; of other units nobody knows."""
+        if moment.unit == "ep":
+            return self.epoch == moment.value and self.batch_in_epoch == 0
+        return moment.unit == "ba" and self.batch == moment.value
 
     def passed(self, moment: Moment) -> bool:
         """Whether the moment has come and is over."""
-        return self.elapsed(moment.unit) * _SURELY > moment.value
+        return self.elapsed(moment.unit) * SURELY > moment.value
 
     def in_batches(self, moment: Moment) -> float | None:
         """A moment in ep, ba or dur as a number of batches; None where that is not known, or not yet."""

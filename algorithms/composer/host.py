@@ -21,7 +21,6 @@ from torch import Tensor
 
 from .. import validation
 from ..progress import COUNTS, Moment, Progress
-from ..progress import moment as neutral_moment
 
 # What these do follows the share of the whole run that is over, so that a part of it is not like a run of that length.
 BOUND_TO_THE_LENGTH = (
@@ -127,12 +126,6 @@ def composer_model(state: State) -> ComposerModel:
     return state.model if hasattr(state.model, "loss") else state.model.module  # type: ignore[return-value]
 
 
-def moment(value: str | Time) -> Time | None:
-    """A time string as a moment of the training, in ep, ba, sp, tok or dur; None for what is none."""
-    found = neutral_moment(value)
-    return found and Time(found.value, found.unit)
-
-
 def moment_of(time: Time) -> Moment:
     """The same in the words of the techniques, which know no host."""
     return Moment(time.value, time.unit.value)
@@ -148,16 +141,6 @@ def progress_of(state: State, now: Timestamp | None = None) -> Progress:
     )
 
 
-def reached(state: State, time: Time) -> bool:
-    """Whether so much of the training is over; within an epoch too, where the number of its batches is known."""
-    return progress_of(state).reached(moment_of(time))
-
-
-def elapsed(state: State, unit: TimeUnit) -> float:
-    """How much of the training is over; epochs with their parts, where the number of their batches is known."""
-    return progress_of(state).elapsed(unit.value)
-
-
 def evaluated(state: State) -> dict[str, float]:
     """What the last evaluation found, as ``label/metric``; metrics of one number only."""
     values: dict[str, float] = {}
@@ -167,16 +150,6 @@ def evaluated(state: State) -> dict[str, float]:
             if isinstance(value, Tensor) and value.numel() == 1:
                 values[f"{label}/{name}"] = value.item()
     return values
-
-
-def in_batches(time: Time, state: State) -> float | None:
-    """A time in ep, ba or dur as a number of batches; None where the data have no length, or do not tell yet."""
-    return progress_of(state).in_batches(moment_of(time))
-
-
-def share_of_training(time: Time, state: State) -> float | None:
-    """A moment as a share of `max_duration`, above 1 if it never comes; None where the units do not tell."""
-    return progress_of(state).share(moment_of(time))
 
 
 class AlsoWhen:

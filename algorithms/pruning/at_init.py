@@ -9,6 +9,8 @@ a criterion has chosen how many weights each layer keeps, not which.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from ..generators import seeded, torch_generator
 from ..validation import check
 from .criteria import CRITERIA, OF_DATA, OF_WEIGHTS, synflow
 from .enforcement import apply_masks
+from .files import load_masks
 from .masks import Masks, Scope, keep_highest, kept_counts, prunable_weights, shuffled
 from .pruner import check_density
 
@@ -105,19 +108,45 @@ def prune_at_init(
 
 
 def checked(
-    owner: str, criterion: Any, density: Density | None, iterations: int | None, scope: str, temperature: float
+    owner: str,
+    criterion: Any,
+    density: Density | None,
+    iterations: int | None,
+    scope: str,
+    temperature: float = 1.0,
+    *,
+    ticket: str | PathLike[str] | None = None,
+    invert: bool = False,
+    samples_per_class: int = 1,
 ) -> int:
-    """Raises ValueError for arguments of `prune_at_init` that cannot work; returns the number of iterations."""
+    """Raises ValueError for arguments that cannot work; returns the number of iterations.
+
+    They are those of `prune_at_init`, and a host's: a file in place of criterion and density, and how many samples it
+    takes of each class.
+    """
+    if ticket is not None:
+        check(owner, "ticket", density is None and iterations is None and not invert, "given alone", ticket)
+        check(owner, "ticket", Path(ticket).is_file(), "a file of masks", ticket)
     known = callable(criterion) or criterion in CRITERIA
     check(owner, "criterion", known, f"a function or one of {', '.join(CRITERIA)}", criterion)
-    check(owner, "density", density is not None, "given where no ticket is", density)
-    assert density is not None
-    check_density(owner, density)
+    if ticket is None:
+        check(owner, "density", density is not None, "given where no ticket is", density)
+        assert density is not None
+        check_density(owner, density)
     iterations = iterations if iterations is not None else 100 if criterion == "synflow" else 1
     check(owner, "iterations", type(iterations) is int and iterations >= 1, "a whole number, at least 1", iterations)
     check(owner, "temperature", 0 < temperature < float("inf"), "above 0, finite", temperature)
     check(owner, "scope", scope in ("global", "layerwise"), "'global' or 'layerwise'", scope)
+    check(owner, "samples_per_class", samples_per_class >= 1, "at least 1", samples_per_class)
     return iterations
+
+
+def masks_of_ticket(owner: str, ticket: str | PathLike[str] | None, weights: Mapping[str, Tensor]) -> Masks | None:
+    """Returns the masks in a file, None without one; ValueError, which names the `owner`, where they do not fit."""
+    try:
+        return None if ticket is None else load_masks(ticket, weights)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}.") from error
 
 
 def _choose(

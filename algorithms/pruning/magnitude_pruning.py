@@ -17,13 +17,12 @@ from torch.optim import Optimizer
 
 from .. import ranks
 from ..checkpoints import some
-from ..progress import Moment, Progress, moment
+from ..progress import SURELY, Moment, Progress, moment
 from .criteria import magnitude
 from .masks import Masks, Scope, keep_highest, kept_counts, layer_shares, rounded, size
 from .pruner import Pruner, check_density
 
 Schedule = Literal["linear", "cubic"]
-_SURELY = 1 - 1e-9  # 0.3 of ten batches may come out as a little more than three
 
 
 def gradual_density(progress: float, density: float, schedule: Schedule = "cubic", initial: float = 1.0) -> float:
@@ -106,7 +105,7 @@ class MagnitudePruner(Pruner):
     def _check_order(self, start: float, end: float | None = None, interval: float | None = None) -> None:
         given = {name: str(time) for name, time in self.times.items()}
         self.check("end", end is None or end > start, f"after start={given['start']}", given.get("end"))
-        fits = end is None or interval is None or interval * _SURELY <= end - start
+        fits = end is None or interval is None or interval * SURELY <= end - start
         self.check("interval", fits, "up to the time from start to end", given.get("interval"))
 
     def clear(self) -> None:
@@ -159,13 +158,13 @@ class MagnitudePruner(Pruner):
     def share_due(self, progress: Progress) -> float | None:
         """Returns the share of the pruning that is due by now; None before its start."""
         now, start, *rest = self._in_one_unit(progress) or (0.0, 1.0)
-        if now < start * _SURELY:
+        if now < start * SURELY:
             return None
-        if not rest or now >= rest[0] * _SURELY:
+        if not rest or now >= rest[0] * SURELY:
             return 1.0
         length = rest[0] - start
         interval = rest[1] if len(rest) > 1 else length / 100
-        return int((now - start) / interval / _SURELY) * interval / length
+        return int((now - start) / interval / SURELY) * interval / length
 
     def kept(self, share: float | None) -> int | dict[str, int]:
         """Returns how many weights are kept, of all or of each layer, when that share of the pruning is due."""

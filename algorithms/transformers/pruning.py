@@ -2,22 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from .. import ranks
 from ..progress import moment
-from ..pruning.at_init import Criterion, checked, prune_at_init
-from ..pruning.files import load_masks
+from ..pruning.at_init import Criterion, checked, masks_of_ticket, prune_at_init
 from ..pruning.magnitude_pruning import MagnitudePruner
 from ..pruning.masks import Masks, Scope, digest
 from ..pruning.pruner import Pruner
-from ..pruning.samples import class_balanced
+from ..pruning.samples import balanced_batches
 from ..validation import NoEffectWarning
 from .host import Run, Technique, counted, install
 
@@ -198,11 +195,10 @@ class PruneAtInit(Pruning):
     ):
         self.pruner = Pruner(None, (), include, exclude, classifier, name=self.name)
         check = self.pruner.check
-        if ticket is not None:
-            check("ticket", density is None and iterations is None and not invert, "given alone", ticket)
-            check("ticket", Path(ticket).is_file(), "a file of masks", ticket)
-        iterations = checked(self.name, criterion, 0.5 if ticket else density, iterations, scope, 1.0)
-        check("samples_per_class", samples_per_class >= 1, "at least 1", samples_per_class)
+        iterations = checked(
+            self.name, criterion, density, iterations, scope,
+            ticket=ticket, invert=invert, samples_per_class=samples_per_class,
+        )  # fmt: skip
         time = moment(at)
         check("at", time and time.unit in ("ep", "ba"), "in ep or ba", at)
         assert time is not None
@@ -220,31 +216,23 @@ class PruneAtInit(Pruning):
 
     def attach(self, run: Run) -> None:
         super().attach(run)
-        self._digest = None if self.ticket is None else digest(self._load())  # its faults must not come up after hours
+        # What is wrong with a ticket must not come up after hours.
+        self._digest = None if (masks := self._load()) is None else digest(masks)
         fits = self.masks or (run.progress().share(self.at) or 0) < 1
         self.pruner.check("at", fits, f"within the training, which lasts {run.state.max_steps}ba", str(self.at))
 
-    def _load(self) -> Masks:
-        assert self.ticket is not None
-        try:
-            return load_masks(self.ticket, self.weights)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}.") from error
+    def _load(self) -> Masks | None:
+        return masks_of_ticket(self.name, self.ticket, self.weights)
 
     def is_due_before(self, run: Run) -> bool:
-        return run.progress().reached(self.at) and not self._is_now(run)
-
-    def _is_now(self, run: Run) -> bool:
-        now = run.progress()
-        if self.at.unit == "ep":
-            return now.epoch == self.at.value and now.batch_in_epoch == 0
-        return now.batch == self.at.value
+        progress = run.progress()
+        return progress.reached(self.at) and not progress.is_at(self.at)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         assert self.run
-        if self.masks or not self._is_now(self.run):
+        if self.masks or not self.run.progress().is_at(self.at):
             return
         run, seed = self.run, args.seed if self.seed is None else self.seed
         masks = prune_at_init(
@@ -258,7 +246,7 @@ class PruneAtInit(Pruning):
             reinitialize=self.reinitialize,
             invert=self.invert,
             seed=seed,
-            ticket=None if self.ticket is None else self._load(),
+            ticket=self._load(),
             weights=self.weights,
             forward=lambda copied, inputs: copied(**{str(copied.main_input_name): inputs}),
             batch_loss=self._loss,
@@ -279,16 +267,8 @@ class PruneAtInit(Pruning):
 
     def _batches(self, run: Run, seed: int) -> Iterator[dict[str, Any]]:
         """This rank's share of the samples, in batches as large as its own."""
-        dataset = getattr(run.loader, "dataset", None)
-        if not (isinstance(run.loader, DataLoader) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-            raise ValueError(f"{self.criterion} needs a train_dataset with indices and a length")
-        own = class_balanced(dataset, self.samples_per_class, seed)[ranks.rank() :: ranks.world_size()]
         size = run.args.per_device_train_batch_size
-        starts = [*range(0, len(own), size)]
-        if size > 1 and len(starts) > 1 and len(own) - starts[-1] == 1:
-            starts.pop()  # of a single sample batch norm has no statistics
-        for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
-            batch = run.loader.collate_fn([dataset[index] for index in own[start:end]])  # type: ignore[index]
+        for batch in balanced_batches(run.loader, self.samples_per_class, seed, size, str(self.criterion)):
             yield {n: v.to(run.model.device) if isinstance(v, Tensor) else v for n, v in batch.items()}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:

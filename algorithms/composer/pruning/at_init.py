@@ -2,21 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-from composer.core import State, TimeUnit
+from composer.core import State
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 from torch import Tensor, nn
 
-from ...pruning.at_init import Criterion, checked, prune_at_init
-from ...pruning.files import load_masks
+from ...progress import moment
+from ...pruning.at_init import Criterion, checked, masks_of_ticket, prune_at_init
 from ...pruning.masks import Masks, Scope, digest
 from ...pruning.samples import balanced_batches
 from ..for_recipes import Supply
-from ..host import NoEffectWarning, composer_model, moment, reached, share_of_training
+from ..host import NoEffectWarning, composer_model, progress_of
 from .sparsity import Pruning, plain_forward
 
 
@@ -74,14 +73,12 @@ class PruneAtInit(Pruning):
         classifier: bool = True,
     ):
         super().__init__(include, exclude, classifier)
-        if ticket is not None:
-            self.check("ticket", density is None and iterations is None and not invert, "given alone", ticket)
-            self.check("ticket", Path(ticket).is_file(), "a file of masks", ticket)
-        asked = 0.5 if ticket else density  # of which a ticket takes no heed
-        iterations = checked(self._name, criterion, asked, iterations, scope, temperature)
-        self.check("samples_per_class", samples_per_class >= 1, "at least 1", samples_per_class)
+        iterations = checked(
+            self._name, criterion, density, iterations, scope, temperature,
+            ticket=ticket, invert=invert, samples_per_class=samples_per_class,
+        )  # fmt: skip
         time = moment(at)
-        self.check("at", time and time.unit in (TimeUnit.EPOCH, TimeUnit.BATCH), "in ep or ba", at)
+        self.check("at", time and time.unit in ("ep", "ba"), "in ep or ba", at)
         early = not reinitialize or at in ("0ba", "0ep")
         self.check("reinitialize", early, "False where training has begun (at)", reinitialize)
         assert time is not None
@@ -102,29 +99,19 @@ class PruneAtInit(Pruning):
         self._digest = None
 
     def measure(self, state: State) -> None:
-        if self.ticket is not None:
-            self._digest = digest(self._load())  # what is wrong with it must not come up after hours
+        # What is wrong with a ticket must not come up after hours.
+        self._digest = None if (masks := self._load()) is None else digest(masks)
 
-    def _load(self) -> Masks:
-        assert self.ticket is not None
-        try:
-            return load_masks(self.ticket, self.weights)
-        except ValueError as error:
-            raise ValueError(f"PruneAtInit: {error}.") from error
+    def _load(self) -> Masks | None:
+        return masks_of_ticket("PruneAtInit", self.ticket, self.weights)
 
     def start(self, state: State) -> None:
-        fits = self.masks or (share_of_training(self.at, state) or 0) < 1
+        fits = self.masks or (progress_of(state).share(self.at) or 0) < 1
         self.check("at", fits, f"within the training, which lasts {state.max_duration}", str(self.at))
 
     def is_due_before(self, state: State) -> bool:
-        return reached(state, self.at) and not self._is_now(state)
-
-    def _is_now(self, state: State) -> bool:
-        """Before the update that follows `at`."""
-        now = state.timestamp
-        if self.at.unit == TimeUnit.EPOCH:
-            return now.epoch.value == self.at.value and now.batch_in_epoch.value == 0
-        return now.batch.value == self.at.value
+        progress = progress_of(state)
+        return progress.reached(self.at) and not progress.is_at(self.at)
 
     def finish(self, state: State, logger: Logger) -> None:
         if not self.masks and dist.get_global_rank() == 0:
@@ -133,7 +120,7 @@ class PruneAtInit(Pruning):
             warnings.warn(NoEffectWarning(text), stacklevel=2)
 
     def before_update(self, state: State, logger: Logger) -> None:
-        if self.masks or not self._is_now(state):
+        if self.masks or not progress_of(state).is_at(self.at):
             return
         seed = state.rank_zero_seed if self.seed is None else self.seed
         flow = self.criterion == "synflow"
@@ -148,7 +135,7 @@ class PruneAtInit(Pruning):
             reinitialize=self.reinitialize,
             invert=self.invert,
             seed=seed,
-            ticket=None if self.ticket is None else self._load(),
+            ticket=self._load(),
             weights=self.weights,
             forward=lambda copied, inputs: plain_forward(copied, (inputs, None)),
             batch_loss=self._loss,

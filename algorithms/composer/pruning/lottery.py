@@ -16,10 +16,19 @@ from composer.loggers import Logger
 from composer.optim import ConstantScheduler
 from composer.utils import dist
 
+from ...progress import Moment, moment
 from ...pruning.lottery import Lottery, Rewind
 from ...pruning.masks import Masks, Scope
 from ..for_recipes import FinishedRun, Folder, Milestone
-from ..host import also_evaluate, bound_to_the_length, composer_model, evaluated, in_batches, moment, refuse_stoppers
+from ..host import (
+    also_evaluate,
+    bound_to_the_length,
+    composer_model,
+    evaluated,
+    moment_of,
+    progress_of,
+    refuse_stoppers,
+)
 from ..run_schedulers import composer_scheduler, replace_scheduler
 from .findings import OF_LEVEL, check_numbers, level_table, ratios, with_costs
 from .rewound import RewoundScheduler
@@ -87,7 +96,7 @@ class LotteryTicket(Pruning):
             include=include, exclude=exclude, classifier=classifier, name=self._name,
         )  # fmt: skip
         time = moment(rewind_to)
-        self.check("rewind_to", time and time.unit in (TimeUnit.EPOCH, TimeUnit.BATCH), "in ep or ba", rewind_to)
+        self.check("rewind_to", time and time.unit in ("ep", "ba"), "in ep or ba", rewind_to)
         assert time is not None
         self.levels, self.densities, self.rewind_to, self.rewind = levels, self.lottery.densities, time, rewind
         self.scope: Scope = scope
@@ -159,8 +168,8 @@ class LotteryTicket(Pruning):
             raise ValueError(f"LotteryTicket: the Trainer's max_duration must be given, in ep or ba; it is {given}.")
         self.duration = duration
         refuse_stoppers(self, state)
-        T, k = (self._batches(time, state) for time in (duration, self.rewind_to))
-        self.check("rewind_to", k < T, f"before max_duration={duration}", self.rewind_to.to_timestring())
+        T, k = (self._batches(time, state) for time in (moment_of(duration), self.rewind_to))
+        self.check("rewind_to", k < T, f"before max_duration={duration}", str(self.rewind_to))
         self.lottery.steps, self.lottery.rewind_to = T, k
         for algorithm in state.algorithms:
             name = type(algorithm).__name__
@@ -186,8 +195,8 @@ class LotteryTicket(Pruning):
                 replace_scheduler(compiled, wrapped)
                 wrapped.asked = True
 
-    def _batches(self, time: Time, state: State) -> int:
-        if (batches := in_batches(time, state)) is None:
+    def _batches(self, time: Moment, state: State) -> int:
+        if (batches := progress_of(state).in_batches(time)) is None:
             hint = "use ba, or give train_dataloader to the Trainer if it has one"
             raise ValueError(f"LotteryTicket: the length of an epoch is not known, but {time} is given; {hint}.")
         return int(batches)

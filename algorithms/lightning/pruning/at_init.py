@@ -3,15 +3,13 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from ...pruning.at_init import Criterion, checked, prune_at_init
+from ...pruning.at_init import Criterion, checked, masks_of_ticket, prune_at_init
 from ...pruning.criteria import OF_DATA
-from ...pruning.files import load_masks
 from ...pruning.masks import Masks, Scope, digest
 from ...pruning.pruner import Pruner
 from ...pruning.samples import balanced_batches
@@ -72,16 +70,14 @@ class PruneAtInit(Pruning):
         name = type(self).__name__
         super().__init__(Pruner(None, (), include, exclude, classifier, name=name))
         check = self.pruner.check
-        if ticket is not None:
-            check("ticket", density is None and iterations is None and not invert, "given alone", ticket)
-            check("ticket", Path(ticket).is_file(), "a file of masks", ticket)
-        asked = 0.5 if ticket else density  # of which a ticket takes no heed
-        iterations = checked(name, criterion, asked, iterations, scope, temperature)
+        iterations = checked(
+            name, criterion, density, iterations, scope, temperature,
+            ticket=ticket, invert=invert, samples_per_class=samples_per_class,
+        )  # fmt: skip
         needed = ticket is None and not callable(criterion) and criterion in OF_DATA
         given = (loss is not None) + (batch_loss is not None)
         check("loss", given == needed, "given (or batch_loss) for criteria of data, and for them alone", loss)
         check("temperature", temperature == 1 or not batch_loss, "1 beside batch_loss", temperature)
-        check("samples_per_class", samples_per_class >= 1, "at least 1", samples_per_class)
         self.at = self.counted_moment("at", at, ("ep", "ba"))
         check("reinitialize", not (reinitialize and self.at.value), "False where training has begun (at)", reinitialize)
         self.criterion, self.density, self.ticket = criterion, density, ticket
@@ -99,17 +95,13 @@ class PruneAtInit(Pruning):
 
     def measure(self, trainer: Trainer) -> None:
         # What is wrong with a ticket must not come up after hours.
-        self._digest = None if self.ticket is None else digest(self._load())
+        self._digest = None if (masks := self._load()) is None else digest(masks)
         progress = progress_of(trainer)
         fits = self.masks or (progress.share(self.at) or 0) < 1
         self.pruner.check("at", fits, f"within the training, which lasts {progress.length}", str(self.at))
 
-    def _load(self) -> Masks:
-        assert self.ticket is not None
-        try:
-            return load_masks(self.ticket, self.weights)
-        except ValueError as error:
-            raise ValueError(f"PruneAtInit: {error}.") from error
+    def _load(self) -> Masks | None:
+        return masks_of_ticket("PruneAtInit", self.ticket, self.weights)
 
     def is_due_before(self, trainer: Trainer) -> bool:
         return progress_of(trainer).passed(self.at)
@@ -138,7 +130,7 @@ class PruneAtInit(Pruning):
                 invert=self.invert,
                 temperature=self.temperature,
                 seed=seed,
-                ticket=None if self.ticket is None else self._load(),
+                ticket=self._load(),
                 weights=self.weights,
                 batch_loss=self.batch_loss,
                 name="PruneAtInit",
