@@ -18,6 +18,15 @@ def target_in(name: str, batch: Any, target_key: Any) -> Tensor:
     return tensor_in(name, batch, labels_key(batch, target_key), "target_key")
 
 
+def labels_in(batch: Any, target_key: Any) -> Tensor | None:
+    """The tensor of labels in a batch that may have none, or is nothing but inputs."""
+    try:
+        labels = None if isinstance(batch, Tensor) else item(batch, labels_key(batch, target_key))
+    except (KeyError, IndexError, AttributeError):
+        return None
+    return labels if isinstance(labels, Tensor) else None
+
+
 def tensor_in(name: str, batch: Any, key: Any, argument: str) -> Tensor:
     """The one tensor in a batch where the `argument` of an algorithm of this name says.
 
@@ -41,7 +50,12 @@ def item(batch: Any, key: Any) -> Any:
         return key[0](batch)
     if callable(key):
         return key(batch)
-    return attrgetter(str(key))(batch) if _is_attribute(batch, key) else batch[key]
+    try:
+        return batch[key]
+    except (IndexError, TypeError):
+        if not _is_attribute(batch, key):
+            raise
+        return attrgetter(str(key))(batch)
 
 
 def replaced(batch: Any, key: Any, value: Any) -> Any:

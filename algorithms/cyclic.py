@@ -12,6 +12,7 @@ cycle of 8 epochs each, a run of 512 epochs passes through 16, 32, 64, 128 and 2
         scheduler.step()
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Cycles:
     growth: Fraction
 
     @classmethod
+    @functools.cache  # a scheduler asks after every update
     def of(cls, W: Number, T_0: Number, growth: Number) -> "Cycles":
         """Returns the cycles of these decimals as they are written: ten times 0.1 is 1."""
         return cls(*(Fraction(str(x)) for x in (W, T_0, growth)))

@@ -9,10 +9,9 @@ import torch
 from composer.core import Event, Precision, State, Time, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor
 
-from ..batches import labels_key
+from ..batches import labels_in
 from ..distillation import Distiller, Loss, Teachers, add_distillation, minimised, stands_by_position
 from ..labelled_positions import Labelled
 from ..targets import IGNORED
@@ -139,7 +138,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _choose(self, state: State, logger: Logger) -> None:
         self.distiller.begin(progress_of(state))
-        labels = self._labels(state.batch)
+        labels = labels_in(state.batch, self.target_key)
         self._tokens = stands_by_position(labels)
         if labels is not None and self._tokens and self.distiller.asks:
             self._labelled.start(labels, bool(getattr(composer_model(state), "shift_labels", False)))
@@ -151,7 +150,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
     def _distill(self, state: State, logger: Logger) -> None:
         if not self.distiller.asks:
             return
-        labels = self._labels(state.batch)
+        labels = labels_in(state.batch, self.target_key)
         index = self._labelled.next(labels) if labels is not None and self._tokens else None
         precision = partial(get_precision_context, state.precision, state.precision_config)
         distilled = self.distiller.distilled(state.outputs, state.batch, labels, index, precision)
@@ -185,10 +184,3 @@ class Distillation(ForRecipes, RandomAlgorithm):
     def _warn(self, state: State, logger: Logger) -> None:
         if not (self.distiller.began or self.distiller.over):
             warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={self.start}."), stacklevel=2)
-
-    def _labels(self, batch: Any) -> Tensor | None:
-        try:
-            labels = None if isinstance(batch, Tensor) else batch_get(batch, labels_key(batch, self.target_key))
-        except (KeyError, IndexError, AttributeError):  # a batch without labels
-            return None
-        return labels if isinstance(labels, Tensor) else None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..batches import item, labels_key
+from ..batches import item, labels_in
 from ..distillation import Distiller, Loss, Teachers
 from ..targets import IGNORED
 from ..validation import NoEffectWarning
@@ -107,7 +107,7 @@ class Distillation(LossTechnique):
     def beside(self, trainer: Trainer, pl_module: LightningModule, loss: Any, outputs: Any) -> Any:
         batch, whole = self._batch, isinstance(self._batch, Tensor)
         inputs = batch if whole or (isinstance(batch, Mapping) and self.input_key == 0) else item(batch, self.input_key)
-        total = self.distiller(loss, outputs, inputs, progress_of(trainer), self._labels(batch))
+        total = self.distiller(loss, outputs, inputs, progress_of(trainer), labels_in(batch, self.target_key))
         if parts := self.distiller.parts:
             pl_module.log_dict({f"loss/train/{name}": part for name, part in parts.items()})
         return total
@@ -124,10 +124,3 @@ class Distillation(LossTechnique):
         if not (self.distiller.began or self.distiller.over):
             start = self.distiller.start
             warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={start}."), stacklevel=2)
-
-    def _labels(self, batch: Any) -> Tensor | None:
-        try:
-            labels = None if isinstance(batch, Tensor) else item(batch, labels_key(batch, self.target_key))
-        except (KeyError, IndexError, AttributeError):  # a batch without labels
-            return None
-        return labels if isinstance(labels, Tensor) else None

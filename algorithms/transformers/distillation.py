@@ -68,9 +68,7 @@ class Distillation(OfLoss):
     def begin(self, run: Run) -> None:
         super().begin(run)
         self.distiller.seed, self.distiller.shift_labels = run.args.seed, shifts_labels(run.model)
-        own = set(map(id, run.model.parameters()))
-        if any(id(weight) in own for teacher in self.distiller.teachers for weight in teacher.module.parameters()):
-            raise ValueError("Distillation: a teacher shares weights with the model; give copy.deepcopy of it.")
+        self.distiller.meet(run.model)
 
     def state_dict(self) -> dict[str, Any]:
         return self.distiller.state_dict()

@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping, MutableMapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +192,3 @@ def install(model: nn.Module, owner: str, handles: Iterable[RemovableHandle] = (
 def trains(model: nn.Module) -> bool:
     """Whether a forward pass is one of the training's own."""
     return model.training and torch.is_grad_enabled()
-
-
-def is_mapping(outputs: Any) -> bool:
-    return isinstance(outputs, MutableMapping)

@@ -6,7 +6,7 @@ of the user's is given `technique.wrap(compute_loss_func)`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from ..targets import IGNORED
-from .host import Run, Technique, install, is_mapping, trains
+from .host import Run, Technique, install, trains
 
 LossFunction = Callable[..., Tensor]
 
@@ -63,7 +63,12 @@ class OfLoss(Technique):
                 self._inputs = inputs
 
         def after(module: nn.Module, args: Any, inputs: Any, outputs: Any) -> None:
-            if module is model and trains(module) and is_mapping(outputs) and outputs.get("loss") is not None:
+            if (
+                module is model
+                and trains(module)
+                and isinstance(outputs, MutableMapping)
+                and outputs.get("loss") is not None
+            ):
                 outputs["loss"] = self._own(outputs, inputs.get("labels"))
                 self._changed = True
 
