@@ -21,11 +21,11 @@ import torchvision
 from composer import Algorithm, Callback, ComposerModel, Event, State, Trainer
 from composer.core import get_precision_context
 from composer.models import ComposerClassifier, HuggingFaceModel
-from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
 from plain import BASE, LENGTH, SMALL, masked_lm, sentences
 from torch.nn import functional as F
 
 from accelerando.algorithms import ChannelsLast, Distillation, LabelledPositions, distillation_kl
+from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
 
 TEACHERS = 8
 

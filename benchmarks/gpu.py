@@ -27,13 +27,13 @@ from typing import Any, TextIO
 import pruning
 import speedups
 import torch
-from harness import hardware, host_reads, keep_memory, measure, missing, peak_memory, report, versions
 from plain import BASE, TECHNIQUES, Distilled, Loop, Plain, masked_lm, sentences, vision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import accelerando.algorithms as ours
 from accelerando.algorithms.labelled_positions import HeadPositions
+from harness import hardware, host_reads, keep_memory, measure, missing, peak_memory, report, versions
 
 TEACHERS = 3
 COMPOSER = "composer.functional"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+
 from harness import hardware, measure
 
 TIMED = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"

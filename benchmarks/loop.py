@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from composer import Algorithm, Callback, Trainer
 from composer.models import ComposerClassifier
-from harness import hardware, keep_memory, measure, report, versions
 from plain import TECHNIQUES, Loop
 from torch import nn
 from torch.nn import functional as F
@@ -35,6 +34,7 @@ from accelerando.recipes.data.images import FashionMnist
 from accelerando.recipes.models import builders
 from accelerando.recipes.run.building import build
 from accelerando.recipes.run.training import join_ranks
+from harness import hardware, keep_memory, measure, report, versions
 
 BATCH, DENSITY = 128, 0.2
 NETWORKS: dict[str, dict[str, Any]] = {

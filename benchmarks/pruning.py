@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
 from plain import vision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +28,7 @@ from accelerando.algorithms.pruning import apply_masks, keep_highest, kept_count
 from accelerando.algorithms.pruning.criteria import grasp, magnitude, snip, synflow
 from accelerando.algorithms.pruning.enforcement import bits_of, mask_optimizers
 from accelerando.algorithms.pruning.masks import Masks, packed
+from harness import hardware, keep_memory, measure, peak_memory, report, versions, wait
 
 DENSITY = 0.2
 NETWORKS = ("ResNet-50", "BERT-base")

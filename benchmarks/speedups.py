@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import hardware, keep_memory, measure, missing, report, versions
 from plain import vision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import accelerando.algorithms as ours
+from harness import hardware, keep_memory, measure, missing, report, versions
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor, bf16: bool) -> Callable[[], None]:

@@ -16,7 +16,6 @@ import torch
 from composer import Algorithm, Callback, ComposerModel, Trainer
 from composer.algorithms.warnings import NoEffectWarning
 from composer.optim import CosineAnnealingScheduler
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import accelerando.algorithms as ours
@@ -25,6 +24,7 @@ from accelerando.algorithms.composer.host import composer_model
 from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.teachers import logits_of
+from harness import HostReads
 from tiny import (
     Kill,
     assert_same,
@@ -495,29 +495,15 @@ def test_9_what_composer_accepts_without_effect_is_accepted_with_a_warning(name)
     assert_same(weights(run), weights(fit(name, without=[name])))
 
 
-class HostReads(TorchDispatchMode):
-    """Counts the operations that make the host wait for what a tensor holds."""
-
-    NAMES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::unique")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-        self.by_batch: list[int] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.name().startswith(self.NAMES)
-        return func(*args, **(kwargs or {}))
-
-
 class StepsOnly(Callback):
     """Counts by batch, and takes back what an evaluation added."""
 
     def __init__(self, reads: HostReads):
         self.reads = reads
+        self.by_batch: list[int] = []
 
     def before_dataloader(self, state, logger):
-        self.reads.by_batch.append(self.reads.count - sum(self.reads.by_batch))
+        self.by_batch.append(self.reads.count - sum(self.by_batch))
 
     def eval_before_all(self, state, logger):
         self.before = self.reads.count
@@ -530,11 +516,12 @@ class StepsOnly(Callback):
 def test_10_reads_nothing_from_the_device(name):
     def reads(**options):
         model, counter = model_for(name), HostReads()
+        steps = StepsOnly(counter)
         model.get_metrics = lambda is_train: {}
-        run = start(name, model=model, callbacks=StepsOnly(counter), **options)
+        run = start(name, model=model, callbacks=steps, **options)
         with counter:
             run.fit()
         # Between the last but one and the last batch nothing is chosen.
-        return counter.by_batch[-1] if CASES[name].reads_to_choose else counter.count
+        return steps.by_batch[-1] if CASES[name].reads_to_choose else counter.count
 
     assert 0 < reads() <= reads(without=[name])
