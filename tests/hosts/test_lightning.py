@@ -386,6 +386,7 @@ def test_4_two_ranks_agree_with_each_other_and_with_one(name, two_ranks):
 
 
 @every
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which torch itself hides
 def test_6_trains_a_compiled_module(name):
     torch._dynamo.reset()
     data = loader(str(trains_on(name)), samples=16)

@@ -138,7 +138,7 @@ def run(name: str, folder: Path, *, bare: bool = False, dropout: float = 0.0, **
     case = CASES[name]
     callbacks = [] if bare else [case.make()]
     made = trainer(folder, callbacks, bert(case.model, dropout), case.data(), **{**case.options, **options})
-    made.loss_is_scaled_for_ga = False  # transformers 5 takes BERT's mean for a sum through num_items_in_batch
+    made.model_accepts_loss_kwargs = False  # transformers 5 takes BERT's mean for a sum through num_items_in_batch
     return made
 
 
