@@ -22,9 +22,7 @@ test-programs: $(VENV)/ready
 # What needs no Composer, where there is none: loops of one's own, Lightning, Hugging Face, on the newest torch.
 test-hosts: .venv-hosts/ready test-llm-foundry
 	.venv-hosts/bin/python -m pytest --numprocesses 2 --dist loadgroup --ignore tests/hosts/test_llm_foundry.py \
-		tests/hosts $(WITHOUT_COMPOSER)
-
-WITHOUT_COMPOSER := tests/test_examples.py tests/test_package.py tests/algorithms/test_progress.py
+		tests/hosts tests/test_package.py tests/algorithms/test_progress.py
 
 # llm-foundry pins what nothing else here bears, down to the version of fsspec.
 test-llm-foundry: .venv-llmfoundry/ready

@@ -3,9 +3,10 @@
     python benchmarks/loop.py [--rounds 7] [--steps 200] [--network LeNet-300-100 ResNet-8] [--threads 1]
 
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
-loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them. Techniques: in the
-plain loop by our functions, in Composer by our class, each beside the host's own step without it. A time is the median
-of the processor's from one step's start to the next one's; what comes once an epoch is not in it.
+loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
+Techniques: in the plain loop by our functions, in Composer and Lightning by our classes, each beside the host's own
+step without it. A time is the median of the processor's from one step's start to the next one's; what comes once an
+epoch is not in it.
 """
 
 import argparse
@@ -24,11 +25,12 @@ from typing import Any
 import torch
 from composer import Algorithm, Callback, Trainer
 from composer.models import ComposerClassifier
+from lightning import pytorch as pl
 from plain import TECHNIQUES, Loop
 from torch import nn
 from torch.nn import functional as F
 
-from accelerando.algorithms import Distillation, LabelSmoothing, MagnitudePruning, MixUp
+from accelerando.algorithms import Distillation, LabelSmoothing, MagnitudePruning, MixUp, lightning
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.data.images import FashionMnist
 from accelerando.recipes.models import builders
@@ -50,12 +52,18 @@ def teacher(network: nn.Module) -> ComposerClassifier:
     return ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
 
 
-# The same for Composer as `plain.TECHNIQUES` for the plain loop; a host that comes has a table of its own beside it.
+# The same for each host as `plain.TECHNIQUES` for the plain loop.
 IN_COMPOSER: dict[str, Callable[[nn.Module], Algorithm]] = {
     "LabelSmoothing": lambda network: LabelSmoothing(0.1),
     "MixUp": lambda network: MixUp(0.2),
     "Distillation": lambda network: Distillation([teacher(network)]),
     "MagnitudePruning": lambda network: MagnitudePruning(DENSITY, start="0ba", end="1ba", interval="1ba"),
+}
+IN_LIGHTNING: dict[str, Callable[[nn.Module], pl.Callback]] = {
+    "LabelSmoothing": lambda network: lightning.LabelSmoothing(0.1),
+    "MixUp": lambda network: lightning.MixUp(0.2),
+    "Distillation": lambda network: lightning.Distillation([copy.deepcopy(network)]),
+    "MagnitudePruning": lambda network: lightning.MagnitudePruning(DENSITY, start="0ba", end="1ba", interval="1ba"),
 }
 
 
@@ -67,6 +75,40 @@ class Starts(Callback):
 
     def before_dataloader(self, state: Any, logger: Any) -> None:
         self.times.append(time.process_time())
+
+
+class LightningStarts(pl.Callback):
+    """The same in Lightning."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.times.append(time.process_time())
+
+
+class Module(pl.LightningModule):
+    """A user's module; its loss is what callbacks make of it, where there are any that do."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.network(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return lightning.training_loss(self, F.cross_entropy, self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9)
+
+
+class Bare(Module):
+    """One that does not know our callbacks."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
 
 
 def typical(times: list[float]) -> float:
@@ -118,6 +160,25 @@ def in_composer(
     return fitted(trainer, steps)
 
 
+def in_lightning(network: nn.Module, data: Any, steps: int, callback: Any = None) -> Callable[[], float]:
+    def arm() -> float:
+        starts = LightningStarts()
+        trainer = pl.Trainer(
+            max_steps=steps + 1,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[starts, *([callback(network)] if callback else [])],
+        )
+        trainer.fit((Module if callback else Bare)(copy.deepcopy(network)), data)
+        return typical(starts.times)
+
+    return arm
+
+
 def in_our_train(config: Mapping[str, Any], folder: str, steps: int) -> Callable[[], float]:
     recipe = check(
         {
@@ -142,6 +203,7 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
             "Composer": in_composer(network, data, given.steps),
             "Composer, its training metrics": in_composer(network, data, given.steps, metrics=True),
             "our train, training metrics": in_our_train(NETWORKS[name], folder, given.steps),
+            "Lightning": in_lightning(network, data, given.steps),
         }
         medians = measure(arms, given.rounds, torch.device("cpu"))
     ratio = medians["our train, training metrics"] / medians["Composer"]
@@ -149,24 +211,24 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
 
 
 def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
-    """Beside the host's empty step; what Composer's adds over the plain loop's is what the host's callback costs."""
-    for title, algorithm in IN_COMPOSER.items():
+    """Beside the host's empty step; what a host's adds over the plain loop's is what the host's callback costs."""
+    for title in IN_COMPOSER:
         arms = {
             "plain loop": in_a_loop(network, data, given.steps),
             f"plain loop, {title}": in_a_loop(network, data, given.steps, title),
             "Composer": in_composer(network, data, given.steps),
-            f"Composer, {title}": in_composer(network, data, given.steps, algorithm(network)),
+            f"Composer, {title}": in_composer(network, data, given.steps, IN_COMPOSER[title](network)),
+            "Lightning": in_lightning(network, data, given.steps),
+            f"Lightning, {title}": in_lightning(network, data, given.steps, IN_LIGHTNING[title]),
         }
         medians = measure(arms, given.rounds, torch.device("cpu"))
-        plain, with_plain, composer, with_composer = medians.values()
-        over = (with_composer - composer) - (with_plain - plain)
-        report(
-            f"{name}: {title}",
-            medians,
-            "plain loop",
-            f"the callback's cost over the plain loop's technique {over * 1e3:.3f} ms, "
-            f"{over / composer:.1%} of Composer's empty step",
-        )
+        added = {host: medians[f"{host}, {title}"] - medians[host] for host in ("plain loop", "Composer", "Lightning")}
+        costs = []
+        for host in ("Composer", "Lightning"):
+            cost = added[host] - added["plain loop"]
+            costs.append(f"{host} {cost * 1e3:.3f} ms, {cost / medians[host]:.1%} of its empty step")
+        notes = f"the callback's cost over the plain loop's technique: {'; '.join(costs)}"
+        report(f"{name}: {title}", medians, "plain loop", notes)
 
 
 PARTS = {"hosts": hosts, "techniques": techniques}

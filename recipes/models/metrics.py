@@ -17,8 +17,8 @@ MetricName = Literal["accuracy", "f1", "matthews", "mse", "pearson", "spearman"]
 class MulticlassAccuracy(Metric):
     """The share of examples whose highest logit is that of their class; torchmetrics' value with `average="micro"`.
 
-    Composer takes it at every microbatch, where torchmetrics' costs a fifth of a small network's step: it looks for
-    strange labels, for which the host waits for the device, and holds four counts where two suffice.
+    Composer takes it at every microbatch. torchmetrics' looks for strange labels, for which the host waits for the
+    device, and holds four counts where two suffice; `benchmarks/loop.py` measures what either adds to a step.
     """
 
     full_state_update = False

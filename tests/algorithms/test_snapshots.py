@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,7 @@ import torch
 from composer import Callback
 from composer.algorithms import EMA, SWA
 from safetensors.torch import save_file
-from torch import distributed, nn
-from torch.multiprocessing import start_processes
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from accelerando.algorithms import MagnitudePruning, Snapshots, SnapshotWriter, find_snapshot, find_snapshots
@@ -422,22 +422,32 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def write_as_one_of_two(rank, folder):
-    store = distributed.FileStore(f"{folder}/store", 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    model = DistributedDataParallel(nn.Linear(2, 2))
-    own = Path(folder) / str(rank)  # which another rank cannot see
-    writer = SnapshotWriter(own, ["0ba", "1ba"], full={})
-    writer(model, 0)
-    resumed = SnapshotWriter(own, ["0ba", "1ba"], full={})
-    resumed.load_state_dict(writer.state_dict())
-    resumed(model, 1)
-    assert resumed.kept == {"0ba": 0, "1ba": 1} and not resumed.passed
-    distributed.destroy_process_group()
+AS_ONE_OF_TWO = """
+import sys
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from accelerando.algorithms import SnapshotWriter
+
+distributed.init_process_group("gloo")
+model = DistributedDataParallel(nn.Linear(2, 2))
+own = f"{sys.argv[1]}/{distributed.get_rank()}"  # which another rank cannot see
+writer = SnapshotWriter(own, ["0ba", "1ba"], full={})
+writer(model, 0)
+resumed = SnapshotWriter(own, ["0ba", "1ba"], full={})
+resumed.load_state_dict(writer.state_dict())
+resumed(model, 1)
+assert resumed.kept == {"0ba": 0, "1ba": 1} and not resumed.passed
+distributed.barrier()
+distributed.destroy_process_group()
+"""
 
 
+@pytest.mark.programs
 def test_the_first_rank_writes_by_the_names_of_the_network(tmp_path):
-    start_processes(write_as_one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    (script := tmp_path / "script.py").write_text(AS_ONE_OF_TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tmp_path]
+    done = subprocess.run([*map(str, launch)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "0").iterdir()) == [
         f"ba{n}{s}" for n in (0, 1) for s in (".pt", ".safetensors")
     ]

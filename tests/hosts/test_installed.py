@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("lightning")
 pytestmark = pytest.mark.skipif(find_spec("composer") is not None, reason="Composer is installed; `make test-hosts`")
 SCRIPT = Path(__file__).with_name("lightning_script.py")
 

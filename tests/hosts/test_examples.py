@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from accelerando.algorithms.generators import untouched_generators
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MOST_LINES = {  # that a technique adds to a training script of one's own
     "plain": {
         "blurpool": 4,
