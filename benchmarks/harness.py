@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -90,7 +89,6 @@ def versions() -> str:
     return ", ".join([f"Python {platform.python_version()}", *(f"{names[n]} {_version(n)}" for n in names)])
 
 
-@cache
 def missing(module: str) -> str:
     """Why it cannot be imported, or ""."""
     try:

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import io
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -37,6 +38,9 @@ from accelerando.recipes.models import builders
 from accelerando.recipes.run.building import build
 from accelerando.recipes.run.training import join_ranks
 from harness import hardware, keep_memory, measure, report, versions
+
+# Lightning sets it, and then Composer, which asks many times a step whether there is a GPU, loads NVML each time.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 BATCH, DENSITY = 128, 0.2
 NETWORKS: dict[str, dict[str, Any]] = {

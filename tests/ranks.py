@@ -9,6 +9,8 @@ from composer.utils import dist
 
 from tiny import weights
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # which pytest adds by itself for test_contract
+
 
 class Choices(Callback):
     """What an algorithm chose for all ranks, batch by batch."""

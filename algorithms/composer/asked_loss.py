@@ -21,14 +21,15 @@ def loss_of(state: State, target_key: Any) -> KeyedLoss:
 
     def loss(outputs: Any, target: Tensor) -> Tensor:
         batch = given
-        if target.device.type == "cpu":
+        if target.device.type == "cpu" and state.device.name != "cpu":
             batch = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, batch)
         batch = batch_set(copy.copy(batch), labels_key(batch, target_key), target)
         with get_precision_context(state.precision, state.precision_config):
             value: Any = model.loss(outputs, batch)
         if isinstance(value, Mapping):
             value = value["total"] if "total" in value else tuple(value.values())
-        return sum(part.float().mean() for part in ensure_tuple(value))  # type: ignore[return-value]
+        parts = [part.float() for part in ensure_tuple(value)]
+        return sum(part.mean() if part.ndim else part for part in parts)  # type: ignore[return-value]
 
     names = tuple(given) if isinstance(given, Mapping) else ()
     return KeyedLoss(loss, (model.loss, getattr(model, "_loss_fn", None), type(given), names))

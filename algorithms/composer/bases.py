@@ -1,5 +1,6 @@
 """What algorithms are made of that act at the events of a Composer Trainer, and of those whose choices are random."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class EventAlgorithm(Guest):
     """Which method acts at an event."""
 
     def __repr__(self) -> str:
-        given = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        given = {name: getattr(self, name, None) for name in _arguments(type(self))}
         plain = [f"{name}={value!r}" for name, value in given.items() if isinstance(value, bool | int | float | str)]
         return f"{type(self).__name__}({', '.join(plain)})"
 
@@ -47,6 +48,12 @@ class EventAlgorithm(Guest):
             refuse_twins(self, state)
         if event in self.steps:
             getattr(self, self.steps[event])(state, logger)
+
+
+@functools.cache
+def _arguments(kind: type) -> list[str]:
+    """Composer's engine asks for the repr at every event."""
+    return [*inspect.signature(kind).parameters]
 
 
 class RandomAlgorithm(EventAlgorithm):

@@ -165,7 +165,7 @@ def test_each_loss_takes_the_next_part_of_the_mixed_batch():
 
     def losses():
         parts = zip(outputs.split(16), y.split(16), strict=True)
-        return [float(mixer.loss(F.cross_entropy, *part) * len(part[1]) / SAMPLES) for part in parts]
+        return [mixer.loss(F.cross_entropy, *part).item() * len(part[1]) / SAMPLES for part in parts]
 
     once = losses()
     with pytest.raises(ValueError, match="MixUp: a loss of 16 targets, where 0 of the mixed batch are left"):
@@ -173,7 +173,7 @@ def test_each_loss_takes_the_next_part_of_the_mixed_batch():
     mixer.restart()
     assert losses() == once
     mixer.restart()
-    assert float(mixer.loss(F.cross_entropy, outputs, y)) == pytest.approx(sum(once), abs=1e-6)
+    assert mixer.loss(F.cross_entropy, outputs, y).item() == pytest.approx(sum(once), abs=1e-6)
     with pytest.raises(ValueError, match="of 3 targets, where 0 of"):
         Mixer().loss(F.cross_entropy, outputs[:3], y[:3])
 
