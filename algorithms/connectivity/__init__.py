@@ -1,0 +1,22 @@
+"""Mode connectivity: paths between networks, what is measured along them, and their barriers; torch alone."""
+
+from .barriers import barrier, disagreement, example_barriers, is_monotone, largest_rise
+from .interpolation import distance, distances, interpolate, linear_path, support_mismatch
+from .paths import PathMetrics, error_per_example, evaluate_path, loss_per_example
+
+__all__ = [
+    "PathMetrics",
+    "barrier",
+    "disagreement",
+    "distance",
+    "distances",
+    "error_per_example",
+    "evaluate_path",
+    "example_barriers",
+    "interpolate",
+    "is_monotone",
+    "largest_rise",
+    "linear_path",
+    "loss_per_example",
+    "support_mismatch",
+]
