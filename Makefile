@@ -38,6 +38,7 @@ benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/connectivity.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/loop.py
 

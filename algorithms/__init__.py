@@ -23,6 +23,7 @@ from .connectivity import (
     largest_rise,
     linear_path,
     loss_per_example,
+    recompute_statistics,
     support_mismatch,
 )
 from .cyclic import Cycles, MultiplicativeCyclicLR, cycle_ends, cyclic_multiplier
@@ -181,6 +182,7 @@ __all__ = [
     "prunable_weights",
     "prune_at_init",
     "random_scores",
+    "recompute_statistics",
     "save_masks",
     "smooth_labels",
     "snip",

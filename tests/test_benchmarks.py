@@ -1,9 +1,10 @@
-"""The benchmark for a GPU runs in its small form on a CPU, and tells all that it promises."""
+"""Benchmarks run in their small form on a CPU, and tell all that they promise."""
 
 import logging
 import re
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -50,19 +51,23 @@ TIMED = re.compile(r"; medians of \d+ rounds$")
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """The script as a module; what it does to the process, and its neighbours' names, go with the test."""
-    before, tf32 = set(sys.modules), torch.backends.cudnn.allow_tf32
+def script(monkeypatch):
+    """A script as a module, by name; what it does to the process, and its neighbours' names, go with the test."""
+    before, tf32, threads = set(sys.modules), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
     monkeypatch.syspath_prepend(BENCHMARKS)
     with warnings.catch_warnings():
-        import gpu
-
-        yield gpu
+        yield import_module
     logging.disable(logging.NOTSET)
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_num_threads(threads)
     for name in set(sys.modules) - before:
         if Path(getattr(sys.modules[name], "__file__", None) or "").parent == BENCHMARKS:
             del sys.modules[name]
+
+
+@pytest.fixture
+def gpu(script):
+    return script("gpu")
 
 
 def sections(text: str) -> dict[str, list[str]]:
@@ -110,3 +115,23 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(gpu, capsys):
     gpu.main(given)
     text = capsys.readouterr().out
     assert re.search(r"channels_last: failed, \w+: .+", text) and "MixUp: inputs" in text
+
+
+PATHS = {  # by title, which arms
+    "LeNet-300-100: 3 points of 100 images, in memory": ("plain script", "ours", "ours / plain script"),
+    "LeNet-300-100: 3 points of 100 images, DataLoader": ("plain script", "ours", "ours / plain script"),
+    "ResNet-8: 3 points of 100 images, in memory": ("plain script", "ours", "ours / plain script"),
+    "ResNet-8: 3 points of 100 images, DataLoader": ("plain script", "ours", "ours / plain script"),
+    "ResNet-8: statistics recomputed from 100 images": ("plain script", "ours", "ours, recomputed / interpolated"),
+}
+
+
+def test_paths_are_timed_beside_a_script_that_finds_the_same(script, capsys):
+    connectivity = script("connectivity")
+    connectivity.main(connectivity.parse(["--small"]))
+    found = sections(capsys.readouterr().out)
+    assert [TIMED.sub("", title) for title in found] == [*PATHS]
+    for (title, lines), promised in zip(found.items(), PATHS.values(), strict=True):
+        assert TIMED.search(title) and all(any(re.match(rf" +{each}", line) for line in lines) for each in promised)
+        (apart,) = re.findall(r"losses at most (\S+) of them apart", "".join(lines))
+        assert float(apart) < 1e-6

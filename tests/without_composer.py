@@ -29,7 +29,7 @@ from accelerando import algorithms as ours  # noqa: E402
 folder = Path(tempfile.mkdtemp())
 image, labels = torch.randn(2, 16, 8, 8), torch.tensor([0, 2])
 logits, other = torch.randn(2, 3), torch.randn(2, 3)
-linear = nn.Linear(4, 3)
+linear, norm = nn.Linear(4, 3), nn.BatchNorm1d(4)
 optimizer = torch.optim.SGD(linear.parameters(), 0.1)
 torch.save(linear.state_dict(), folder / "teacher.pt")
 cycles = ours.Cycles.of(1, 1, 2)
@@ -68,6 +68,11 @@ def saved_masks():
     return ours.load_masks(folder / "masks.safetensors", weights)
 
 
+def path():
+    ends = (linear.state_dict(), {name: value + 1 for name, value in linear.state_dict().items()})
+    return ours.evaluate_path(linear, ends, 3, [batch])
+
+
 def refused(kind, what, *arguments):
     try:
         return what(*arguments) and None
@@ -95,6 +100,7 @@ USES = {
     "MostlyDenseWarning": lambda: issubclass(ours.MostlyDenseWarning, UserWarning),
     "MultiplicativeCyclicLR": lambda: ours.MultiplicativeCyclicLR(optimizer, 1, 1).check_steps(4) or optimizer,
     "NoEffectWarning": lambda: issubclass(ours.NoEffectWarning, UserWarning),
+    "PathMetrics": lambda: isinstance(path(), ours.PathMetrics),
     "Pruner": lambda: ours.Pruner(nn.Linear(4, 3), optimizer).prune(masks) or masks,
     "Smoother": lambda: ours.Smoother(0.1).loss(F.cross_entropy, logits, labels),
     "Snapshot": lambda: isinstance(write_snapshot(), ours.Snapshot) and write_snapshot().weights(),
@@ -105,6 +111,7 @@ USES = {
     "apply_blurpool": lambda: changed(ours.apply_blurpool),
     "apply_channels_last": lambda: changed(ours.apply_channels_last),
     "apply_masks": lambda: ours.apply_masks(dict(nn.Linear(4, 3).named_parameters()), masks) or masks,
+    "barrier": lambda: ours.barrier(path().means["loss"]),
     "batch_channels_last": lambda: ours.batch_channels_last((image, labels)),
     "blur_2d": lambda: ours.blur_2d(image),
     "blurmax_pool2d": lambda: ours.blurmax_pool2d(image, 2),
@@ -113,20 +120,31 @@ USES = {
     "cycle_ends": lambda: next(ours.cycle_ends(1, 1)),
     "cyclic_multiplier": lambda: ours.cyclic_multiplier(1.5, 1, 1),
     "dense_targets": lambda: ours.dense_targets(logits, labels),
+    "disagreement": lambda: ours.disagreement([0, 1], [0, 2]),
+    "distance": lambda: ours.distance({"w": logits}, {"w": other}),
+    "distances": lambda: ours.distances({"w": logits}, {"w": other}),
     "distillation_kl": lambda: ours.distillation_kl(logits, other),
     "distillation_mse": lambda: ours.distillation_mse(logits, other),
     "draw_teachers": lambda: ours.draw_teachers(17, 0, 3, 2),
+    "error_per_example": lambda: ours.error_per_example(logits, labels),
+    "evaluate_path": lambda: path().means,
+    "example_barriers": lambda: ours.example_barriers(logits, other, logits),
     "exponential_densities": lambda: [*ours.exponential_densities(0.1, 3)],
     "find_snapshot": lambda: write_snapshot() and ours.find_snapshot(folder, "0ba"),
     "find_snapshots": lambda: write_snapshot() and ours.find_snapshots(folder),
     "gradient_magnitude": lambda: ours.gradient_magnitude(linear, weights, [batch], cross_entropy),
     "gradual_density": lambda: ours.gradual_density(0.5, 0.1),
     "grasp": lambda: ours.grasp(linear, weights, [batch], cross_entropy),
+    "interpolate": lambda: ours.interpolate({"w": logits}, {"w": other}, 0.3),
+    "is_monotone": lambda: ours.is_monotone([2.0, 1.0]),
     "keep_highest": lambda: ours.keep_highest(ours.magnitude(weights), 6),
     "kept_counts": lambda: ours.kept_counts({"weight": 12}, 0.5),
+    "largest_rise": lambda: ours.largest_rise([2.0, 1.0]),
     "level_densities": lambda: ours.level_densities(3, 0.2, "geometric"),
+    "linear_path": lambda: ours.linear_path({"w": logits}, {"w": other})(0.3),
     "load_masks": lambda: saved_masks(),
     "load_teacher": lambda: ours.load_teacher(folder / "teacher.pt", nn.Linear(4, 3)),
+    "loss_per_example": lambda: ours.loss_per_example(logits, labels),
     "magnitude": lambda: ours.magnitude(weights),
     "mask_gradients": lambda: ours.mask_gradients(weights, masks) or masks,
     "mask_optimizers": lambda: ours.mask_optimizers([optimizer], weights, masks) or masks,
@@ -136,9 +154,11 @@ USES = {
     "prunable_weights": lambda: ours.prunable_weights(linear),
     "prune_at_init": lambda: ours.prune_at_init(linear, "snip", 0.5, [batch], F.cross_entropy),
     "random_scores": lambda: ours.random_scores(weights, torch.Generator()),
+    "recompute_statistics": lambda: ours.recompute_statistics(norm, [norm.state_dict()] * 2, 3, [batch])(0.5),
     "save_masks": lambda: saved_masks(),
     "smooth_labels": lambda: F.cross_entropy(logits, ours.smooth_labels(logits, labels)),
     "snip": lambda: ours.snip(linear, weights, [batch], cross_entropy),
+    "support_mismatch": lambda: ours.support_mismatch({"w": logits}, {"w": other}),
     "synflow": lambda: ours.synflow(linear, weights, batch[0]),
     "trace_multiply_adds": lambda: traced(),
 }

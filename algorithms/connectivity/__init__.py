@@ -1,6 +1,7 @@
 """Mode connectivity: paths between networks, what is measured along them, and their barriers; torch alone."""
 
 from .barriers import barrier, disagreement, example_barriers, is_monotone, largest_rise
+from .batch_norm import recompute_statistics
 from .interpolation import distance, distances, interpolate, linear_path, support_mismatch
 from .paths import PathMetrics, error_per_example, evaluate_path, loss_per_example
 
@@ -18,5 +19,6 @@ __all__ = [
     "largest_rise",
     "linear_path",
     "loss_per_example",
+    "recompute_statistics",
     "support_mismatch",
 ]

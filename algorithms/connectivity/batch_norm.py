@@ -1,12 +1,61 @@
-"""The running statistics of batch norm as averages over batches, in place of those that training has left."""
+"""The running statistics of batch norm, recomputed for the weights of each point of a path.
+
+Those of no training belong to the points between two networks. To interpolate them, as the code of McDermott and
+Cummings does (arXiv 2310.18769), makes barriers higher than they are with statistics of training data, which Jordan et
+al. recompute at each point (arXiv 2211.08403).
+"""
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..validation import NoEffectWarning, check
+from .interpolation import Path, State
+from .walk import Forward, Walk
+
+
+def recompute_statistics(
+    model: nn.Module,
+    states: tuple[State, State] | Path,
+    alphas: int | Sequence[float],
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+) -> Path:
+    """Returns the path on which batch norm's statistics are averages over these batches, for `evaluate_path`.
+
+    They are computed here, at all points in one pass; the function that is returned knows these points alone. Each
+    batch counts alike, as with torch's `momentum=None`; layers other than batch norm are in evaluation mode. Nothing of
+    the model is left changed. The arguments are those of `evaluate_path`, but nobody looks at targets.
+
+    Raises ValueError as that does. A `NoEffectWarning` says that the model has no statistics; its path stays as it is.
+    """
+    walk = Walk("recompute_statistics", model, states, alphas, forward)
+    path, norms = walk.path, batch_norms(walk.model)
+    if not norms:
+        text = f"{type(walk.model).__name__} has no batch norm with running statistics: there is nothing to recompute"
+        warnings.warn(f"recompute_statistics: {text}.", NoEffectWarning, stacklevel=2)
+        return path
+    with walk.begin() as own:
+        unseen = _start_averaging(norms)
+        found = dict.fromkeys(walk.points, unseen)
+        walk.points, walk.path = [*found], lambda alpha: {**path(alpha), **found[alpha]}
+        for batch in walk.batches(batches):
+            for alpha, _ in walk.outputs(batch):
+                found[alpha] = {name: own[name].clone() for name in unseen}
+    seen = found[walk.points[0]] is not unseen
+    check("recompute_statistics", "batches", seen, "batches of training data", "none")
+
+    def at(alpha: float) -> dict[str, Tensor]:
+        check("recompute_statistics", "alpha", alpha in found, "one of the points that were given", alpha)
+        return {**path(alpha), **found[alpha]}
+
+    return at
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -15,24 +64,15 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {n: module for n, module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None}
 
 
-@contextmanager
-def averaging(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Gives the statistics of a network that has seen no batch, by their names in the state.
-
-    Meanwhile a forward pass adds its batch to the cumulative average in the buffers; afterwards batch norm is in
-    evaluation mode. The model has to be a borrowed one, as `momentum` stays None.
-    """
-    norms = batch_norms(model)
-    fresh: dict[str, Tensor] = {}
+def _start_averaging(norms: dict[str, _BatchNorm]) -> dict[str, Tensor]:
+    """Makes forward passes average over batches in the buffers, whose state before the first batch it returns."""
+    state = {}
     for prefix, norm in norms.items():
         norm.train()
         norm.momentum = None
         if isinstance(norm, nn.SyncBatchNorm):
             # It waits for the other ranks in every pass, but they may have fewer batches.
             norm.forward = types.MethodType(_BatchNorm.forward, norm)
-        unseen = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
-        held = {name: (getattr(norm, name), value) for name, value in unseen.items()}
-        fresh |= {f"{prefix}.{name}".lstrip("."): torch.full_like(*pair) for name, pair in held.items()}
-    yield fresh
-    for norm in norms.values():
-        norm.eval()
+        for name, value in {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.items():
+            state[f"{prefix}.{name}".lstrip(".")] = torch.full_like(getattr(norm, name), value)
+    return state

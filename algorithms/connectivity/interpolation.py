@@ -116,8 +116,12 @@ def distances(
     check_alike(a, b, "the states")
     excluded = tuple(p for p in _STATISTICS if any(fnmatchcase(n, p) for n in a)) if exclude is None else exclude
     names = [name for name in chosen(a, include, excluded) if is_averaged(a[name])]
-    norm = torch.linalg.vector_norm
-    return {name: norm(a[name].detach().double() - b[name].detach().to(a[name].device)).item() for name in names}
+
+    def length(name: str) -> float:
+        here, there = a[name].detach(), b[name].detach().to(a[name].device)
+        return torch.linalg.vector_norm(here.to(torch.promote_types(here.dtype, torch.float64)) - there).item()
+
+    return {name: length(name) for name in names}
 
 
 def distance(a: State, b: State, include: Sequence[str] = ("*",), exclude: Sequence[str] | None = None) -> float:

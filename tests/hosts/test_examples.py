@@ -22,6 +22,7 @@ MOST_LINES = {  # that a technique adds to a training script of one's own
         "distillation": 4,
         "label_smoothing": 4,
         "labelled_positions": 4,
+        "linear_path": 8,
         "lottery_ticket": 8,
         "magnitude_pruning": 4,
         "mixup": 4,

@@ -20,6 +20,7 @@ from accelerando.algorithms import (
     example_barriers,
     interpolate,
     linear_path,
+    recompute_statistics,
 )
 
 RECOMPUTE = "recompute"
@@ -98,6 +99,18 @@ def test_recomputed_statistics_are_others_than_interpolated_ones():
     one = evaluate_path(network(), (A, B), 3, TEST)
     two = evaluate_path(network(), (A, B), 3, TEST, batch_norm=RECOMPUTE, statistics=TRAIN)
     assert abs(one.means["loss"][1] - two.means["loss"][1]) > 1e-3
+
+
+def test_recomputed_statistics_serve_several_data_sets():
+    read = []
+    path = recompute_statistics(network(), (A, B), 3, (read.append(batch) or batch for batch in TRAIN))
+    assert len(read) == len(TRAIN)
+    for batches in (TEST, TRAIN):
+        found = evaluate_path(network(), path, 3, batches)
+        assert found == evaluate_path(network(), (A, B), 3, batches, batch_norm=RECOMPUTE, statistics=TRAIN)
+    assert path(0.5)["1.num_batches_tracked"] == len(TRAIN)
+    with pytest.raises(ValueError, match=r"alpha must be one of the points that were given, got 0\.3"):
+        path(0.3)
 
 
 class Recorded(nn.Module):
@@ -347,7 +360,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
     refused("batch_norm must be interpolate or recompute, got 'train'", batch_norm="train")
     refused("statistics must be given for batch_norm='recompute', and for nothing else, got 'list'", statistics=TRAIN)
     refused("statistics must be given for batch_norm='recompute'.*NoneType", batch_norm=RECOMPUTE)
-    refused("statistics must be batches of training data, got 'none'", batch_norm=RECOMPUTE, statistics=[])
+    refused("batches must be batches of training data, got 'none'", batch_norm=RECOMPUTE, statistics=[])
     refused(r"batches must be batches of \(inputs, targets\), got 'none'", batches=iter([]))
     refused("alphas must be at least 2", alphas=1)
     refused("alphas must be one point or more", alphas=[])
@@ -356,10 +369,10 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
     refused(r"metrics\['mean'\] must be of one value for each example, \(8,\)", metrics={"mean": F.cross_entropy})
     refused(r"states must be \(start, end\) or a function of alpha, got 'OrderedDict'", states=A)
     refused("the ends of the path must be of one network", states=(A, mlp().state_dict()))
-    refused("states must be those of the model: only one of them has 0.bias", model=mlp())
+    refused("states must fit the model: only one of them has 0.bias", model=mlp())
     wider = {**A, "5.weight": torch.ones(4, 64), "5.bias": torch.ones(4)}
-    refused(r"5.weight is \(4, 64\) of torch.float32, where the model has \(3, 64\)", states=(wider, wider))
+    refused(r"5.weight is \(4, 64\) of torch.float32, the model's \(3, 64\)", states=(wider, wider))
     counted = {**A, "1.num_batches_tracked": torch.tensor(1.5)}
-    refused("1.num_batches_tracked is .* of torch.float32, where the model has", states=(counted, counted))
+    refused("1.num_batches_tracked is .* of torch.float32, the model's", states=(counted, counted))
     refused("forward must be given for batches other than", batches=[{"labels": torch.ones(3)}])
     refused("evaluate_path finds nothing at 'labels' in a batch of pixels", batches=[{"pixels": torch.ones(3)}])
