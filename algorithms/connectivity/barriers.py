@@ -33,8 +33,7 @@ def largest_rise(values: Values) -> float:
 def is_monotone(values: Values, tolerance: float = 0.0) -> bool:
     """Whether the values fall along a path, or stay, but for rises of at most `tolerance`; not where one is NaN.
 
-    Rises are counted from the lowest value so far, so that many small ones in a row are as much as a large one
-    (Lucas et al., arXiv 2104.11044, call that Delta-monotone).
+    Rises are counted from the lowest value so far, so that many small ones in a row are as much as a large one.
     """
     check("is_monotone", "tolerance", tolerance >= 0, "at least 0", tolerance)
     return largest_rise(values) <= tolerance

@@ -113,6 +113,13 @@ def test_recomputed_statistics_serve_several_data_sets():
         path(0.3)
 
 
+def test_a_wrapped_model_and_synchronised_batch_norm():
+    how = {"batch_norm": RECOMPUTE, "statistics": TRAIN}
+    expected = evaluate_path(network(), (A, B), 3, TEST, **how)
+    for model in (nn.DataParallel(network()), nn.SyncBatchNorm.convert_sync_batchnorm(network())):
+        assert evaluate_path(model, (A, B), 3, TEST, **how) == expected
+
+
 class Recorded(nn.Module):
     """Keeps its last features, shares a batch norm, and has one that keeps no statistics."""
 
