@@ -10,6 +10,8 @@ from .blur_layers import BlurConv2d, BlurMaxPool2d, BlurPool2d, blur_2d, blurmax
 from .blurpool import apply_blurpool
 from .channels_last import apply_channels_last, batch_channels_last
 from .connectivity import (
+    HessianDiagonal,
+    HessianEigenvalues,
     PathMetrics,
     barrier,
     disagreement,
@@ -18,6 +20,8 @@ from .connectivity import (
     error_per_example,
     evaluate_path,
     example_barriers,
+    hessian_diagonal,
+    hessian_eigenvalues,
     interpolate,
     is_monotone,
     largest_rise,
@@ -111,6 +115,8 @@ __all__ = [
     "Distillation",
     "Distiller",
     "HeadPositions",
+    "HessianDiagonal",
+    "HessianEigenvalues",
     "LabelSmoothing",
     "Labelled",
     "LabelledPositions",
@@ -163,6 +169,8 @@ __all__ = [
     "gradient_magnitude",
     "gradual_density",
     "grasp",
+    "hessian_diagonal",
+    "hessian_eigenvalues",
     "interpolate",
     "is_monotone",
     "keep_highest",

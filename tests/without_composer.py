@@ -59,6 +59,14 @@ def cross_entropy(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+def diagonal():
+    return ours.hessian_diagonal(linear, [batch], cross_entropy, 2)
+
+
+def eigenvalues():
+    return ours.hessian_eigenvalues(linear, [batch], cross_entropy)
+
+
 def traced():
     return ours.trace_multiply_adds(linear, lambda model: model(batch[0]))
 
@@ -92,6 +100,8 @@ USES = {
     "Cycles": lambda: [cycles.ended(4), cycles.within(4), cycles.misfit(5), cycles.scaled(0.1).multiplier(0.15)],
     "Distiller": lambda: ours.Distiller(nn.Linear(4, 3))(logits.mean(), linear(batch[0]), batch[0], 0),
     "HeadPositions": lambda: refused(TypeError, ours.HeadPositions, linear),
+    "HessianDiagonal": lambda: isinstance(diagonal(), ours.HessianDiagonal) or None,
+    "HessianEigenvalues": lambda: isinstance(eigenvalues(), ours.HessianEigenvalues) or None,
     "Labelled": lambda: ours.Labelled().start(labels) or labels,
     "LayerCollapseWarning": lambda: issubclass(ours.LayerCollapseWarning, UserWarning),
     "Lottery": lambda: [*ours.Lottery(nn.Linear(4, 3), optimizer, None, levels=1, steps=2)],
@@ -135,6 +145,8 @@ USES = {
     "gradient_magnitude": lambda: ours.gradient_magnitude(linear, weights, [batch], cross_entropy),
     "gradual_density": lambda: ours.gradual_density(0.5, 0.1),
     "grasp": lambda: ours.grasp(linear, weights, [batch], cross_entropy),
+    "hessian_diagonal": lambda: diagonal().values,
+    "hessian_eigenvalues": lambda: eigenvalues().values,
     "interpolate": lambda: ours.interpolate({"w": logits}, {"w": other}, 0.3),
     "is_monotone": lambda: ours.is_monotone([2.0, 1.0]),
     "keep_highest": lambda: ours.keep_highest(ours.magnitude(weights), 6),
