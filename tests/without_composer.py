@@ -67,6 +67,14 @@ def eigenvalues():
     return ours.hessian_eigenvalues(linear, [batch], cross_entropy)
 
 
+def plane():
+    return ours.plane_through([nn.Linear(4, 3).state_dict() for _ in range(3)])
+
+
+def plane_metrics():
+    return ours.evaluate_plane(linear, plane(), [batch], points=2)
+
+
 def traced():
     return ours.trace_multiply_adds(linear, lambda model: model(batch[0]))
 
@@ -111,6 +119,8 @@ USES = {
     "MultiplicativeCyclicLR": lambda: ours.MultiplicativeCyclicLR(optimizer, 1, 1).check_steps(4) or optimizer,
     "NoEffectWarning": lambda: issubclass(ours.NoEffectWarning, UserWarning),
     "PathMetrics": lambda: isinstance(path(), ours.PathMetrics),
+    "Plane": lambda: isinstance(plane(), ours.Plane) or None,
+    "PlaneMetrics": lambda: isinstance(plane_metrics(), ours.PlaneMetrics) or None,
     "Pruner": lambda: ours.Pruner(nn.Linear(4, 3), optimizer).prune(masks) or masks,
     "Smoother": lambda: ours.Smoother(0.1).loss(F.cross_entropy, logits, labels),
     "Snapshot": lambda: isinstance(write_snapshot(), ours.Snapshot) and write_snapshot().weights(),
@@ -138,6 +148,7 @@ USES = {
     "draw_teachers": lambda: ours.draw_teachers(17, 0, 3, 2),
     "error_per_example": lambda: ours.error_per_example(logits, labels),
     "evaluate_path": lambda: path().means,
+    "evaluate_plane": lambda: plane_metrics().means["loss"],
     "example_barriers": lambda: ours.example_barriers(logits, other, logits),
     "exponential_densities": lambda: [*ours.exponential_densities(0.1, 3)],
     "find_snapshot": lambda: write_snapshot() and ours.find_snapshot(folder, "0ba"),
@@ -163,6 +174,7 @@ USES = {
     "mix_targets": lambda: ours.mix_targets(logits, labels, labels.flip(0), 0.3),
     "mixup_batch": lambda: ours.mixup_batch(image, labels),
     "model_size": lambda: ours.model_size(linear, traced()).table(),
+    "plane_through": lambda: plane().state(0, 1),
     "prunable_weights": lambda: ours.prunable_weights(linear),
     "prune_at_init": lambda: ours.prune_at_init(linear, "snip", 0.5, [batch], F.cross_entropy),
     "random_scores": lambda: ours.random_scores(weights, torch.Generator()),
