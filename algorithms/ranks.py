@@ -1,8 +1,11 @@
 """Which of the processes that train together this one is, by torch.distributed; one that trains alone is the first."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import distributed
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -21,6 +24,14 @@ def gathered(value: Any) -> list[Any]:
     if _together():
         distributed.all_gather_object(values, value)
     return values
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """Returns what the first process makes, which is pickled for the others."""
+    value: list[Any] = [make() if rank() == 0 else None]
+    if _together():
+        distributed.broadcast_object_list(value)
+    return value[0]
 
 
 def _together() -> bool:

@@ -139,6 +139,8 @@ class SnapshotWriter:
     does not tell, and for a model whose state_dict holds what is no plain tensor, such as weights that FSDP splits.
     """
 
+    argument = "at"  # what errors call the moments
+
     def __init__(
         self,
         folder: str | PathLike[str],
@@ -192,7 +194,7 @@ class SnapshotWriter:
         """
         for text, time in self.at.items():
             late = (progress.share(time) or 0) > 1
-            check(self.owner, "at", not late, f"within the training, which lasts {progress.length}", text)
+            check(self.owner, self.argument, not late, f"within the training, which lasts {progress.length}", text)
         if odd := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
             raise ValueError(f"{self.owner}: {some(odd)} of the model's state_dict is no tensor, and cannot be kept.")
         if odd := [f"{name} ({why})" for name, value in weights.items() if (why := oddity(value))]:
@@ -202,11 +204,15 @@ class SnapshotWriter:
         self.kept = gathered({text: batch for text, batch in kept.items() if self.file(batch).is_file()})[0]
         over = [text for text, time in self.at.items() if text not in self.kept and progress.reached(time)]
         self.passed = [text for text in over if gone or progress.passed(self.at[text])]
-        if self.passed and rank() == 0:
-            text = f"{some(self.passed)} had passed at {progress.batch}ba, where the run goes on"
-            warnings.warn(f"{self.owner}: {text}; it is not kept.", stacklevel=3)
+        if self.passed:
+            self.tell_passed(f"{some(self.passed)} had passed at {progress.batch}ba, where the run goes on")
         self._begun = True
         self.note(progress.counts)
+
+    def tell_passed(self, text: str) -> None:
+        """Says which moments have passed; called by all ranks."""
+        if rank() == 0:
+            warnings.warn(f"{self.owner}: {text}; it is not kept.", stacklevel=4)
 
     def note(self, place: dict[str, int]) -> None:
         """Takes down where the training is; as often as it is called, it remembers the place one batch earlier."""

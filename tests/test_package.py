@@ -54,5 +54,5 @@ def test_techniques_need_what_comes_with_them_alone():
     for file in (ROOT / "algorithms").rglob("*.py"):
         if (room := file.relative_to(ROOT / "algorithms").parts[0]) not in HOSTS:
             # What a technique does with a model of transformers, it does where one is at hand.
-            extra = {"curvlinops", "scipy"} if room == "connectivity" else set()  # of the extra landscape
-            assert imported(file) <= needed | {"transformers"} | extra, file
+            extra = {"connectivity": {"curvlinops", "matplotlib", "scipy"}, "figures.py": {"matplotlib"}}  # landscape's
+            assert imported(file) <= needed | {"transformers"} | extra.get(room, set()), file

@@ -89,6 +89,11 @@ def path():
     return ours.evaluate_path(linear, ends, 3, [batch])
 
 
+def curves():
+    values = {"start": 0, "end": 9, "alphas": [0.0, 1.0], "curves": {"eval/loss": [2.0, 1.0]}, "distance": 1.0}
+    return ours.PathCurves(**values, outside=[])
+
+
 def refused(kind, what, *arguments):
     try:
         return what(*arguments) and None
@@ -118,6 +123,7 @@ USES = {
     "MostlyDenseWarning": lambda: issubclass(ours.MostlyDenseWarning, UserWarning),
     "MultiplicativeCyclicLR": lambda: ours.MultiplicativeCyclicLR(optimizer, 1, 1).check_steps(4) or optimizer,
     "NoEffectWarning": lambda: issubclass(ours.NoEffectWarning, UserWarning),
+    "PathCurves": lambda: curves().numbers(),
     "PathMetrics": lambda: isinstance(path(), ours.PathMetrics),
     "Plane": lambda: isinstance(plane(), ours.Plane) or None,
     "PlaneMetrics": lambda: isinstance(plane_metrics(), ours.PlaneMetrics) or None,

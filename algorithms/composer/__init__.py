@@ -6,6 +6,7 @@ from .cyclic import MultiplicativeCyclicScheduler
 from .distillation import Distillation
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
+from .linear_path import LinearPath
 from .mixup import MixUp
 from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
 from .snapshots import Snapshots
@@ -17,6 +18,7 @@ __all__ = [
     "Distillation",
     "LabelSmoothing",
     "LabelledPositions",
+    "LinearPath",
     "LotteryTicket",
     "MagnitudePruning",
     "MixUp",

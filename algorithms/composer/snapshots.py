@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 from composer.algorithms import EMA
@@ -23,7 +24,84 @@ from .for_recipes import Folder, ForRecipes
 from .host import composer_model, progress_of
 
 
-class Snapshots(ForRecipes, EventAlgorithm):
+class KeepsWeights(ForRecipes, EventAlgorithm):
+    """The base of what keeps the network's weights and buffers at moments of a run, by a `SnapshotWriter`.
+
+    They are kept as the updates before a moment have left them, and before any checkpoint of it, so that a run which
+    goes on after a kill has every file. Whatever another algorithm changes at the next update's beginning, such as what
+    it prunes there, comes later; what EMA averages is left out.
+    """
+
+    steps: ClassVar = {
+        Event.INIT: "_begin",
+        Event.AFTER_LOAD: "_come_last",
+        Event.FIT_START: "_start",
+        Event.BATCH_END: "_end_batch",
+        Event.EPOCH_END: "_keep",
+        Event.FIT_END: "_finish",
+    }
+
+    def __init__(self, save_folder: str | None):
+        self.save_folder, self._resumes = save_folder, False
+        self._writer = self.new_writer(save_folder or "")
+
+    def new_writer(self, folder: str) -> SnapshotWriter:
+        """Makes what keeps them in a folder."""
+        raise NotImplementedError
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """The batch of each moment."""
+        return self._writer.kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self._writer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._writer.load_state_dict(state)
+        self._resumes = True
+
+    def _begin(self, state: State, logger: Logger) -> None:
+        if state.fsdp_config is not None or state.tp_config is not None:
+            name = type(self).__name__
+            raise ValueError(f"{name} does not keep weights that FSDP or tensor parallelism split; use DDP.")
+        self._writer = self.new_writer(
+            self.save_folder or f"{state.run_name}/{type(self).supplied['save_folder'].name}"
+        )
+        self._resumes = False
+
+    def _come_last(self, state: State, logger: Logger) -> None:
+        """Whatever others, such as masks, make of the weights at the same event is then kept."""
+        state.algorithms.remove(self)
+        state.algorithms.append(self)
+
+    def _start(self, state: State, logger: Logger) -> None:
+        gone = self._resumes and not _ends_epoch(state)
+        if not self._resumes:
+            self._writer.note(progress_of(state, state.previous_timestamp).counts)
+        self._writer.begin(composer_model(state).state_dict(), progress_of(state), gone)
+        if not self._resumes:
+            self._keep(state, logger)
+
+    def _end_batch(self, state: State, logger: Logger) -> None:
+        """At the end of an epoch, others may still change the weights."""
+        if _ends_epoch(state):
+            self._writer.note(progress_of(state).counts)
+        else:
+            self._keep(state, logger)
+
+    def _keep(self, state: State, logger: Logger) -> None:
+        shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
+        weights = partial(trained_weights, state)
+        self._writer.keep(weights, progress_of(state), seed=state.rank_zero_seed, shift=int(shift))
+
+    def _finish(self, state: State, logger: Logger) -> None:
+        if (missing := self._writer.missing) and is_first():
+            text = f"the training has ended after {state.timestamp.batch}, before {some(missing)}"
+            warnings.warn(f"{type(self).__name__}: {text}.", stacklevel=2)
+
+
+class Snapshots(KeepsWeights):
     """Keep the network's weights and buffers at these moments, as the updates before them have left it.
 
     Whatever another algorithm changes at the next update's beginning, such as what it prunes there, comes later; what
@@ -41,77 +119,35 @@ class Snapshots(ForRecipes, EventAlgorithm):
     """
 
     steps: ClassVar = {
-        Event.INIT: "_begin",
-        Event.AFTER_LOAD: "_come_last",
-        Event.FIT_START: "_start",
-        Event.BATCH_END: "_end_batch",
-        Event.EPOCH_END: "_keep",
+        **KeepsWeights.steps,
         Event.BATCH_CHECKPOINT: "_keep_full",
         Event.EPOCH_CHECKPOINT: "_keep_full",
-        Event.FIT_END: "_finish",
     }
     supplied: ClassVar = {"save_folder": Folder(name="snapshots")}
 
     def __init__(self, at: Sequence[str], full: bool = False, save_folder: str | None = None):
         check("Snapshots", "save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
-        self._writer = SnapshotWriter(save_folder or "", at, owner="Snapshots")
-        self.full, self.save_folder = full, save_folder
-        self._resumes, self._written = False, -1
+        self._at, self.full, self._written = at, full, -1
+        super().__init__(save_folder)
+
+    def new_writer(self, folder: str) -> SnapshotWriter:
+        return SnapshotWriter(folder, self._at, owner="Snapshots")
 
     @property
     def at(self) -> dict[str, Moment]:
         return self._writer.at
 
-    @property
-    def kept(self) -> dict[str, int]:
-        """The batch of each moment."""
-        return self._writer.kept
-
     def __repr__(self) -> str:
         return f"Snapshots(at={[*self.at]!r}, full={self.full!r}, save_folder={self.save_folder!r})"
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self._writer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._writer.load_state_dict(state)
-        self._resumes = True
-
     def _begin(self, state: State, logger: Logger) -> None:
-        if state.fsdp_config is not None or state.tp_config is not None:
-            raise ValueError("Snapshots does not keep weights that FSDP or tensor parallelism split; use DDP.")
-        folder = self.save_folder or f"{state.run_name}/snapshots"
-        self._writer = SnapshotWriter(folder, [*self.at], owner="Snapshots")
-        self._resumes, self._written = False, -1
-
-    def _come_last(self, state: State, logger: Logger) -> None:
-        """Whatever others, such as masks, make of the weights at the same event is then kept."""
-        state.algorithms.remove(self)
-        state.algorithms.append(self)
+        super()._begin(state, logger)
+        self._written = -1
 
     def _start(self, state: State, logger: Logger) -> None:
-        gone = self._resumes and not _ends_epoch(state)
+        super()._start(state, logger)
         if not self._resumes:
-            self._writer.note(progress_of(state, state.previous_timestamp).counts)
-        self._writer.begin(composer_model(state).state_dict(), progress_of(state), gone)
-        if not self._resumes:
-            self._keep(state, logger)
             self._keep_full(state, logger)
-
-    def _end_batch(self, state: State, logger: Logger) -> None:
-        """At the end of an epoch, others may still change the weights."""
-        if _ends_epoch(state):
-            self._writer.note(progress_of(state).counts)
-        else:
-            self._keep(state, logger)
-
-    def _keep(self, state: State, logger: Logger) -> None:
-        def weights() -> dict[str, Tensor]:
-            with _trained(state):
-                return copied_weights(composer_model(state))
-
-        shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
-        self._writer.keep(weights, progress_of(state), seed=state.rank_zero_seed, shift=int(shift))
 
     def _keep_full(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value
@@ -121,18 +157,19 @@ class Snapshots(ForRecipes, EventAlgorithm):
         with (
             _trained(state),
             _untouched_before_updates(state.optimizers),
-            written_whole(self._writer.file(now).with_suffix(".pt"), here=_is_first()) as file,
+            written_whole(self._writer.file(now).with_suffix(".pt"), here=is_first()) as file,
         ):
             # It fills in braces.
             save_checkpoint(state, str(file).replace("{", "{{").replace("}", "}}"))
 
-    def _finish(self, state: State, logger: Logger) -> None:
-        if (missing := self._writer.missing) and _is_first():
-            text = f"the training has ended after {state.timestamp.batch}, before {some(missing)}"
-            warnings.warn(f"Snapshots: {text}.", stacklevel=2)
+
+def trained_weights(state: State) -> dict[str, Tensor]:
+    """Copies of the weights and buffers that are trained, also where EMA has put its averages in their place."""
+    with _trained(state):
+        return copied_weights(composer_model(state))
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     return dist.get_global_rank() == 0
 
 

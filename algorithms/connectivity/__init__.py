@@ -3,6 +3,7 @@
 from .barriers import barrier, disagreement, example_barriers, is_monotone, largest_rise
 from .batch_norm import recompute_statistics
 from .curvature import HessianDiagonal, HessianEigenvalues, hessian_diagonal, hessian_eigenvalues
+from .curves import PathCurves
 from .interpolation import distance, distances, interpolate, linear_path, support_mismatch
 from .paths import PathMetrics, error_per_example, evaluate_path, loss_per_example
 from .plane import Plane, plane_through
@@ -11,6 +12,7 @@ from .plane_metrics import PlaneMetrics, evaluate_plane
 __all__ = [
     "HessianDiagonal",
     "HessianEigenvalues",
+    "PathCurves",
     "PathMetrics",
     "Plane",
     "PlaneMetrics",

@@ -1,23 +1,19 @@
-"""The figure of one or more runs, and what all figures share."""
+"""The figure of one or more runs."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import write
+from accelerando.algorithms.figures import COLOURS, save_figure
+
 from .history import TRAIN_LOSS
 from .results import Result, label
-
-# Okabe and Ito's palette, which the colour-blind can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
@@ -51,15 +47,6 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
     if len(results) > 1:
         row[-1].legend(frameon=False)
     return save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> np.ndarray:
-    """Writes a PNG; returns its pixels, (height, width, 3) of uint8."""
-    canvas = FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write(path, buffer.getvalue())
-    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _is_finite(value: float | None) -> bool:

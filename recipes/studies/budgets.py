@@ -156,7 +156,8 @@ def aligned_numbers(lines: Sequence[dict[str, Any]]) -> str:
 
 def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     """Each arm's mean curve with one deviation, independent runs, and what is best at each budget."""
-    from ..run.figures import COLOURS
+    from accelerando.algorithms.figures import COLOURS
+
     from ..run.results import label
 
     curves, standard = (list(mean_curves(rows, metric, schedule).values()) for schedule in ("cyclic", "standard"))

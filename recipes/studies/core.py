@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..config.errors import ConfigError, Source, show
 from ..config.loading import LEFT_TO_YOU, merge, missing, resolving
 from ..config.lookup import Part
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 Changes = Annotated[dict[str, Any], "changes"]  # of the base run's config, as a study's key may hold them by name
 FIXED = ("run_name", "seed", "folder")
-LOWER_IS_BETTER = ("crossentropy", "perplexity", "error", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,11 +269,6 @@ def on_validation_data(recipe: Recipe, metric: str) -> str | None:
     from ..run.history import EVAL_PREFIX, VALIDATION
 
     return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1) if recipe.validation_data else None
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether it is an error, by its name."""
-    return metric.lower().endswith(LOWER_IS_BETTER)
 
 
 def choose_metric(names: Iterable[str], wanted: str | None = None, errors: bool = False) -> str:

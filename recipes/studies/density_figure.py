@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from ..run.figures import COLOURS
+from accelerando.algorithms.figures import COLOURS
+
 from ..run.results import label
 from .core import lower_is_better
 from .density import Mean, by_arm, dense_of

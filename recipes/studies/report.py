@@ -68,7 +68,8 @@ def report(
 
 def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[float], planned: int) -> list[Any]:
     """The figure's pixels, all tables, and the claims; `seconds` are those of each finished one of `planned`."""
-    from ..run.figures import save_figure
+    from accelerando.algorithms.figures import save_figure
+
     from ..run.files import write, write_csv, write_yaml
 
     folder, pixels = base.folder, None

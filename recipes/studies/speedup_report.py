@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..run.figures import COLOURS
+from accelerando.algorithms.figures import COLOURS
+
 from ..run.results import aligned, label, percent
 from .core import lower_is_better
 from .plotting import limits, over_time, time_unit

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accelerando.recipes.run.figures import COLOURS, draw
+from accelerando.algorithms.figures import COLOURS
+from accelerando.recipes.run.figures import draw
 from accelerando.recipes.run.files import write
 from accelerando.recipes.run.results import Result, label, table
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.algorithms.figures import COLOURS, save_figure
 from accelerando.recipes.studies.budgets import Mean, budget_table, budgets, draw, frontier, mean_curves, rows_of
 from accelerando.recipes.studies.comparison import (
     apart,

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
-from accelerando.recipes.run.figures import COLOURS, save_figure
+from accelerando.algorithms.figures import COLOURS, save_figure
 from accelerando.recipes.run.files import write_csv
 from accelerando.recipes.run.results import percent
 from accelerando.recipes.studies import density

@@ -1,0 +1,30 @@
+"""What figures share. They need matplotlib, which is imported where one is drawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .whole_files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def save_figure(figure: Figure, path: Path) -> np.ndarray:
+    """Writes a PNG, unless it is there already, as its folder may be closed; returns its pixels, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    content = buffer.getvalue()
+    if not (path.is_file() and path.read_bytes() == content):
+        with written_whole(path) as file:
+            file.write_bytes(content)
+    return np.asarray(canvas.buffer_rgba())[..., :3]
