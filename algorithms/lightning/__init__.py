@@ -12,6 +12,7 @@ from .channels_last import ChannelsLast
 from .distillation import Distillation
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
+from .linear_path import LinearPath
 from .losses import training_loss
 from .mixup import MixUp
 from .pruning import LotteryTicket, MagnitudePruning, PruneAtInit
@@ -24,6 +25,7 @@ __all__ = [
     "Distillation",
     "LabelSmoothing",
     "LabelledPositions",
+    "LinearPath",
     "LotteryTicket",
     "MagnitudePruning",
     "MixUp",

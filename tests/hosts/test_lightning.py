@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # for ModelCheckpoint, too
     pytest.mark.filterwarnings("ignore:Found `dataloader_iter` argument"),
+    pytest.mark.filterwarnings("ignore:LinearPath. the path is not drawn, as matplotlib is missing"),
 ]
 
 
@@ -196,12 +197,21 @@ def has_snapshots(run: Run, plain: Run) -> bool:
     return [*own.kept.values()] == [0, 3, run.trainer.global_step] and all(each.full for each in held)
 
 
+def has_path(run: Run, plain: Run) -> bool:
+    own = run.callbacks.get("LinearPath")
+    if own is None or (path := own.result) is None:
+        return False
+    losses = path.curves["train/loss"]
+    return path.end == run.trainer.global_step and len(losses) == 3 and losses[0] > losses[-1]
+
+
 def loss_of(module: nn.Module, batch: Any) -> torch.Tensor:
     outputs = module(batch)
     return F.cross_entropy(outputs, batch[1]) if isinstance(outputs, torch.Tensor) else outputs.loss
 
 
 SNAPSHOTS = tempfile.mkdtemp()
+PATH = tempfile.mkdtemp()
 EVERY_TWO: dict[str, Any] = {"val_check_interval": 2, "check_val_every_n_epoch": None}
 PATTERNS: list[dict[str, Any]] = [{"include": ()}, {"include": "conv"}, {"exclude": "conv"}, {"scope": "local"}]
 CASES = {
@@ -229,6 +239,19 @@ CASES = {
     ),
     "LabelledPositions": Case(
         build=ours.LabelledPositions, changed=sees_labelled_positions, changes_training=False, on=("text",)
+    ),
+    "LinearPath": Case(
+        build=lambda: ours.LinearPath(points=3, train=True, save_folder=PATH),
+        changed=has_path,
+        refused=[
+            *({"start": time} for time in ("1dur", "soon", "3sp", 3)),
+            {"points": 1},
+            {"batch_norm": "none"},
+            {"batches": 0},
+            {"save_folder": "s3://bucket/path"},
+        ],
+        changes_training=False,
+        chosen=lambda path: [*path.kept.values()],
     ),
     "LotteryTicket": Case(
         build=lambda: ours.LotteryTicket(levels=2, fraction=0.3, rewind_to="2ba"),
@@ -412,6 +435,7 @@ NEVER = [pair for pair in PAIRS if pair[1] in CASES[pair[0]].never_with]
 TOGETHER = [pair for pair in PAIRS if trains_on(*pair) and pair not in NEVER]
 
 
+@pytest.mark.filterwarnings("ignore:LinearPath. the start is not zero where the network is pruned")
 @pytest.mark.parametrize("pair", TOGETHER, ids="-".join)
 def test_8_pairs_train_together_in_either_order(pair):
     one, other = fit(*pair), fit(*pair[::-1])
