@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
 from .distillation import Distillation
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
+from .linear_path import LinearPath
 from .lottery import LotteryTicket
 from .pruning import MagnitudePruning, PruneAtInit
 from .snapshots import Snapshots
@@ -20,6 +21,7 @@ __all__ = [
     "Distillation",
     "LabelSmoothing",
     "LabelledPositions",
+    "LinearPath",
     "LotteryTicket",
     "MagnitudePruning",
     "PruneAtInit",

@@ -33,6 +33,7 @@ from accelerando.algorithms.transformers import (
     Distillation,
     LabelledPositions,
     LabelSmoothing,
+    LinearPath,
     LotteryTicket,
     MagnitudePruning,
     PruneAtInit,
@@ -49,6 +50,9 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 KILLED = 3  # after so many updates, in the middle of an epoch of four
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:LinearPath. the path is not drawn, as matplotlib is missing")
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +106,17 @@ def distillation(**options: Any) -> Distillation:
     return Distillation([bert(seed=1), bert(seed=2)], teachers_per_step=1, **options)
 
 
+def accuracy(outputs: Any, batch: Any) -> torch.Tensor:
+    return outputs.logits.argmax(-1) == batch["labels"]
+
+
 CASES = {
     "Distillation": Case(make=distillation),
     "LabelSmoothing": Case(make=lambda: LabelSmoothing(0.2)),
     "LabelledPositions": Case(make=LabelledPositions, model=BertForMaskedLM, data=masked, same=True),
+    "LinearPath": Case(
+        make=lambda: LinearPath(points=3, metrics={"accuracy": accuracy}), options={"eval_strategy": "epoch"}, same=True
+    ),
     "LotteryTicket": Case(make=ticket, options={"max_steps": 11, "eval_strategy": "epoch"}),
     "MagnitudePruning": Case(make=lambda: MagnitudePruning(0.3, start="2ba", end="7ba", interval="1ba")),
     "PruneAtInit": Case(make=lambda: PruneAtInit("snip", 0.4, scope="layerwise", samples_per_class=4)),
@@ -187,18 +198,23 @@ def test_it_has_the_effect(name, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(name, tmp_path):
     options = {"dropout": 0.1, "save_strategy": "steps", "save_steps": KILLED}
-    whole = trained(run(name, tmp_path / "a", **options))
+    whole = trained(first := run(name, tmp_path / "a", **options))
     checkpoint = shutil.copytree(tmp_path / "a" / f"checkpoint-{KILLED}", tmp_path / "b" / f"checkpoint-{KILLED}")
-    kept = tmp_path / "a" / "snapshots" / "ba0.safetensors"
-    if kept.exists():
-        (tmp_path / "b" / "snapshots").mkdir()
-        shutil.copy(kept, tmp_path / "b" / "snapshots")
+    if name == "LinearPath":
+        path = callback(first).result
+    for folder in ("snapshots", "linear_path"):
+        kept = tmp_path / "a" / folder / "ba0.safetensors"
+        if kept.exists():
+            (tmp_path / "b" / folder).mkdir()
+            shutil.copy(kept, tmp_path / "b" / folder)
     shutil.rmtree(tmp_path / "a")
     later = run(name, tmp_path / "b", **options)
     assert equal(trained(later, resume_from_checkpoint=str(checkpoint)), whole)
     if name == "LotteryTicket":
         assert [(level["level"], level["batch"]) for level in callback(later).results] == [(0, 5), (1, 8), (2, 11)]
         assert all("eval_loss" in level for level in callback(later).results)
+    if name == "LinearPath":
+        assert callback(later).result == path
     if name == "Snapshots":
         assert callback(later).kept == {"0ba": 0, "1ep": 4, "1dur": 8}
         assert (tmp_path / "b" / "snapshots" / "ba8.safetensors").exists()
@@ -278,6 +294,29 @@ def nothing(*given: Any) -> None:
 
 def own_loss(model: Any) -> Callable[..., torch.Tensor]:
     return lambda batch, step: model(**batch).loss
+
+
+def test_a_path_is_that_of_a_plain_loop(tmp_path):
+    path = LinearPath("2ba", points=3, train=True, metrics={"accuracy": accuracy})
+    run = trainer(tmp_path, [path], eval_strategy="epoch")
+    run.train()
+    first = find_snapshot(Path(tmp_path, "linear_path"), "2ba").weights()
+    data = sentences()
+    batch = {name: torch.stack([each[name] for each in data]) for name in data[0]}
+    for point, alpha in enumerate(path.result.alphas):
+        model = bert().eval()
+        model.load_state_dict(algorithms.interpolate(first, weights(run.model), alpha))
+        with torch.no_grad():
+            outputs = model(**batch)
+        for name in ("eval", "train"):
+            assert path.result.curves[f"{name}/loss"][point] == pytest.approx(float(outputs.loss), abs=1e-5)
+            right = float(accuracy(outputs, batch).float().mean())
+            assert path.result.curves[f"{name}/accuracy"][point] == pytest.approx(right)
+    assert path.result.curves["eval/loss"][-1] == pytest.approx(run.evaluate()["eval_loss"], abs=1e-5)
+    (told,) = [each for each in run.state.log_history if "linear_path/distance" in each]
+    assert told["linear_path/barrier/eval/loss"] == path.result.numbers()["barrier/eval/loss"]
+    with pytest.raises(ValueError, match="LinearPath has nothing to measure on: give it train=True"):
+        trainer(tmp_path, [LinearPath()]).train()
 
 
 def test_magnitude_pruning_is_that_of_a_plain_loop(tmp_path):
