@@ -149,6 +149,11 @@ TECHNIQUES = {
     "Distillation": Technique(plain=distillation, arguments=teachers),
     "LabelSmoothing": Technique(plain=label_smoothing, arguments=lambda: {"smoothing": 0.2}),
     "LabelledPositions": Technique(plain=labelled_positions, kind="text", changes_training=False),
+    "LinearPath": Technique(
+        plain=bare,
+        arguments=lambda: {"points": 3, "train": True, "save_folder": tempfile.mkdtemp()},
+        changes_training=False,
+    ),
     "LotteryTicket": Technique(
         plain=lottery_ticket,
         arguments=lambda: tickets() | {"rewind_to": "2ba"},
@@ -216,6 +221,37 @@ def test_same_weights(name):
     assert_same(in_composer(name), plain)
     if technique.kind == "images":
         assert differ(plain, in_a_plain_loop(bare, "images")) == technique.changes_training
+
+
+class Exact(light.Module):
+    """Says how many examples a loss is of."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        outputs = self(batch)
+        right = (outputs.argmax(1) == batch[1]).float().mean()
+        self.log_dict({"loss": self.loss(batch, outputs), "accuracy": right}, batch_size=len(batch[1]))
+
+
+def test_same_path(tmp_path):
+    arguments = {"start": "2ba", "points": 5, "train": True}
+    composers = ours.LinearPath(**arguments, save_folder=str(tmp_path / "composer"))
+    tiny.fit(composers)
+    callback = lightnings.LinearPath(**arguments, save_folder=str(tmp_path / "lightning"))
+    light.trainer([callback]).fit(Exact(network()), light.loader("images"))
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def keeping(model, optimizer, batches):
+        for step, loss in enumerate(bare(model, optimizer, batches)):
+            kept[step] = light.weights(model)
+            yield loss
+
+    end, model = in_a_plain_loop(keeping, "images"), network()
+    plain = ours.evaluate_path(model, (kept[2], end), 5, light.loader("images"))
+    for path, accuracy in ((composers.result, "MulticlassAccuracy"), (callback.result, "accuracy")):
+        assert path and (path.start, path.end, path.alphas) == (2, 8, plain.alphas)
+        assert path.curves["train/loss"] == pytest.approx(plain.means["loss"], abs=1e-6)
+        assert path.curves[f"train/{accuracy}"] == pytest.approx([1 - e for e in plain.means["error"]], abs=1e-6)
+        assert path.distance == pytest.approx(ours.distance(kept[2], end), rel=1e-12)
 
 
 @every

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from accelerando.algorithms.generators import untouched_generators
 
+pytestmark = pytest.mark.filterwarnings("ignore:LinearPath. the path is not drawn, as matplotlib is missing")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MOST_LINES = {  # that a technique adds to a training script of one's own
     "plain": {
@@ -36,6 +38,7 @@ MOST_LINES = {  # that a technique adds to a training script of one's own
         "distillation": 5,
         "label_smoothing": 3,
         "labelled_positions": 2,
+        "linear_path": 4,
         "lottery_ticket": 6,
         "magnitude_pruning": 3,
         "mixup": 3,
@@ -48,6 +51,7 @@ MOST_LINES = {  # that a technique adds to a training script of one's own
         "distillation": 2,
         "label_smoothing": 2,
         "labelled_positions": 2,
+        "linear_path": 2,
         "lottery_ticket": 4,
         "magnitude_pruning": 2,
         "prune_at_init": 2,
