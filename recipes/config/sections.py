@@ -79,7 +79,8 @@ def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]
             if supply is Supply.NETWORKS
         }
         with source.blame(key, TypeError, ValueError):
-            made = [name for name, supply in supplied.items() if supply in (Supply.SCHEDULER, Supply.TRANSFORM)]
+            whole = (Supply.SCHEDULER, Supply.TRANSFORM, Supply.TRAINING_DATA)
+            made = [name for name, supply in supplied.items() if supply in whole]
             given = {name: value for name, value in arguments.items() if name not in references}
             if section == "optimizer":
                 checked = check_optimizer(target, given)

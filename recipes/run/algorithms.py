@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from composer.core import DataSpec
+from composer.core import DataSpec, ensure_data_spec
+from composer.devices import Device
 
 from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Supply
 
@@ -31,9 +33,23 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
                 made[name] = scheduler
             case Supply.TRANSFORM:
                 made[name] = transform
+            case Supply.TRAINING_DATA:
+                made[name] = partial(_training_data, recipe)
             case Supply.NETWORKS:
                 made[name] = build_teachers(recipe, part.arguments[name])
     return replace(part, arguments=part.arguments | made).build()
+
+
+def _training_data(recipe: Recipe, device: Device) -> Iterator[Any]:
+    """This rank's share of the training data, in evaluation."""
+    return as_seen(recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device), device)
+
+
+def as_seen(data: Iterable[Any] | DataSpec, device: Device) -> Iterator[Any]:
+    """The batches on the device, and as the model sees them."""
+    spec = ensure_data_spec(data)
+    for batch in spec.dataloader:
+        yield spec.microbatch_transforms(spec.batch_transforms(device.batch_to_device(batch)))
 
 
 def in_its_folders(recipe: Recipe) -> list[Part]:
@@ -48,6 +64,8 @@ def _in_folders(part: Part, runs: Path, run: Path) -> Part:
         match supply:
             case Supply.FILE if isinstance(given, str) and (inside := runs / given).is_file():
                 made[name] = str(inside)
+            case Supply.FOLDERS if isinstance(given, list):
+                made[name] = [str(inside) if (inside := runs / one).is_dir() else one for one in given]
             case Folder() if not given:
                 made[name] = str(run / supply.name)
     return replace(part, arguments=part.arguments | made)

@@ -3,7 +3,8 @@
 from .distillation import Distillation
 from .glue import Glue
 from .prune_at_init import PruneAtInit
+from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "PruneAtInit", "Tickets", "Tradeoff"]
+__all__ = ["Distillation", "Glue", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]

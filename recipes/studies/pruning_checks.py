@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.arguments import check_arguments
 from ..config.errors import REFUSALS, ArgumentError, Source
 from ..config.recipe import Recipe
 from .core import Base, as_time, duration
+
+if TYPE_CHECKING:
+    from ..run.results import Result
 
 WHICH = ("include", "exclude", "classifier", "scope")  # arguments of all that prunes
 
@@ -107,3 +110,21 @@ def wrong_masks(file: Path, wanted: str) -> str:
     except REFUSALS as error:
         wrong = f"cannot be read; {error}"
     return wrong and f"{file}: {wrong}; delete {file.parent.parent} to train it again"
+
+
+def ticket_of(
+    base: Base, ladder: str, found: Result, level: int, run: str, seed: int, checked: set[str]
+) -> tuple[str, str, str]:
+    """The name of a run by the masks that a ladder has found at a level, as another ticket makes another run.
+
+    Returns also their file, inside the study's folder, and what is wrong with it, "" for nothing. Those that are right
+    are `checked` once.
+    """
+    digest, file = found.found["levels"][level]["digest"], f"{ladder}/tickets/level-{level}.safetensors"
+    name, problem = f"{run}-{digest[:6]}", ""
+    finished = (base.folder / f"{name}-seed{seed}" / "results.json").is_file()  # the masks may be gone then
+    if file not in checked and not finished:
+        problem = wrong_masks(base.folder / file, digest)
+        if not problem:
+            checked.add(file)
+    return name, file, problem

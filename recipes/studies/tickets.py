@@ -20,7 +20,7 @@ from .pruning_checks import (
     check_seeds_matter,
     check_weights,
     origins,
-    wrong_masks,
+    ticket_of,
 )
 from .table import Row
 
@@ -81,7 +81,11 @@ class Tickets(PruningStudy):
         super().prepare(base)
         source = base.source
         given = named(source, "ladders", self.ladders)
-        self._ladders = [_ladder(base, name, own, self.ticket) for name, own in given.items()]
+        for name in given:
+            if name in (*get_args(Control), DENSE):
+                raise source.error(f"ladders.{name}", "is what the study calls something else; choose another name")
+        places = {name: {"ticket": self.ticket, f"ladders.{name}": own} for name, own in given.items()}
+        self._ladders = [checked_ladder(base, name, own) for name, own in places.items()]
         self._checked, self._tells_dense = set[str](), dict[int, str]()  # files of masks; ladders by seed
         first = self._ladders[0]
         refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
@@ -96,7 +100,7 @@ class Tickets(PruningStudy):
         if "reinitialize" in self.controls:
             check_seeds_matter(base, "controls", first.arguments)
             for seed in self.seeds:
-                base.recipe_of(Train(name="reinitialize", sets=_other_weights(seed), made_from=REINITIALIZED))
+                base.recipe_of(Train(name="reinitialize", sets=other_weights(seed), made_from=REINITIALIZED))
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         for seed in self.seeds:
@@ -120,15 +124,9 @@ class Tickets(PruningStudy):
         if control == "random":
             arguments |= {"criterion": "random", "density": first.densities[level]}
         elif found is not None:
-            digest, file = found.found["levels"][level]["digest"], f"{ladder}/tickets/level-{level}.safetensors"
-            name = f"{name}-{digest[:6]}"
-            finished = (base.folder / f"{name}-seed{seed}" / "results.json").is_file()  # the masks may be gone then
-            if file not in self._checked and not finished:
-                problem = wrong_masks(base.folder / file, digest)
-                if not problem:
-                    self._checked.add(file)
+            name, file, problem = ticket_of(base, ladder, found, level, name, seed, self._checked)
             arguments |= {"ticket": f"{base.name}/{file}"} | ({"shuffle": True} if control == "shuffle" else {})
-        other = _other_weights(seed) if control == "reinitialize" else {}
+        other = other_weights(seed) if control == "reinitialize" else {}
         return Train(
             name=f"{name}-seed{seed}",
             changes={} if control == "random" or found else None,
@@ -195,22 +193,19 @@ class Tickets(PruningStudy):
                 yield self.judge(claim, "arXiv:2009.08576, abstract", rows, cells)
 
 
-def _other_weights(seed: int) -> dict[str, int]:
+def other_weights(seed: int) -> dict[str, int]:
     """What a run of that seed sets to begin with other initial weights, and to draw all else as it would."""
     return {"seed": seed, "weights_seed": seed + OTHER_SEED}
 
 
-def _ladder(base: Base, name: str, given: Mapping[str, Any], shared: Mapping[str, Any]) -> Ladder:
+def checked_ladder(base: Base, name: str, places: Mapping[str, Mapping[str, Any]]) -> Ladder:
+    """The ladder with the arguments that stand at these keys of the study, of which the last one counts."""
     from accelerando.algorithms import LotteryTicket
     from accelerando.algorithms.pruning import level_densities
 
-    source, key = base.source, f"ladders.{name}"
-    if name in (*get_args(Control), DENSE):
-        raise source.error(key, "is what the study calls something else; choose another name")
-    places = {"ticket": shared, key: given}
-    arguments = arguments_of(LotteryTicket, source, places, {}, taken=("save_folder",))
+    arguments = arguments_of(LotteryTicket, base.source, places, {}, taken=("save_folder",))
     levels, fraction = arguments["levels"], arguments.get("fraction", 0.2)
     densities = level_densities(levels, fraction, arguments.get("schedule", "geometric"))
-    rewind = check_rewind(source, key, arguments, base.recipe)
+    rewind = check_rewind(base.source, [*places][-1], arguments, base.recipe)
     made_from = origins("lottery_ticket", places)
     return Ladder(name=name, arguments=arguments, made_from=made_from, densities=densities, rewind=rewind)

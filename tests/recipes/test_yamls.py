@@ -44,6 +44,10 @@ GLUES = {"bert/glue"}  # run in test_glue.py
 DISTILLATIONS = {"digits/distillation", "fashion_mnist/distillation", "python_docs/distillation"}
 TICKETS = {"digits/tickets", "fashion_mnist/tickets", "resnet50/tickets", "bert/tickets"}
 CRITERIA = {"digits/prune_at_init", "fashion_mnist/prune_at_init", "resnet50/prune_at_init"}
+STABILITIES = {f"{name}/stability" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
+    "fashion_mnist/stability_lenet",
+    "cifar10/stability_vgg16",
+}
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -51,11 +55,11 @@ CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 def test_every_yaml_is_run_here():
     shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
-    assert shipped == SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA
+    assert shipped == SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA
+    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
     for name in SMALL | BIG | studies:
         program = f"recipes/{'study' if name in studies else 'train'}.py"
         head = re.split("\nrun_name:|\nextends:", (SHIPPED / f"{name}.yaml").read_text())[0]
@@ -140,6 +144,34 @@ def test_small_criteria(name, but, tmp_path):
     assert [row["arm"] for row in run(plan(*load(file, overrides))).rows] == arms
 
 
+def a_small_stability(name, *but):
+    """One seed, two copies from one step, and one density, pruned at once; two batches each."""
+    own = ["seeds=[17]", "steps=[1ba]", "copies=2", "densities=[0.5]", "ladder={fraction: 0.5}", "controls=[random]"]
+    own += ["points=2", "path_examples=8", "tolerance=0.1"]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.stability.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize(
+    ("name", "but"),
+    [("digits/stability", [WARMUP]), ("fashion_mnist/stability", []), ("fashion_mnist/stability_lenet", [])],
+)
+def test_small_stability(name, but, tmp_path):
+    file, *overrides = a_small_stability(name, *but, FEW, f"folder={tmp_path}")
+    found = run(plan(*load(file, overrides)))
+    assert [row["arm"] for row in found.rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "runs", "cost"),
+    [("stability", "resnet_cifar", 240, 376.1), ("stability_vgg16", "vgg_cifar", 162, 384.5)],
+)
+def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {}}", "eval_data={digits: {split: test}}", f"model.{model}.in_channels=1"]
+    nodes = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data])).nodes({})
+    assert len(nodes) == runs and round(sum(node.cost for node in nodes), 1) == cost
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -210,6 +242,7 @@ def big(tmp_path_factory):
     name = "bert/tickets"
     commands[name] = a_small_ladder(name, *common[1:], *pairs, f"run_name={name}")
     name = "resnet50/prune_at_init"
+    commands["resnet50/stability"] = a_small_stability("resnet50/stability", *small, "run_name=resnet50/stability")
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -258,6 +291,14 @@ def test_pruning_under_two_ranks(name, arms, big):
     assert rows == [(arm, 4 if arm in ("one_shot", "tickets") else 8) for arm in arms]
     (run,) = (big / name).glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"density"}
+
+
+@pytest.mark.programs
+def test_stability_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "stability" / "table.csv")
+    assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
+    (run,) = (big / "resnet50" / "stability").glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"stability", "claims"}
 
 
 @pytest.mark.programs

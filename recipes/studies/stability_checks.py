@@ -1,0 +1,54 @@
+"""What the study `stability` checks of its steps and densities beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count, islice, takewhile
+from typing import Any
+
+from ..config.errors import show
+from ..config.start import after_the_end
+from ..run.results import percent
+from .core import Base, duration, refuse_twice
+from .tickets import checked_ladder
+
+MOST_LEVELS = 100
+
+
+def check_steps(base: Base, steps: Sequence[str]) -> list[str]:
+    """The steps in their order; an error where one is none, or comes after the end as far as its unit tells."""
+    from accelerando.algorithms.progress import moment
+
+    times = {step: moment(step) if isinstance(step, str) else None for step in steps}
+    units = {time.unit if time else "" for time in times.values()}
+    fits = len(units) == 1 and units <= {"ep", "ba"}
+    refuse_twice(steps, base.source, "steps", fits, "all in ba or all in ep, such as [0ba, 500ba]")
+    length = duration(base.recipe)
+    places = {step: time.value for step, time in times.items() if time}
+    for step, place in places.items():
+        if units == {length.unit.value} and place >= length.value:
+            raise base.source.error("steps", after_the_end(step, length.to_timestring()))
+    return sorted(places, key=lambda step: places[step])
+
+
+def check_densities(base: Base, densities: Sequence[float], ladder: Mapping[str, Any]) -> dict[float, int]:
+    """The level at which a ladder of these arguments has each density; an error where it reaches one at none."""
+    from accelerando.algorithms.pruning import level_densities
+
+    source = base.source
+    for name in ("levels", "rewind_to", "rewind"):
+        if name in ladder:
+            raise source.error(f"ladder.{name}", "follows from densities and steps; leave it out")
+    fits = all(0 < share < 1 for share in densities) and len({*map(percent, densities)}) == len(densities)
+    refuse_twice(densities, source, "densities", fits, "above 0 and below 1, that differ in their first three digits")
+    first = checked_ladder(base, "ladder", {"ladder": {**ladder, "levels": 1}}).arguments
+    fraction, schedule = first.get("fraction", 0.2), first.get("schedule", "geometric")
+    every = (level_densities(level, fraction, schedule)[-1] for level in islice(count(1), MOST_LEVELS))
+    reached = [*takewhile(lambda share: share > 0.99 * min(densities), every)]
+    levels = {percent(share): level for level, share in enumerate(reached, 1)}
+    for density in densities:
+        if percent(density) not in levels:
+            near = ", ".join(f"{share:.3g}" for share in sorted(reached, key=lambda share: abs(share - density))[:3])
+            hint = f"a ladder that prunes {fraction:g} at each level does not reach it; it reaches {near or 'less'}"
+            raise source.error("densities", f"{show(density)} given; {hint}")
+    return {density: levels[percent(density)] for density in sorted(densities, reverse=True)}

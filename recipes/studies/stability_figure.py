@@ -1,0 +1,126 @@
+"""The figure of `stability`: barriers over the step and over density, what networks are worth, errors on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from ..run.figures import COLOURS
+from ..run.results import label
+from .density import DENSE
+from .density_figure import DASHES, over_density
+from .stability_cells import PAIR, TICKETS, TREATMENTS, Cell, by_place, treatments_of
+from .statistics import mean_and_deviation
+from .table import Row
+
+ARM_COLOURS = {
+    DENSE: "0.2",
+    TICKETS: COLOURS[0],
+    "random": COLOURS[1],
+    "reinitialize": COLOURS[2],
+    "shuffle": COLOURS[3],
+}
+Steps = Mapping[str, int]  # in batches
+
+
+def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: float, title: str) -> Figure:
+    """Means over seeds and their standard deviations; a pruned network that matches has a full marker."""
+    steps: Steps = {cell.step: cell.k for cell in sorted(cells, key=lambda cell: cell.k)}
+    treatments, pruned = treatments_of(cells), any(cell.arm == TICKETS for cell in cells)
+    count = len(treatments) + 2 + 2 * pruned
+    columns = 3 if count > 4 else 2
+    figure = Figure(figsize=(2 + 3.6 * columns, 0.6 + 3.1 * -(-count // columns)), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    panels = iter(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
+    first = None
+    for how in treatments:
+        axes = next(panels)
+        first = first or axes
+        named = f", {TREATMENTS[how]}" if len(treatments) > 1 else ""
+        _over_steps(axes, cells, steps, lambda cell, how=how: cell.barrier(how))
+        axes.axhline(stable_below, color="0.5", lw=1, ls=":")
+        axes.set(title=f"stable below the dotted line{named}", ylabel="barrier in test error (points)")
+    axes = next(panels)
+    _over_steps(axes, cells, steps, lambda cell: cell.value)
+    axes.set(title="at the ends", ylabel=f"evaluation {label(metric)}")
+    if pruned:
+        axes = next(panels)
+        _over_densities(axes, cells, steps, treatments[0])
+        axes.axhline(stable_below, color="0.5", lw=1, ls=":")
+        axes.set(title="tickets, by step", ylabel="barrier in test error (points)", xlabel="weights remaining (%)")
+    sparsest = min((cell.density for cell in cells if cell.arm == TICKETS), default=1.0)
+    for arm, density in ((DENSE, 1.0), (TICKETS, sparsest))[: 1 + pruned]:
+        axes = next(panels)
+        _along_paths(axes, [row for row in rows if row["role"] == PAIR and row["arm"] == arm], density, steps)
+        named = "dense network" if arm == DENSE else f"tickets with {100 * density:.3g} %"
+        axes.set(title=f"from copy to copy: {named}", xlabel="place on the path", ylabel="test error (points)")
+        axes.legend(title="step", frameon=False, fontsize="x-small", title_fontsize="x-small")
+    for axes in panels:
+        axes.set_visible(False)
+    for axes in figure.axes:
+        axes.title.set_fontsize("medium")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    if first:
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _over_steps(axes: Axes, cells: Sequence[Cell], steps: Steps, value: Any) -> None:
+    """A line for each network; the axis is logarithmic, but begins at 0."""
+    networks: dict[tuple[str, str], dict[int, list[Cell]]] = {}
+    for (arm, density, _), own in by_place(cells).items():
+        networks.setdefault((arm, density), {})[own[0].k] = own
+    densities = list(dict.fromkeys(density for arm, density in networks if arm != DENSE))
+    for (arm, density), by_k in networks.items():
+        x = np.array(sorted(by_k))
+        mean, deviation = np.array([mean_and_deviation([value(cell) for cell in by_k[k]]) for k in x]).T
+        dashes = "-" if arm == DENSE else DASHES[densities.index(density) % len(DASHES)]
+        look: dict[str, Any] = {"color": ARM_COLOURS[arm], "ls": dashes, "lw": 1.5}
+        axes.plot(x, mean, label=arm if arm == DENSE else f"{arm}, {density}", **look)
+        axes.fill_between(x, mean - deviation, mean + deviation, color=ARM_COLOURS[arm], alpha=0.1, lw=0)
+        for k, height in zip(x, mean, strict=True):
+            matches = arm == DENSE or np.mean([cell.gap for cell in by_k[k]]) >= -by_k[k][0].tolerance
+            axes.plot([k], [height], marker="o", ms=4, color=ARM_COLOURS[arm], mfc=None if matches else "white")
+    positive = [k for k in steps.values() if k > 0]
+    axes.set_xscale("symlog", linthresh=min(positive, default=1))
+    axes.set_xticks([*steps.values()], [*steps])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("step k from which copies are trained")
+
+
+def _over_densities(axes: Axes, cells: Sequence[Cell], steps: Steps, how: str) -> None:
+    """Tickets and, at the left, the dense network."""
+    shown = [cell for cell in cells if cell.arm in (DENSE, TICKETS)]
+    for step, colour in _colours(steps).items():
+        own = sorted((c for (_, _, at), c in by_place(shown).items() if at == step), key=lambda c: -c[0].density)
+        x = [100 * float(np.mean([cell.density for cell in seeds])) for seeds in own]
+        y = [float(np.mean([cell.barrier(how) for cell in seeds])) for seeds in own]
+        axes.plot(x, y, marker="o", ms=4, color=colour, label=step)
+    over_density(axes, min(cell.density for cell in shown))
+    axes.legend(title="step", frameon=False, fontsize="x-small", title_fontsize="x-small")
+
+
+def _along_paths(axes: Axes, rows: Sequence[Row], density: float, steps: Steps) -> None:
+    """The mean over pairs and seeds, with statistics interpolated."""
+    for step, colour in _colours(steps).items():
+        curves = [
+            [value for name, value in row.metrics.items() if name.startswith("path/interpolate/")]
+            for row in rows
+            if row["step"] == step and math.isclose(row["density"], density, rel_tol=1e-2)
+        ]
+        if curves:
+            mean = np.mean(np.array(curves), axis=0)
+            axes.plot(np.linspace(0, 1, len(mean)), mean, color=colour, label=step)
+
+
+def _colours(steps: Steps) -> dict[str, Any]:
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(steps)))
+    return dict(zip(steps, shades, strict=True))

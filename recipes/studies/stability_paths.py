@@ -1,0 +1,169 @@
+"""What is measured of twins: the straight line between the ends of two trainings, as the second of them ends."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.core.precision import get_precision_context
+from composer.devices import Device
+from composer.loggers import Logger
+
+from accelerando.algorithms.composer.for_recipes import FinishedRun, Folder, ForRecipes, Supply
+from accelerando.algorithms.composer.host import composer_model
+from accelerando.algorithms.composer.pruning.sparsity import Pruning, plain_forward
+from accelerando.algorithms.connectivity import (
+    PathMetrics,
+    disagreement,
+    distance,
+    error_per_example,
+    evaluate_path,
+    linear_path,
+    loss_per_example,
+    recompute_statistics,
+)
+from accelerando.algorithms.connectivity.batch_norm import batch_norms
+from accelerando.algorithms.ranks import gathered, world_size
+from accelerando.algorithms.snapshots import Snapshot, find_snapshot
+
+from ..run.algorithms import as_seen
+
+END = "1dur"
+MEASURED = "twins"  # in a run's results
+Found = Callable[[float], dict[str, torch.Tensor]]
+
+
+def _class(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return outputs.argmax(1).float()
+
+
+CURVES = {"error": error_per_example, "loss": loss_per_example}
+METRICS = {**CURVES, "class": _class}
+
+
+class PathsToTwins(ForRecipes, Algorithm):
+    """At the end of a run, measures the path from the end of each of its `twins` to its own.
+
+    Their ends are the snapshots of `1dur`, theirs and its own. Loss and error are those of the first evaluation data
+    and of the training data, not augmented; a network with batch norm is measured twice, with its statistics
+    interpolated, and recomputed at each point from these training data. Where the run is pruned, both ends must have
+    its masks' support. Several ranks share the data, and average what each has found.
+
+    Args:
+        twins: folders of snapshots.
+        points: how many, with both ends.
+        most_examples: how many there are of each data set at most, by default all.
+    """
+
+    supplied: ClassVar = {
+        "twins": Supply.FOLDERS,
+        "training_batches": Supply.TRAINING_DATA,
+        "own_folder": Folder(name="snapshots"),
+    }
+
+    def __init__(
+        self,
+        twins: list[str],
+        points: int = 30,
+        most_examples: int | None = None,
+        own_folder: str = "",
+        training_batches: Callable[[Device], Iterator[Any]] | None = None,
+    ):
+        self.twins, self.points, self.most_examples, self.own_folder = twins, points, most_examples, own_folder
+        self._training_batches = training_batches
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.FIT_START
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Looks for the twins' ends: that one is missing must not come up after hours."""
+        for folder in self.twins:
+            find_snapshot(folder, END)
+
+    def found(self, run: FinishedRun) -> dict[str, Any]:
+        own = find_snapshot(self.own_folder, END)
+        return {MEASURED: [self._measure(run.state, find_snapshot(folder, END), own) for folder in self.twins]}
+
+    @classmethod
+    def check_found(cls, found: Mapping[str, Any]) -> None:
+        if not isinstance(found.get(MEASURED), list):
+            raise ValueError(f"{MEASURED} is {found.get(MEASURED)!r}; expected a list")
+        for path in found[MEASURED]:
+            if not {"twin", "distance", "disagreement", "curves"} <= path.keys():
+                raise ValueError(f"{MEASURED} has {[*path]}; expected twin, distance, disagreement and curves")
+
+    def _measure(self, state: State, twin: Snapshot, own: Snapshot) -> dict[str, Any]:
+        """Curves are errors and losses at each point by data, treatment of batch norm, and metric."""
+        model = getattr(composer_model(state), "_orig_mod", composer_model(state))
+        ends, masks = (twin.weights(), own.weights()), dict[str, torch.Tensor]()
+        for pruned in (one for one in state.algorithms if isinstance(one, Pruning)):
+            masks |= pruned.masks
+        path: Found = linear_path(*ends, masks=masks or None, device=next(model.parameters()).device)
+        curves: dict[str, dict[str, dict[str, list[float]]]] = {"test": {}, "train": {}}
+        predicted: list[torch.Tensor] = []
+        with get_precision_context(state.precision):
+            paths: dict[str, Found] = {"interpolate": path}
+            if norms := batch_norms(model):
+                recomputed = recompute_statistics(model, path, self._alphas, self._train(state), forward=plain_forward)
+                names = [name for name in ends[0] if name.rpartition(".")[0] in norms and "running" in name]
+                paths["recompute"] = _averaged(recomputed, self._alphas, names)
+            for how, along in paths.items():
+                test, train = (
+                    evaluate_path(
+                        model, along, self._alphas, batches, METRICS, forward=plain_forward, per_example=is_test
+                    )
+                    for batches, is_test in ((self._test(state), True), (self._train(state), False))
+                )
+                curves["test"][how], curves["train"][how] = _over_ranks(test), _over_ranks(train)
+                predicted = predicted or [test.per_example["class"][end] for end in (0, -1)]
+        rates = gathered(disagreement(*predicted))
+        return {
+            "twin": Path(twin.file).parent.parent.name,
+            "distance": distance(*ends),
+            "disagreement": sum(rates) / len(rates),
+            "curves": curves,
+        }
+
+    @property
+    def _alphas(self) -> list[float]:
+        return [number / (self.points - 1) for number in range(self.points)]
+
+    def _test(self, state: State) -> Iterator[Any]:
+        return self._some(as_seen(state.evaluators[0].dataloader, state.device))
+
+    def _train(self, state: State) -> Iterator[Any]:
+        assert self._training_batches is not None
+        return self._some(self._training_batches(state.device))
+
+    def _some(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """This rank's share of the first examples."""
+        left = sys.maxsize if self.most_examples is None else -(-self.most_examples // world_size())
+        for batch in batches:
+            if left <= 0:
+                return
+            batch = tuple(part[: min(left, len(part))] for part in batch)
+            left -= len(batch[1])
+            yield batch
+
+
+def _over_ranks(found: PathMetrics) -> dict[str, list[float]]:
+    """The means over all ranks' examples."""
+    shares = gathered((found.examples, found.means))
+    total = sum(examples for examples, _ in shares)
+    return {
+        name: [sum(n * means[name][i] for n, means in shares) / total for i in range(len(found.alphas))]
+        for name in CURVES
+    }
+
+
+def _averaged(path: Found, alphas: Iterable[float], names: list[str]) -> Found:
+    """The path with these tensors averaged over the ranks, each of which has found its own."""
+    if world_size() == 1:
+        return path
+    means: dict[float, dict[str, torch.Tensor]] = {}
+    for alpha in alphas:
+        every = gathered({name: value.cpu() for name, value in path(alpha).items() if name in names})
+        means[alpha] = {name: torch.stack([one[name] for one in every]).mean(0) for name in names}
+    return lambda alpha: {**path(alpha), **means[alpha]}
