@@ -162,8 +162,9 @@ def table(cells: Sequence[Cell], metric: str, stable_below: float) -> str:
         lines.append([*network, *(_value(places.get((*network, step), [])) for step in steps)])
     parts.append(f"{label(metric)}\n{aligned(lines, left=('network',))}")
     seeds = len({cell.seed for cell in cells})
+    over = f"means ± standard deviations over {seeds} seeds" if seeds > 1 else "one seed"
     parts.append(
-        f"by step; means ± standard deviations over {seeds} seeds\n~ stable: below {stable_below:g} points on average; "
+        f"by step; {over}\n~ stable: below {stable_below:g} points on average; "
         f"* matches: within {cells[0].tolerance:.4f} of the dense trainings, or better, on average"
     )
     for how in treatments:

@@ -45,16 +45,16 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
         first = first or axes
         named = f", {TREATMENTS[how]}" if len(treatments) > 1 else ""
         _over_steps(axes, cells, steps, lambda cell, how=how: cell.barrier(how))
-        axes.axhline(stable_below, color="0.5", lw=1, ls=":")
-        axes.set(title=f"stable below the dotted line{named}", ylabel="barrier in test error (points)")
+        _of_barriers(axes, stable_below)
+        axes.set_title(f"stable below the dotted line{named}")
     axes = next(panels)
     _over_steps(axes, cells, steps, lambda cell: cell.value)
     axes.set(title="at the ends", ylabel=f"evaluation {label(metric)}")
     if pruned:
         axes = next(panels)
         _over_densities(axes, cells, steps, treatments[0])
-        axes.axhline(stable_below, color="0.5", lw=1, ls=":")
-        axes.set(title="tickets, by step", ylabel="barrier in test error (points)", xlabel="weights remaining (%)")
+        _of_barriers(axes, stable_below)
+        axes.set(title="tickets, by step", xlabel="weights remaining (%)")
     sparsest = min((cell.density for cell in cells if cell.arm == TICKETS), default=1.0)
     for arm, density in ((DENSE, 1.0), (TICKETS, sparsest))[: 1 + pruned]:
         axes = next(panels)
@@ -73,6 +73,17 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
     return figure
 
 
+def _of_barriers(axes: Axes, stable_below: float) -> None:
+    """Linear below twice the threshold of stability, above it logarithmic: some barriers are as high as they can be."""
+    top = max(axes.dataLim.y1, 2 * stable_below)
+    axes.axhline(stable_below, color="0.5", lw=1, ls=":")
+    axes.set_yscale("symlog", linthresh=2 * stable_below)
+    ticks = [share * stable_below for share in (0, 0.5, 1, 1.5, 2, 5, 10, 20, 50)]
+    axes.set_yticks([tick for tick in ticks if tick <= 1.1 * top])
+    axes.yaxis.set(major_formatter="{x:g}", minor_locator=NullLocator())
+    axes.set(ylim=(0, 1.1 * top), ylabel="barrier in test error (points)")
+
+
 def _over_steps(axes: Axes, cells: Sequence[Cell], steps: Steps, value: Any) -> None:
     """A line for each network; the axis is logarithmic, but begins at 0."""
     networks: dict[tuple[str, str], dict[int, list[Cell]]] = {}
@@ -88,7 +99,9 @@ def _over_steps(axes: Axes, cells: Sequence[Cell], steps: Steps, value: Any) -> 
         axes.fill_between(x, mean - deviation, mean + deviation, color=ARM_COLOURS[arm], alpha=0.1, lw=0)
         for k, height in zip(x, mean, strict=True):
             matches = arm == DENSE or np.mean([cell.gap for cell in by_k[k]]) >= -by_k[k][0].tolerance
-            axes.plot([k], [height], marker="o", ms=4, color=ARM_COLOURS[arm], mfc=None if matches else "white")
+            axes.plot(
+                [k], [height], marker="o", ms=4, color=ARM_COLOURS[arm], mfc=None if matches else "white", clip_on=False
+            )
     positive = [k for k in steps.values() if k > 0]
     axes.set_xscale("symlog", linthresh=min(positive, default=1))
     axes.set_xticks([*steps.values()], [*steps])

@@ -163,7 +163,7 @@ def test_small_stability(name, but, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "model", "runs", "cost"),
-    [("stability", "resnet_cifar", 240, 376.1), ("stability_vgg16", "vgg_cifar", 162, 384.5)],
+    [("stability", "resnet_cifar", 240, 375.4), ("stability_vgg16", "vgg_cifar", 162, 384.7)],
 )
 def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
     """On other data, as the real ones are large."""

@@ -4,12 +4,15 @@ import json
 from typing import ClassVar
 
 import pytest
+import torch
 from composer import Algorithm
 from composer.core import Event
+from composer.utils import get_device
 
 from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Milestone, Supply
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
+from accelerando.recipes.data.images import FashionMnist
 from accelerando.recipes.run.algorithms import build_algorithms
 from accelerando.recipes.run.progress import Progress
 from accelerando.recipes.train import train
@@ -79,6 +82,15 @@ class Rounds(ForRecipes, Stranger):
         return number and Milestone(place=f"round {number}", values={"eval/MulticlassAccuracy": 0.5}, seconds=1.0)
 
 
+class Reader(ForRecipes, Stranger):
+    """One that reads folders and the training data."""
+
+    supplied: ClassVar = {"others": Supply.FOLDERS, "plain": Supply.TRAINING_DATA}
+
+    def __init__(self, others: list[str], plain=None):
+        self.others, self.plain = others, plain
+
+
 class OnlyRounds(Rounds):
     """A subclass without what its base is given."""
 
@@ -106,6 +118,21 @@ def test_a_run_with_a_stranger(tmp_path):
     assert result.found == {} and not (tmp_path / "run/tickets").exists()
     with pytest.raises(ConfigError, match=r"Stranger\.scheduler: missing; it has no default"):
         train(small(tmp_path) | {"algorithms": {f"{__name__}:Stranger": {}}})
+
+
+def test_folders_and_training_data_in_evaluation(tmp_path):
+    (tmp_path / "here").mkdir()
+    data = {"fashion_mnist": {"split": "train[:80]", "augment": True}}
+    reader = {f"{__name__}:Reader": {"others": ["here", "/elsewhere"]}}
+    config = small(tmp_path) | {"train_data": data, "algorithms": reader}
+    (built,) = build_algorithms(check(config), None)
+    assert built.others == [str(tmp_path / "here"), "/elsewhere"]
+    plain = next(iter(FashionMnist(split="train[:80]").build(80, False, 0, "cpu").dataloader))
+    batches = [*built.plain(get_device("cpu"))]
+    assert [len(labels) for _, labels in batches] == [32, 32, 16]
+    assert all(
+        torch.equal(torch.cat(parts), whole) for parts, whole in zip(zip(*batches, strict=True), plain, strict=True)
+    )
 
 
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
