@@ -102,7 +102,7 @@ class PruningStudy(Study):
         """The means by density, and the sparsest match of each arm."""
         return table(self.means(rows), self.metric or "", self.tolerance is None, self.chosen_by)
 
-    def figure(self, base: Base, rows: Sequence[Row]) -> Figure:
+    def figure(self, base: Base, rows: Sequence[Row]) -> Figure | None:
         """The metric over density."""
         from .density_figure import draw
 
