@@ -179,6 +179,7 @@ def _set_rates(state: State, before: Mapping[str, int], by_epoch: bool) -> None:
     steps = int(now.epoch if by_epoch else now.batch)
     for scheduler in state.schedulers if steps else []:
         state.timestamp = _timestamp(before)
-        scheduler.last_epoch, scheduler._step_count = steps - 1, steps
+        scheduler.last_epoch, scheduler._step_count = steps - 1, 2  # at 1 torch warns of an optimizer that made no step
         scheduler.step()
+        scheduler._step_count = steps + 1
         state.timestamp = now
