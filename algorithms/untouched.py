@@ -1,12 +1,14 @@
 """Looking at a model without leaving a trace in it: on a copy of it, or on itself, with all that it holds put back."""
 
 import copy
+import types
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 
@@ -18,6 +20,15 @@ class _OfValues(TorchFunctionMode):
             # Not in the memo, which goes by ids: the detached tensor is gone at once, and another one gets its id.
             return func(args[0].detach(), {})
         return func(*args, **(kwargs or {}))
+
+
+def unsynchronize(module: nn.Module) -> None:
+    """Has a SyncBatchNorm work as on one rank: it waits for the others in every pass, but they may have fewer batches.
+
+    Other modules stay as they are.
+    """
+    if isinstance(module, nn.SyncBatchNorm):
+        module.forward = types.MethodType(_BatchNorm.forward, module)
 
 
 def copied(model: nn.Module) -> nn.Module:

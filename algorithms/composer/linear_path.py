@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from composer.core import DataSpec, State, get_precision_context
 from composer.loggers import Logger
-from composer.utils import ensure_tuple
 from torch import Tensor
 
 from ..connectivity.curves import PathCurves
 from ..connectivity.training_path import Means, StartWriter, TrainingLine, checked_arguments, say_outside
+from ..distillation import minimised
 from ..generators import seeded
 from ..pruning.samples import samples_in
 from ..pruning.size import aligned
@@ -184,7 +184,7 @@ def _metrics_on(
     def observe(place: int, part: Part, outputs: Any) -> None:
         if not part.samples:
             return
-        means.add(place, "loss", _total(model.loss(outputs, part.batch)), part.samples)
+        means.add(place, "loss", float(minimised(model.loss(outputs, part.batch))), part.samples)
         with get_precision_context(state.precision, state.precision_config):
             # Hugging Face's models take the labels out of the batch, and shift them in place.
             batch = copy.deepcopy(part.batch)
@@ -196,10 +196,3 @@ def _metrics_on(
     values = {name: [of_place[name].compute() for of_place in own] for name in metrics}
     found = means.found() | {n: v for n, v in values.items() if isinstance(v[0], Tensor) and v[0].numel() == 1}
     return {f"{label}/{name}": [float(value) for value in values] for name, values in found.items()}
-
-
-def _total(loss: Any) -> float:
-    """The loss that Composer trains with, of a model that may give several."""
-    if isinstance(loss, Mapping):
-        loss = loss["total"] if "total" in loss else tuple(loss.values())
-    return sum(float(each.mean()) for each in ensure_tuple(loss))

@@ -5,7 +5,6 @@ Cummings does (arXiv 2310.18769), makes barriers higher than they are with stati
 al. recompute at each point (arXiv 2211.08403).
 """
 
-import types
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..ranks import gathered, world_size
+from ..untouched import unsynchronize
 from ..validation import NoEffectWarning, check
 from .interpolation import Path, State
 from .walk import Forward, Walk
@@ -58,6 +59,20 @@ def recompute_statistics(
     return at
 
 
+def averaged_over_ranks(path: Path, alphas: Iterable[float], model: nn.Module) -> Path:
+    """Returns the path with the means of all ranks' statistics at these points, each of a rank's share of the data."""
+    if world_size() == 1:
+        return path
+    statistics = ("running_mean", "running_var")
+    names = [f"{prefix}.{name}".lstrip(".") for prefix in batch_norms(model) for name in statistics]
+    means: dict[float, dict[str, Tensor]] = {}
+    for alpha in alphas:
+        own = path(alpha)
+        every = gathered({name: own[name].cpu() for name in names})
+        means[alpha] = {name: torch.stack([each[name] for each in every]).mean(0) for name in names}
+    return lambda alpha: {**path(alpha), **means[alpha]}
+
+
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """Returns the model's layers of batch norm that keep running statistics, by all of their names."""
     modules = model.named_modules(remove_duplicate=False)
@@ -70,9 +85,7 @@ def _start_averaging(norms: dict[str, _BatchNorm]) -> dict[str, Tensor]:
     for prefix, norm in norms.items():
         norm.train()
         norm.momentum = None
-        if isinstance(norm, nn.SyncBatchNorm):
-            # It waits for the other ranks in every pass, but they may have fewer batches.
-            norm.forward = types.MethodType(_BatchNorm.forward, norm)
+        unsynchronize(norm)
         for name, value in {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.items():
             state[f"{prefix}.{name}".lstrip(".")] = torch.full_like(getattr(norm, name), value)
     return state

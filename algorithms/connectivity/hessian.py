@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .. import untouched
 from ..checkpoints import some
 from ..generators import seeded
-from ..pruning import untouched
 from ..validation import check
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -17,10 +17,10 @@ from ..progress import Moment, Progress, moment
 from ..ranks import gathered, of_first
 from ..snapshots import SnapshotWriter
 from ..validation import check
-from .batch_norm import batch_norms, recompute_statistics
+from .batch_norm import averaged_over_ranks, batch_norms, recompute_statistics
 from .curves import PathCurves
 from .interpolation import Path, State, distance, linear_path, support_mismatch
-from .walk import Forward, Walk
+from .walk import Forward, Walk, evenly_spaced
 
 _OWNER = "LinearPath"
 BATCH_NORM = {"both": ("interpolate", "recompute"), "interpolate": ("interpolate",), "recompute": ("recompute",)}
@@ -105,7 +105,7 @@ class TrainingLine:
         masks: State | None = None,
     ):
         self.model, self._forward = model, forward
-        self.alphas = [number / (points - 1) for number in range(points)]
+        self.alphas = evenly_spaced(points)
         names = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
         self.start, self.end = ({names.get(n, n): v for n, v in s.items()} for s in (start, end or model.state_dict()))
         masks = {names.get(name, name): mask for name, mask in (masks or {}).items()}
@@ -113,11 +113,11 @@ class TrainingLine:
         device = next(model.parameters()).device
         path = linear_path(self.start, self.end, masks=None if self.outside else masks, device=device)
         self._paths: dict[str, Path] = {"": path}
-        if norms := batch_norms(model):
+        if batch_norms(model):
             self._paths = {f"{mode}/": path for mode in BATCH_NORM[batch_norm]}
         if "recompute/" in self._paths:
             own = recompute_statistics(model, path, self.alphas, statistics(), forward=forward)
-            self._paths["recompute/"] = self._averaged(own, norms)
+            self._paths["recompute/"] = averaged_over_ranks(own, self.alphas, model)
 
     @property
     def places(self) -> int:
@@ -159,19 +159,6 @@ class TrainingLine:
         return PathCurves(
             start=start, end=end, alphas=self.alphas, curves=curves, distance=length, outside=self.outside
         )
-
-    def _averaged(self, path: Path, norms: Mapping[str, nn.Module]) -> Path:
-        """The path with the means of all ranks' statistics, each of which has seen its share of the data."""
-        if len(gathered(None)) == 1:
-            return path
-        names = [n for n in self.end if n.rpartition(".")[0] in norms and n.endswith(("running_mean", "running_var"))]
-        own = {alpha: {name: path(alpha)[name].cpu() for name in names} for alpha in self.alphas}
-        every = gathered(own)
-        means = {
-            alpha: {name: torch.stack([each[alpha][name] for each in every]).mean(0) for name in names}
-            for alpha in self.alphas
-        }
-        return lambda alpha: {**path(alpha), **means[alpha]}
 
 
 class Means:

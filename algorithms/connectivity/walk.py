@@ -11,11 +11,16 @@ from torch.utils._pytree import tree_map
 
 from ..checkpoints import some
 from ..generators import untouched_generators
-from ..pruning.untouched import kept
+from ..untouched import kept
 from ..validation import check
 from .interpolation import Path, State, is_averaged, linear_path
 
 Forward = Callable[[nn.Module, Any], Any]
+
+
+def evenly_spaced(points: int) -> list[float]:
+    """Returns so many places on a path, 2 or more, from 0 to 1."""
+    return [number / (points - 1) for number in range(points)]
 
 
 class Walk:
@@ -101,7 +106,7 @@ class Walk:
     def _points(self, alphas: int | Sequence[float]) -> list[float]:
         if isinstance(alphas, int):
             check(self.owner, "alphas", alphas > 1, "at least 2, for the ends, or a list of points", alphas)
-            return [number / (alphas - 1) for number in range(alphas)]
+            return evenly_spaced(alphas)
         points = [float(alpha) for alpha in alphas]
         check(self.owner, "alphas", len(points) > 0, "one point or more", alphas)
         return points

@@ -21,7 +21,6 @@ it has, or none. Gradients are means over the samples of all ranks, and scores a
 where the weights are.
 """
 
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,11 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from .. import untouched
 from ..generators import seeded
-from . import untouched
 from .samples import samples_in
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -235,9 +233,7 @@ def _copy(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, 
     if unknown or not names:
         raise ValueError(f"names: {unknown[0] if unknown else 'none'} is no parameter; see model.named_parameters().")
     for module in copied.modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            # It waits for the other ranks in every pass, but they may have fewer batches.
-            module.forward = types.MethodType(_BatchNorm.forward, module)
+        untouched.unsynchronize(module)
     return copied, {name: parameters[name].requires_grad_() for name in names}
 
 

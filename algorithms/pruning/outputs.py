@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..checkpoints import some
 from ..generators import seeded
-from .untouched import kept
+from ..untouched import kept
 
 _PRODUCTS = {F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, operator.matmul, torch.mm, torch.bmm}
 _PRODUCTS |= {torch.addmm, torch.baddbmm, torch.einsum, torch.mv, F.conv_transpose1d, F.conv_transpose2d}

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..generators import untouched_generators
-from .untouched import kept
+from ..untouched import kept
 
 
 class MultiplyAdds(NamedTuple):

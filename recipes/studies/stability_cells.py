@@ -183,6 +183,11 @@ def counts_of(cells: Iterable[Cell], how: str, stable_below: float, times: float
     return counts
 
 
+def match_on_average(cells: Sequence[Cell]) -> bool:
+    """Whether the cells of all seeds of a network match in the mean."""
+    return float(np.mean([cell.gap for cell in cells])) >= -cells[0].tolerance - ROUNDING
+
+
 def _cell(cells: Sequence[Cell], how: str, stable_below: float) -> str:
     if not cells:
         return ""
@@ -194,8 +199,7 @@ def _value(cells: Sequence[Cell]) -> str:
     if not cells:
         return ""
     mean, deviation = mean_and_deviation([cell.value for cell in cells])
-    gap = float(np.mean([cell.gap for cell in cells]))
-    matches = cells[0].arm != DENSE and gap >= -cells[0].tolerance - ROUNDING
+    matches = cells[0].arm != DENSE and match_on_average(cells)
     return f"{'* ' if matches else ''}{_text(mean, deviation, 4)}"
 
 

@@ -16,7 +16,7 @@ from ..run.figures import COLOURS
 from ..run.results import label
 from .density import DENSE
 from .density_figure import DASHES, over_density
-from .stability_cells import PAIR, TICKETS, TREATMENTS, Cell, by_place, treatments_of
+from .stability_cells import PAIR, TICKETS, TREATMENTS, Cell, by_place, match_on_average, treatments_of
 from .statistics import mean_and_deviation
 from .table import Row
 
@@ -98,7 +98,7 @@ def _over_steps(axes: Axes, cells: Sequence[Cell], steps: Steps, value: Any) -> 
         axes.plot(x, mean, label=arm if arm == DENSE else f"{arm}, {density}", **look)
         axes.fill_between(x, mean - deviation, mean + deviation, color=ARM_COLOURS[arm], alpha=0.1, lw=0)
         for k, height in zip(x, mean, strict=True):
-            matches = arm == DENSE or np.mean([cell.gap for cell in by_k[k]]) >= -by_k[k][0].tolerance
+            matches = arm == DENSE or match_on_average(by_k[k])
             axes.plot(
                 [k], [height], marker="o", ms=4, color=ARM_COLOURS[arm], mfc=None if matches else "white", clip_on=False
             )

@@ -24,7 +24,8 @@ from accelerando.algorithms.connectivity import (
     loss_per_example,
     recompute_statistics,
 )
-from accelerando.algorithms.connectivity.batch_norm import batch_norms
+from accelerando.algorithms.connectivity.batch_norm import averaged_over_ranks, batch_norms
+from accelerando.algorithms.connectivity.walk import evenly_spaced
 from accelerando.algorithms.ranks import gathered, world_size
 from accelerando.algorithms.snapshots import Snapshot, find_snapshot
 
@@ -105,10 +106,9 @@ class PathsToTwins(ForRecipes, Algorithm):
         predicted: list[torch.Tensor] = []
         with get_precision_context(state.precision):
             paths: dict[str, Found] = {"interpolate": path}
-            if norms := batch_norms(model):
+            if batch_norms(model):
                 recomputed = recompute_statistics(model, path, self._alphas, self._train(state), forward=plain_forward)
-                names = [name for name in ends[0] if name.rpartition(".")[0] in norms and "running" in name]
-                paths["recompute"] = _averaged(recomputed, self._alphas, names)
+                paths["recompute"] = averaged_over_ranks(recomputed, self._alphas, model)
             for how, along in paths.items():
                 test, train = (
                     evaluate_path(
@@ -128,7 +128,7 @@ class PathsToTwins(ForRecipes, Algorithm):
 
     @property
     def _alphas(self) -> list[float]:
-        return [number / (self.points - 1) for number in range(self.points)]
+        return evenly_spaced(self.points)
 
     def _test(self, state: State) -> Iterator[Any]:
         return self._some(as_seen(state.evaluators[0].dataloader, state.device))
@@ -156,14 +156,3 @@ def _over_ranks(found: PathMetrics) -> dict[str, list[float]]:
         name: [sum(n * means[name][i] for n, means in shares) / total for i in range(len(found.alphas))]
         for name in CURVES
     }
-
-
-def _averaged(path: Found, alphas: Iterable[float], names: list[str]) -> Found:
-    """The path with these tensors averaged over the ranks, each of which has found its own."""
-    if world_size() == 1:
-        return path
-    means: dict[float, dict[str, torch.Tensor]] = {}
-    for alpha in alphas:
-        every = gathered({name: value.cpu() for name, value in path(alpha).items() if name in names})
-        means[alpha] = {name: torch.stack([one[name] for one in every]).mean(0) for name in names}
-    return lambda alpha: {**path(alpha), **means[alpha]}
