@@ -14,10 +14,11 @@ from types import FunctionType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .generators import untouched_generators
-from .targets import check_labels, computes_own_loss, dense_targets
+from .targets import IGNORED, check_labels, computes_own_loss, dense_targets
 
 Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets; one number
 MOST_TRIES = 32
@@ -25,10 +26,14 @@ MOST_TRIES = 32
 
 @dataclass(frozen=True)
 class KeyedLoss:
-    """A loss that says itself when it has become another one, and must be asked anew: with another `key`."""
+    """A loss that says itself when it has become another one, and must be asked anew: with another `key`.
+
+    `plain` is the loss that it does nothing but call, where it is known.
+    """
 
     function: Loss
     key: Any
+    plain: Any = None
 
     def __call__(self, outputs: Any, target: Tensor) -> Tensor:
         return self.function(outputs, target)
@@ -79,6 +84,8 @@ class AskedLoss:
         how = self._ask("rows", loss, outputs, target, lambda: takes_rows(loss, outputs, target, self.ignore_index))
         if how != "scaled":
             return 1.0 if how else None
+        if _averages_evenly(loss, self.ignore_index):
+            return target.numel() / (target.long() != self.ignore_index).sum().clamp(min=1)
         return _scale(loss, outputs, target, self.ignore_index)
 
     def takes_floats(self, loss: Loss, outputs: Tensor, target: Tensor) -> bool:
@@ -183,6 +190,14 @@ def _made_up(outputs: Tensor) -> Tensor:
     generator = torch.Generator(outputs.device).manual_seed(0)
     noise = 2 * torch.randn(outputs.shape, generator=generator, device=outputs.device)
     return noise.softmax(1) if noise.ndim > 1 and noise.shape[1] > 1 else noise.sigmoid()
+
+
+def _averages_evenly(loss: Any, ignore_index: int) -> bool:
+    """Whether the loss is torch's cross entropy, for certain without weights: it need not be asked at each step."""
+    loss = loss.plain if isinstance(loss, KeyedLoss) else loss
+    if type(loss) is nn.CrossEntropyLoss:
+        return loss.weight is None and loss.reduction == "mean" and loss.ignore_index == ignore_index
+    return loss is F.cross_entropy and ignore_index == IGNORED
 
 
 @torch.no_grad()

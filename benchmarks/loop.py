@@ -4,7 +4,7 @@
 
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
 loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
-Techniques: in the plain loop by our functions, in Composer and Lightning by our classes, each beside the host's own
+Techniques: in the plain loop by our objects, in Composer and Lightning by our classes, each beside the host's own
 step without it. A time is the median of the processor's from one step's start to the next one's; what comes once an
 epoch is not in it.
 """

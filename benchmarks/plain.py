@@ -1,4 +1,4 @@
-"""The techniques in a plain torch loop, for the benchmarks: what each does to a step, by our functions."""
+"""The techniques in a plain torch loop, for the benchmarks: what our objects for such a loop do to a step."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -8,11 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from accelerando.algorithms import distillation_kl, draw_teachers, mixup_batch
-from accelerando.algorithms.mixup import mix_targets
-from accelerando.algorithms.pruning import apply_masks, keep_highest, kept_counts, mask_gradients, prunable_weights
-from accelerando.algorithms.pruning.criteria import magnitude
-from accelerando.algorithms.pruning.enforcement import bits_of, mask_optimizers
+from accelerando.algorithms import Distiller, MagnitudePruner, Mixer, Smoother
 
 # BERT-base, or what a probe on two CPU cores can bear.
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -43,62 +39,54 @@ def sentences(count: int) -> dict[str, Tensor]:
 
 
 class Plain:
-    """A step's loss without any technique, and what is done before and after the update."""
+    """A step's loss without any technique, and what is done after the update."""
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
         return F.cross_entropy(model(inputs), target)
-
-    def before_update(self) -> None:
-        pass
 
     def after_update(self) -> None:
         pass
 
 
 class Smoothed(Plain):
+    def __init__(self) -> None:
+        self.smoother = Smoother(0.1)
+
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs), target, label_smoothing=0.1)
+        return self.smoother.loss(F.cross_entropy, model(inputs), target)
 
 
 class Mixed(Plain):
+    def __init__(self) -> None:
+        self.mixer, self.step = Mixer(0.2), 0
+
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
-        inputs, permuted, mixing = mixup_batch(inputs, target, alpha=0.2)
-        logits = model(inputs)
-        return F.cross_entropy(logits, mix_targets(logits, target, permuted, mixing))
+        inputs = self.mixer(inputs, target, self.step)
+        self.step += 1
+        return self.mixer.loss(F.cross_entropy, model(inputs), target)
 
 
 class Distilled(Plain):
     """By the mean logits of all teachers, or of so many drawn at each step."""
 
     def __init__(self, teachers: Sequence[nn.Module], per_step: int | None = None):
-        self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-        self.per_step, self.step = per_step or len(teachers), 0
+        self.distiller, self.step = Distiller([*teachers], per_step), 0
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
-        drawn = draw_teachers(17, self.step, len(self.teachers), self.per_step)
-        self.step += 1
-        with torch.no_grad():
-            taught = torch.stack([self.teachers[number](inputs) for number in drawn]).mean(0)
         logits = model(inputs)
-        return 0.1 * F.cross_entropy(logits, target) + 0.9 * distillation_kl(logits, taught)
+        loss = self.distiller(F.cross_entropy(logits, target), logits, inputs, self.step)
+        self.step += 1
+        return loss
 
 
 class Pruned(Plain):
     """Masks by magnitude, which hold in gradients, weights and the optimizer's state."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, density: float):
-        self.weights, self.optimizer = prunable_weights(model), optimizer
-        kept = kept_counts({name: weight.numel() for name, weight in self.weights.items()}, density)
-        masks = keep_highest(magnitude(self.weights), kept)
-        self.bits = {name: bits_of(mask) for name, mask in masks.items()}
-        apply_masks(self.weights, self.bits)
-
-    def before_update(self) -> None:
-        mask_gradients(self.weights, self.bits)
+        self.pruner = MagnitudePruner(model, optimizer, density)
 
     def after_update(self) -> None:
-        apply_masks(self.weights, self.bits)
-        mask_optimizers([self.optimizer], self.weights, self.bits)
+        self.pruner.step()
 
 
 Technique = Callable[[nn.Module, torch.optim.Optimizer], Plain]  # of the model that is trained
@@ -124,6 +112,5 @@ class Loop:
             loss = self.technique.loss(self.model, inputs, target)
         self.optimizer.zero_grad()
         loss.backward()
-        self.technique.before_update()
         self.optimizer.step()
         self.technique.after_update()

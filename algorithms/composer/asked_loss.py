@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from composer.core import State, get_precision_context
+from composer.models import ComposerClassifier
 from composer.utils import ensure_tuple
 from composer.utils.batch_helpers import batch_set
 from torch import Tensor
@@ -32,4 +33,6 @@ def loss_of(state: State, target_key: Any) -> KeyedLoss:
         return sum(part.mean() if part.ndim else part for part in parts)  # type: ignore[return-value]
 
     names = tuple(given) if isinstance(given, Mapping) else ()
-    return KeyedLoss(loss, (model.loss, getattr(model, "_loss_fn", None), type(given), names))
+    loss_fn = getattr(model, "_loss_fn", None)
+    plain = loss_fn if getattr(model.loss, "__func__", None) is ComposerClassifier.loss else None
+    return KeyedLoss(loss, (model.loss, loss_fn, type(given), names), plain)

@@ -30,8 +30,9 @@ class Distillation(LossTechnique):
     The batches of one update ask the same teachers. They see what the training step sees: mixed inputs, too. Nothing of
     them is in the LightningModule, its optimizer or its checkpoint.
 
-    Each step that distills logs `loss/train/plain`, the loss without teachers, and `loss/train/distillation`, what is
-    added: with `distillation_weight`, which `base_weight * loss/train/plain` complements to the loss.
+    A step that distills logs `loss/train/plain`, the loss without teachers, and `loss/train/distillation`, what is
+    added: with `distillation_weight`, which `base_weight * loss/train/plain` complements to the loss. It does so at the
+    steps of which the Trainer tells its loggers (`log_every_n_steps`), and at the last one of an epoch.
     """
 
     place = Place.DISTILLS
@@ -108,7 +109,7 @@ class Distillation(LossTechnique):
         batch, whole = self._batch, isinstance(self._batch, Tensor)
         inputs = batch if whole or (isinstance(batch, Mapping) and self.input_key == 0) else item(batch, self.input_key)
         total = self.distiller(loss, outputs, inputs, progress_of(trainer), labels_in(batch, self.target_key))
-        if parts := self.distiller.parts:
+        if (parts := self.distiller.parts) and _is_logged(trainer):
             pl_module.log_dict({f"loss/train/{name}": part for name, part in parts.items()})
         return total
 
@@ -124,3 +125,9 @@ class Distillation(LossTechnique):
         if not (self.distiller.began or self.distiller.over):
             start = self.distiller.start
             warnings.warn(NoEffectWarning(f"Distillation: the training ended before start={start}."), stacklevel=2)
+
+
+def _is_logged(trainer: Trainer) -> bool:
+    """Whether anybody sees what is logged now; as Lightning's own monitors ask: it is slow to log."""
+    connector: Any = trainer._logger_connector  # type: ignore[attr-defined]
+    return trainer.is_last_batch or trainer.fast_dev_run or connector.should_update_logs  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """What every callback for Lightning promises, one suite for all of them. A new one joins by one entry in CASES."""
 
+import csv
 import inspect
 import itertools
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -590,3 +592,40 @@ def test_batches_of_any_form_are_mixed():
     data = DataLoader([{"image": x, "labels": y} for x, y in loader("images").dataset], 8)
     trainer([ours.MixUp(0.5, input_key="image")]).fit(module, data)
     assert_same(weights(module), usual("MixUp").weights)
+
+
+def test_the_parts_of_a_distilled_loss_are_logged_when_the_trainer_logs(tmp_path):
+    class Logs(Module):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss)
+            return loss
+
+    logger = CSVLogger(tmp_path)
+    distillation = ours.Distillation(network(seed=5), base_weight=0.3, distillation_weight=0.6)
+    run = trainer([distillation], max_steps=7, logger=logger, log_every_n_steps=3)
+    run.fit(Logs(network()), loader("images"))  # epochs of four steps
+    with open(Path(logger.log_dir, "metrics.csv")) as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    assert [int(row["step"]) for row in rows] == [2, 5]
+    for row in rows:
+        loss, plain, added = (float(row[name]) for name in ("loss", "loss/train/plain", "loss/train/distillation"))
+        assert loss == pytest.approx(0.3 * plain + added, rel=1e-5)
+
+
+def test_the_parts_of_a_distilled_loss_can_be_monitored():
+    seen = []
+
+    class Monitor(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(trainer.callback_metrics["loss/train/distillation"])
+
+    trainer([ours.Distillation(network(seed=5)), Monitor()], max_steps=8, log_every_n_steps=7).fit(
+        module_for("images"), loader("images")
+    )
+    expected = []
+    for steps in (4, 8):  # of which the last one is an epoch's
+        distillation = ours.Distillation(network(seed=5))
+        trainer([distillation], max_steps=steps).fit(module_for("images"), loader("images"))
+        expected.append(distillation.distiller.parts["distillation"])
+    assert seen == expected
