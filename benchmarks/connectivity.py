@@ -79,7 +79,7 @@ def compared(title: str, arms: dict[str, Callable[[], Any]], given: argparse.Nam
     losses = zip((loss for loss, _ in plain), ours.means["loss"], strict=True)
     apart = max(abs(one - other) / one for one, other in losses)
     medians = measure(arms, given.rounds, torch.device("cpu"))
-    ratio = medians["ours"] / medians["plain script"]
+    ratio = medians.ratio("ours", "plain script")
     report(title, medians, "plain script", f"ours / plain script {ratio:.3f}; losses at most {apart:.0e} of them apart")
     return medians
 

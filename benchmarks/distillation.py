@@ -123,8 +123,8 @@ def how_many_teachers(
         title,
         medians,
         "plain",
-        f"one drawn of 8 / one teacher {medians['one drawn of 8'] / medians['one teacher']:.3f}, "
-        f"all 8 / one teacher {medians['all 8'] / medians['one teacher']:.2f}, "
+        f"one drawn of 8 / one teacher {medians.ratio('one drawn of 8', 'one teacher'):.3f}, "
+        f"all 8 / one teacher {medians.ratio('all 8', 'one teacher'):.2f}, "
         f"one teacher / (plain + bare teacher) {medians['one teacher'] / alone:.3f}",
     )
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,15 +26,32 @@ def keep_memory() -> None:
 
 
 class Medians(dict[str, float]):
-    """Seconds by arm, and over how many rounds."""
+    """Seconds by arm: medians over the rounds, of which `taken` has each."""
 
-    rounds = 0
+    def __init__(self, taken: Mapping[str, Sequence[float]]):
+        super().__init__({name: statistics.median(values) for name, values in taken.items()})
+        self.taken = taken
+        self.rounds = len(next(iter(taken.values())))
+
+    def quartiles(self, figure: Callable[[Mapping[str, float]], float]) -> tuple[float, float, float]:
+        """Those, the median between them, of a figure of the arms' seconds in one round.
+
+        What drifts from round to round, as the clock of a machine that others share, is in all arms of one.
+        """
+        by_round = zip(*self.taken.values(), strict=True)
+        rounds = [figure(dict(zip(self.taken, values, strict=True))) for values in by_round]
+        first, middle, last = statistics.quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+        return first, middle, last
+
+    def ratio(self, arm: str, baseline: str) -> float:
+        return self.quartiles(lambda seconds: seconds[arm] / seconds[baseline])[1]
 
 
 def measure(
     arms: Mapping[str, Callable[[], object]], runs: int, device: torch.device, seconds: float = math.inf
 ) -> Medians:
-    """Median seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once.
+    """Seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once, each in its turn
+    the first.
 
     Where that would take more than `seconds`, by how long the second round took, there are fewer rounds: 3 at least.
     An arm that returns a float has taken its time itself.
@@ -50,16 +67,16 @@ def measure(
     now = time.perf_counter()
     if seconds < math.inf:
         runs = min(runs, max(3, int((seconds - (now - begun)) / (now - last))))
-    for _ in range(runs):
-        for name, arm in arms.items():
+    names = [*arms]
+    for turn in range(runs):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             wait(device)
             start = time.perf_counter()
-            own = arm()
+            own = arms[name]()
             wait(device)
             taken[name].append(own if isinstance(own, float) else time.perf_counter() - start)
-    medians = Medians({name: statistics.median(values) for name, values in taken.items()})
-    medians.rounds = runs
-    return medians
+    return Medians(taken)
 
 
 def wait(device: torch.device) -> None:
@@ -68,10 +85,11 @@ def wait(device: torch.device) -> None:
 
 
 def report(title: str, medians: Medians, baseline: str, notes: str = "") -> None:
+    """Prints medians, and how many times the baseline's seconds of the same round they are."""
     print(f"\n{title}; medians of {medians.rounds} rounds")
     width = max(map(len, medians))
     for name, median in medians.items():
-        print(f"  {name:{width}}  {median * 1e3:10.3f} ms   {median / medians[baseline]:7.3f} x {baseline}")
+        print(f"  {name:{width}}  {median * 1e3:10.3f} ms   {medians.ratio(name, baseline):7.3f} x {baseline}")
     if notes:
         print(f"  {notes}")
 

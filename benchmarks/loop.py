@@ -1,6 +1,6 @@
 """What hosts cost a small network's training step over a plain loop, and what their callbacks cost; arms in turn.
 
-    python benchmarks/loop.py [--rounds 7] [--steps 200] [--network LeNet-300-100 ResNet-8] [--threads 1]
+    python benchmarks/loop.py [--rounds 20] [--steps 50] [--network LeNet-300-100 ResNet-8] [--threads 1]
 
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
 loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -210,8 +211,9 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
             "Lightning": in_lightning(network, data, given.steps),
         }
         medians = measure(arms, given.rounds, torch.device("cpu"))
-    ratio = medians["our train, training metrics"] / medians["Composer"]
-    report(f"{name}: hosts", medians, "plain loop", f"our train / Composer without training metrics {ratio:.3f}")
+    first, ratio, last = medians.quartiles(lambda taken: taken["our train, training metrics"] / taken["Composer"])
+    told = f"our train / Composer without training metrics {ratio:.3f} (quartiles {first:.3f} to {last:.3f})"
+    report(f"{name}: hosts", medians, "plain loop", told)
 
 
 def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
@@ -226,13 +228,18 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
             f"Lightning, {title}": in_lightning(network, data, given.steps, IN_LIGHTNING[title]),
         }
         medians = measure(arms, given.rounds, torch.device("cpu"))
-        added = {host: medians[f"{host}, {title}"] - medians[host] for host in ("plain loop", "Composer", "Lightning")}
         costs = []
         for host in ("Composer", "Lightning"):
-            cost = added[host] - added["plain loop"]
-            costs.append(f"{host} {cost * 1e3:.3f} ms, {cost / medians[host]:.1%} of its empty step")
+            parts = medians.quartiles(partial(_cost, host, title))
+            first, cost, last = (f"{part / medians[host]:.1%}" for part in parts)
+            costs.append(f"{host} {parts[1] * 1e3:.3f} ms, {cost} of its empty step (quartiles {first} to {last})")
         notes = f"the callback's cost over the plain loop's technique: {'; '.join(costs)}"
         report(f"{name}: {title}", medians, "plain loop", notes)
+
+
+def _cost(host: str, title: str, taken: Mapping[str, float]) -> float:
+    """What a technique adds to a host's step beyond what it adds to the plain loop's, in the same round."""
+    return taken[f"{host}, {title}"] - taken[host] - (taken[f"plain loop, {title}"] - taken["plain loop"])
 
 
 PARTS = {"hosts": hosts, "techniques": techniques}
@@ -240,8 +247,8 @@ PARTS = {"hosts": hosts, "techniques": techniques}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds")
-    parser.add_argument("--steps", type=int, default=200, help="of each arm in a round")
+    parser.add_argument("--rounds", type=int, default=20, help="counted rounds")
+    parser.add_argument("--steps", type=int, default=50, help="of each arm in a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help=", ".join(PARTS))

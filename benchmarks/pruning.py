@@ -100,7 +100,7 @@ def selection(given: argparse.Namespace) -> None:
         )
         found.clear()
         peaks = {arm: peak_memory_of(network, arm, given) / (4 * count) for arm in ("ours", "torch")}
-        claim("time, torch / ours", medians["torch"] / medians["ours"], 10, at_least=True)
+        claim("time, torch / ours", medians.ratio("torch", "ours"), 10, at_least=True)
         claim("peak memory besides the weights / weights, ours", peaks["ours"], 1.5)
         print(f"  {'the same, torch':56}  {peaks['torch']:10.5g}")
 
@@ -196,9 +196,9 @@ def enforcement(given: argparse.Namespace) -> None:
     precision = "bfloat16 autocast, channels_last" if on_gpu else "float32"
     size = f"{given.batch} images of {given.side} x {given.side}"
     report(f"Enforcement: {given.networks[0]} step, {size}, {precision}", medians, "dense")
-    claim("masking alone / dense", medians["masking alone"] / medians["dense"], 0.01)
-    claim("ours / dense, of whole steps", medians["ours"] / medians["dense"], 1.01)
-    print(f"  {'torch / dense, of whole steps':56}  {medians['torch'] / medians['dense']:10.5g}")
+    claim("masking alone / dense", medians.ratio("masking alone", "dense"), 0.01)
+    claim("ours / dense, of whole steps", medians.ratio("ours", "dense"), 1.01)
+    print(f"  {'torch / dense, of whole steps':56}  {medians.ratio('torch', 'dense'):10.5g}")
     print("  Between whole steps 1 % is below the noise; the first line is the figure.")
 
 

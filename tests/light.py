@@ -1,5 +1,6 @@
 """The tiny training that the tests of Lightning's callbacks share."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from accelerando.algorithms.teachers import logits_of
 from small import examples, hugging_face_lm, network, sentences
 
 SEED = 7
+# A checkpoint holds tensors and builtins alone: Lightning can be told so from 2.6 on.
+TENSORS_ALONE = {"weights_only": True} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 
 class Module(LightningModule):

@@ -28,7 +28,7 @@ from accelerando.algorithms.lightning.losses import LossTechnique
 from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.validation import NoEffectWarning
-from light import SEED, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
+from light import SEED, TENSORS_ALONE, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
 from small import assert_same, differ, hugging_face_lm, network, timeless
 
 pytestmark = [
@@ -125,8 +125,7 @@ def fit(
     run, kind = start(*names, **options), str(trains_on(*names))
     validation = loader(kind, 5) if any(CASES[name].validates for name in names) else None
     module: Any = torch.compile(run.module, **compiled) if compiled else run.module
-    # `weights_only`: a checkpoint holds tensors and builtins alone.
-    place = {"ckpt_path": resumed, "weights_only": True} if resumed else {}
+    place = {"ckpt_path": resumed, **TENSORS_ALONE} if resumed else {}
     run.trainer.fit(module, data or loader(kind), validation, **place)
     return run
 
@@ -546,7 +545,7 @@ def test_weights_trained_with_blurpool_do_not_load_without(arguments, tmp_path):
     trainer([ours.BlurPool(**arguments), checkpoints(tmp_path)], max_steps=2).fit(
         module_for("images"), loader("images")
     )
-    place = {"ckpt_path": tmp_path / "step=2.ckpt", "weights_only": True}
+    place = {"ckpt_path": tmp_path / "step=2.ckpt", **TENSORS_ALONE}
     with pytest.raises(RuntimeError, match=r"Unexpected key.*(blur_filter|conv\.weight)"):
         trainer().fit(module_for("images"), loader("images"), **place)
     with pytest.raises(ValueError, match="Give BlurPool the arguments of the checkpoint"):

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from accelerando.algorithms import find_snapshot, interpolate
 from accelerando.algorithms import lightning as lightnings
-from light import Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
+from light import TENSORS_ALONE, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
 from small import CLASSES, assert_same, examples, noisy_network
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_a_killed_training_finds_the_same_path_and_nothing_is_changed(tmp_path):
 
     def at(folder):
         path = lightnings.LinearPath("3ba", points=3, train=True, save_folder=str(tmp_path / folder))
-        place = {"ckpt_path": tmp_path / "saved" / "step=5.ckpt", "weights_only": True}
+        place = {"ckpt_path": tmp_path / "saved" / "step=5.ckpt", **TENSORS_ALONE}
         trainer([path]).fit(module_for("images"), Shuffled("images"), loader("images", 7), **place)
         return path.result
 

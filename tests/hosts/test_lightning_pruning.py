@@ -16,7 +16,7 @@ import accelerando.algorithms.lightning as ours
 from accelerando.algorithms import MultiplicativeCyclicLR, find_snapshot
 from accelerando.algorithms.pruning import load_masks, prunable_weights
 from accelerando.algorithms.validation import NoEffectWarning
-from light import SEED, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
+from light import SEED, TENSORS_ALONE, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
 from small import assert_same, differ, network, noisy_network, timeless
 
 pytestmark = [
@@ -36,7 +36,7 @@ def _seed(monkeypatch):
 
 def fit(*given: Callback, module: Any = None, data: Any = None, resumed: Path | None = None, **options: Any) -> Module:
     module = module or module_for("images")
-    place = {"ckpt_path": resumed, "weights_only": True} if resumed else {}
+    place = {"ckpt_path": resumed, **TENSORS_ALONE} if resumed else {}
     validation = loader("images", 5) if "check_val_every_n_epoch" in options else None
     trainer(given, **options).fit(module, data or loader("images"), validation, **place)
     return module
