@@ -78,7 +78,7 @@ class Starts(Callback):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def before_dataloader(self, state: Any, logger: Any) -> None:
+    def batch_start(self, state: Any, logger: Any) -> None:
         self.times.append(time.process_time())
 
 

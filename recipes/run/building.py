@@ -25,6 +25,7 @@ from .agreement import agree, takes
 from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
+from .events import call_those_who_act
 from .folder import as_rank_zero_finds, blame_checkpoint, blame_disk
 from .grouped import KeepsGroups
 from .history import VALIDATION, History
@@ -103,9 +104,7 @@ def build(
             loggers=loggers,
             **arguments,
         )
-    if not os.environ.get("ENGINE_DEBUG"):
-        # Composer makes a text at each of some hundred calls a batch, and logs it only where that asks for it.
-        trainer.engine._debug_log = lambda event, msg: None
+    call_those_who_act(trainer.engine)
     if started and started.generators:
         trainer._rng_state = started.generators
     begun = started.begun if started else {"batch": 0, "sample": 0}
