@@ -64,7 +64,7 @@ def _judged(
     elif found.pairs < 2:
         told = "cannot be told here", "one seed has no interval; give two or more"
     elif holds or fails:
-        told = "holds" if holds else "fails", by
+        told = "holds" if holds else "fails", f"all {found.pairs} seeds found the same" if found.is_alike else by
     else:
         told = "cannot be told here", f"{found.pairs} seeds could show a difference of {found.detectable:.4f}"
     return Claim(claim=claim, source=source, measured=measured or str(found), verdict=told[0], why=told[1])

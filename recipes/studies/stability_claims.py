@@ -162,7 +162,10 @@ def _if_and_only_if(cells: Sequence[Cell], how: str, judged: Judged) -> Claim:
 
 
 def _when(cells: Sequence[Cell], how: str, judged: Judged) -> Claim:
-    """Whether tickets match from the same step on as they are stable, to one step of those that were tried."""
+    """Whether the first step at which tickets match is that at which they are stable, to one of those that were tried.
+
+    The first, not that from which on they always do: from a late step too little of the training is left to match.
+    """
     apart: dict[int, list[float]] = {}
     bounds, told = 0, list[str]()
     tickets = [cell for cell in cells if cell.arm == TICKETS]
@@ -190,8 +193,8 @@ def _when(cells: Sequence[Cell], how: str, judged: Judged) -> Claim:
 
 
 def _onset(told: Sequence[bool]) -> int:
-    """The place from which on all are true."""
-    return next((len(told) - i for i, one in enumerate(reversed(told)) if not one), 0)
+    """The place of the first that is true, or past the end."""
+    return next((place for place, one in enumerate(told) if one), len(told))
 
 
 def _distance_is_weaker(cells: Sequence[Cell], how: str) -> Claim:

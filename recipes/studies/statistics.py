@@ -22,7 +22,7 @@ class Difference:
 
     Attributes:
         mean, low, high: the mean, and its interval of 95 %; of a single pair the interval is NaN.
-        p: two-sided, of no difference.
+        p: two-sided, of no difference; where all pairs have the same one it is 0, or 1 if that is 0.
         pairs: how many, such as seeds.
         detectable: the difference that so many pairs, spread as these are, show at 5 % in four of five cases.
     """
@@ -39,9 +39,16 @@ class Difference:
         """Whether it differs from 0 at 5 %."""
         return self.p < LEVEL
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether all of several pairs have the same difference, so that there is no deviation to test it by."""
+        return self.low == self.high
+
     def __str__(self) -> str:
         if self.pairs < 2:
             return f"{self.mean:+.4f} (one seed)"
+        if self.is_alike:
+            return f"{self.mean:+.4f} (the same of all {self.pairs} seeds)"
         interval = f"95 % {self.low:+.4f} to {self.high:+.4f}"
         return f"{self.mean:+.4f} ({interval}; {self.pairs} seeds, paired t test, p {self.p:.2g})"
 
@@ -60,6 +67,8 @@ def difference(values: ArrayLike) -> Difference:
         nan = math.nan
         return Difference(mean=float(d.mean()) if n else nan, low=nan, high=nan, p=nan, pairs=n, detectable=nan)
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    if error < 1e-12 * np.abs(d).max():  # equal but for rounding
+        error = 0.0
     reach = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
     shown = (float(stats.t.ppf(1 - LEVEL / 2, n - 1)) + float(stats.t.ppf(POWER, n - 1))) * error

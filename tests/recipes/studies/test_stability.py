@@ -340,6 +340,7 @@ def test_verdicts_of_the_papers_picture():
         (WHEN, "fails", {TICKETS: ((UNSTABLE, STABLE, STABLE), (WORSE, WORSE, WORSE))}),
         (WHEN, UNTOLD, {TICKETS: ((UNSTABLE, UNSTABLE, STABLE), (WORSE, WORSE, WORSE))}),  # never, or some steps later
         (WHEN, UNTOLD, {TICKETS: ((STABLE,) * 3, (AS_GOOD,) * 3)}),  # from before on
+        (WHEN, UNTOLD, {TICKETS: ((STABLE,) * 3, (AS_GOOD, AS_GOOD, WORSE))}),  # but for too little training at last
         (WEAKER, UNTOLD, {}),  # the distances tell as well
         (WEAKER, UNTOLD, {TICKETS: ((STABLE,) * 3, (AS_GOOD,) * 3), "random": ((STABLE,) * 3, (AS_GOOD,) * 3)}),
         (WEAKER, "fails", {"random": ((STABLE, 5, 0.1), (WORSE,) * 3), "distances": (9.0, 1.0, 1.0)}),
