@@ -51,7 +51,7 @@ class Landscape(PruningStudy):
             other initial weights (`reinitialize`), or shuffled in each layer (`shuffle`).
         points: of each path, with both ends.
         path_examples: on how many of the training and of the evaluation data a path is measured, at most; null for all.
-        plane: arguments of `PlaneOfTwins`, such as {points: 21}; null for no planes.
+        plane: arguments of `PlaneOfTwins`, such as {points: 21}, by default on `path_examples`; null for no planes.
         hessian: arguments of `HessianAtEnd`, such as {probes: 100}; null to leave it out.
         stable_below: the barrier below which a network is stable, in points of error.
     """

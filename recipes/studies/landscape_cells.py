@@ -70,7 +70,7 @@ def _left(base: Base, rows: Iterable[Row], name: str) -> Iterator[Found]:
     for row in rows:
         if row["role"] == COPY:
             found = json.loads((base.folder / row.node / "results.json").read_bytes())["found"]
-            if name in found:
+            if found.get(name):
                 yield row, found[name]
 
 

@@ -63,10 +63,15 @@ class PlaneOfTwins(AtEnd):
         self.batch_norm: Literal["interpolate", "recompute"] = batch_norm
 
     def found(self, run: FinishedRun) -> dict[str, Any]:
-        """Metrics on the grid by row, the networks' places on it and how far they are off it, their own metrics."""
+        """Metrics on the grid by row, the networks' places on it and how far they are off it, their own metrics.
+
+        None where one of them has diverged.
+        """
         model, state = network_of(run.state), run.state
         how = self.batch_norm if batch_norms(model) else "interpolate"
         ends = [find_snapshot(folder, END).weights() for folder in (*self.twins, self.own_folder)]
+        if not all(value.isfinite().all() for end in ends for value in end.values()):
+            return {PLANE: None}
         with get_precision_context(state.precision):
             found = evaluate_plane(
                 model,
@@ -135,11 +140,15 @@ class HessianAtEnd(AtEnd):
     def found(self, run: FinishedRun) -> dict[str, Any]:
         """Trace and eigenvalues with their errors; of the diagonal a histogram, and the share that is clearly below 0.
 
-        `error` is the root mean square of the standard errors of the diagonal's values.
+        `error` is the root mean square of the standard errors of the diagonal's values. None where the run diverged.
         """
         model, masks, device = copied(network_of(run.state)), masks_of(run.state) or None, run.state.device
         model.load_state_dict(find_snapshot(self.own_folder, END).weights())
         batches = [*everyones(self.train(run.state), device)]
+        with torch.no_grad():
+            losses = [_loss(model.eval(), batch) for batch in batches]
+        if not all(loss.isfinite() for loss in losses):
+            return {HESSIAN: None}
         diagonal = hessian_diagonal(model, batches, _loss, self.probes, masks=masks, at_once=self.at_once)
         largest = hessian_eigenvalues(model, batches, _loss, self.eigenvalues, masks=masks)
         values, errors = (torch.cat([*part.values()]).double().cpu() for part in (diagonal.values, diagonal.errors))
@@ -177,6 +186,6 @@ def _loss(model: Any, batch: Any) -> torch.Tensor:
 
 
 def _check_keys(found: Mapping[str, Any], name: str, wanted: tuple[str, ...]) -> None:
-    given = found.get(name)
-    if not isinstance(given, dict) or not {*wanted} <= given.keys():
-        raise ValueError(f"{name} has {[*given] if isinstance(given, dict) else given!r}; expected {', '.join(wanted)}")
+    given = found.get(name, "missing")
+    if given is not None and not (isinstance(given, dict) and {*wanted} <= given.keys()):
+        raise ValueError(f"{name} is {given!r}; expected {', '.join(wanted)}, or null")
