@@ -23,6 +23,7 @@ from .twins import barriers_in_words, is_reached, pairs_of, pruned, twins
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..config.recipe import Recipe
     from ..run.results import Result
 
 PLANE = "accelerando.recipes.studies.landscape_measures:PlaneOfTwins"
@@ -100,7 +101,7 @@ class Landscape(PruningStudy):
             own = {**self.ladder, "levels": self.levels[-1], "rewind_to": "0ba"}
             ladder = checked_ladder(base, folder, {"ladder": own})
             node = replace(ladder.node(self.seeds[0]), changes=changes, key=f"tickets_on.{name}" if name else "")
-            cost = node.cost * _times_as_long(base, node)
+            cost = node.cost * (_times_as_long(base, base.recipe_of(node)) if changes else 1.0)
             self._ladders[arm] = ladder, replace(node, cost=cost, tags={"role": LADDER, "arm": arm})
         check_weights(base, {"ladder": self._ladders[TICKETS][0].arguments})
         if "reinitialize" in self.controls:
@@ -208,7 +209,17 @@ class Landscape(PruningStudy):
             yield from claims_of(self.cells(rows), others)
 
 
-def _times_as_long(base: Base, node: Train) -> float:
-    """How much longer than the base run a training is that changes it, as far as its unit tells."""
-    own, length = duration(base.recipe_of(node)), duration(base.recipe)
+def _times_as_long(base: Base, recipe: Recipe) -> float:
+    """How much longer than the base run a training is that changes it, as far as its unit tells.
+
+    Its data are built, as the base run's are: that they do not fill a batch must not come up after hours.
+    """
+    from composer.utils import get_device
+
+    from accelerando.algorithms.generators import untouched_generators
+
+    with untouched_generators():
+        device = get_device(recipe.trainer.get("device"))
+        recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device)
+    own, length = duration(recipe), duration(base.recipe)
     return own.value / length.value if own.unit == length.unit else 1.0

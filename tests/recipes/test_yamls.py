@@ -172,13 +172,16 @@ def a_small_landscape(name, *but, copies=2):
     return [f"{name}.yaml", "max_duration=2ba", *(f"study.landscape.{change}" for change in own), *but]
 
 
+ON_128 = "study.landscape.tickets_on.128-images"
+
+
 @pytest.mark.parametrize(
     ("name", "but", "more"),
     [
         (
             "digits/landscape",
-            [WARMUP, "study.landscape.tickets_on.100-images.max_duration=2ba"],
-            ["tickets on 100-images"],
+            [WARMUP, f"{ON_128}.max_duration=2ba", f"{ON_128}.{WARMUP}"],
+            ["tickets on 128-images"],
         ),
         ("fashion_mnist/landscape", [], []),
         ("fashion_mnist/landscape_lenet", [], []),

@@ -231,6 +231,7 @@ def test_what_has_diverged_has_no_plane_and_no_hessian(tmp_path):
         ("ladder.fractoin=0.3", "ladder.fractoin: unknown argument; did you mean fraction"),
         ("tickets_on.few=3", "tickets_on.few: 3 given; expected a mapping"),
         ("tickets_on.few.train_data.digits.split=some", "tickets_on.few.train_data.digits.split: 'some' given"),
+        ("tickets_on.few.train_data.digits.split=train[:9]", "train_data.digits: 9 samples do not fill a batch of 32"),
         ("tickets_on.few.model={}", "tickets_on.few.model: the study sets it for every run; leave it out"),
         ("controls=[lucky]", "controls: ['lucky'] given; expected"),
         ("copies=1", "copies: 1 given; expected 2 or more"),
