@@ -39,7 +39,7 @@ from ..validation import check
 from .hessian import Hessian, Loss
 
 _PURPOSE = 0xC07E  # nobody else's random numbers
-_MOST_EXACT = 100_000
+MOST_EXACT = 100_000  # weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ def hessian_diagonal(
     check(owner, "probes", probes is None or (type(probes) is int and probes > 1), "None or at least 2", probes)
     hessian = Hessian(owner, model, batches, loss, names, masks, samples, seed, at_once)
     if probes is None:
-        few = hessian.size <= _MOST_EXACT
-        check(owner, "probes", few, f"given beyond {_MOST_EXACT:,} weights, of which there are {hessian.size:,}", None)
+        few = hessian.size <= MOST_EXACT
+        check(owner, "probes", few, f"given beyond {MOST_EXACT:,} weights, of which there are {hessian.size:,}", None)
         diagonal = _exact_diagonal(hessian)
         errors, trace, trace_error = torch.zeros_like(diagonal), diagonal.double().sum().item(), 0.0
     else:

@@ -10,21 +10,20 @@ from .claims import Claim
 from .core import Base, Train, refuse_twice
 from .density import DENSE
 from .pruning import PruningStudy
-from .pruning_checks import WHICH, check_seeds_matter, check_weights, ticket_of
-from .stability_cells import BARRIER, COPY, PAIR, TICKETS, Cell, cells_of, means_of, metrics_of_path, table
-from .stability_checks import check_densities, check_steps
+from .pruning_checks import check_seeds_matter, check_weights
+from .stability_cells import COPY, TICKETS, Cell, cells_of, means_of, table
+from .stability_checks import check_copies, check_densities, check_steps
 from .stability_claims import Judged, claims_of
 from .table import Row
 from .tickets import REINITIALIZED, Control, Ladder, checked_ladder, other_weights
+from .twins import barriers_in_words, is_reached, pairs_of, pruned, twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..run.results import Result
 
-PATHS = "accelerando.recipes.studies.stability_paths:PathsToTwins"
 ORIGIN, OTHER = "origin", "other weights"  # runs from whose step k others start
-NOISE = 1_000_003  # from a run's seed of the data to those of its copies
 
 
 @dataclass(kw_only=True)
@@ -71,18 +70,10 @@ class Stability(PruningStudy):
     setting: Literal["small", "harder"] = "harder"
 
     def prepare(self, base: Base) -> None:
-        from composer.models import HuggingFaceModel
-
         super().prepare(base)
-        source, recipe = base.source, base.recipe
-        if isinstance(recipe.model.build(), HuggingFaceModel):
-            raise recipe.source.error(recipe.model.key, "paths are measured of classifiers of pairs (inputs, classes)")
+        source = base.source
+        check_copies(base, self)
         self.steps = check_steps(base, self.steps)
-        for key, least in {"copies": 2, "points": 2, "path_examples": 1}.items():
-            if (given := getattr(self, key)) is not None and given < least:
-                raise source.error(key, f"{given} given; expected {least} or more")
-        if not self.stable_below > 0:
-            raise source.error("stable_below", f"{self.stable_below} given; expected points of error, above 0")
         refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
         if not self.densities and (self.controls or self.ladder):
             given = "controls" if self.controls else "ladder"
@@ -119,9 +110,10 @@ class Stability(PruningStudy):
                     for arm in (TICKETS, *self.controls):
                         start = other if arm == "reinitialize" else origin
                         copy = self._copy(base, start, seed, step)
-                        # What needs the masks of a level at which the ladder did not arrive is left out.
-                        if arm == "random" or found is None or level < len(found.found["levels"]):
-                            yield from self._pruned(base, copy, arm, density, step, ladder.name, found)
+                        copy = replace(copy, name=f"{arm}-{step}-{density:g}", tags={**copy.tags, "arm": arm})
+                        if is_reached(arm, level, found):
+                            copy = pruned(base, copy, self._ladders[step], level, step, found, self._checked)
+                            yield from self._twins(base, copy, copy.name)
 
     def _origin(self, seed: int, arm: str) -> Train:
         other = other_weights(seed) if arm == OTHER else {}
@@ -151,82 +143,26 @@ class Stability(PruningStudy):
         node = Train(name="", sets={"seed": seed}, tags={"role": COPY, "arm": DENSE, "seed": seed, "level": 0})
         return self._from(base, node, origin, step, 1 - rewind)
 
-    def _pruned(
-        self, base: Base, node: Train, arm: str, density: float, step: str, ladder: str, found: Result | None
-    ) -> Iterator[Train]:
-        seed, level, given = node.tags["seed"], self._levels[density], self._ladders[step].arguments
-        arguments = {name: given[name] for name in WHICH if name in given} | {"at": step}
-        name, known, after = f"{arm}-{step}-{density:g}", True, node.after
-        if arm == "random":
-            arguments |= {"criterion": "random", "density": self._ladders[step].densities[level]}
-        else:
-            known, after = found is not None, (*after, ladder)
-        problem = ""
-        if arm != "random" and found is not None:
-            name, file, problem = ticket_of(base, ladder, found, level, name, seed, self._checked)
-            arguments |= {"ticket": f"{base.name}/{file}"} | ({"shuffle": True} if arm == "shuffle" else {})
-        pruned = replace(
-            node,
-            changes={} if known else None,
-            sets={**node.sets, "algorithms": {"prune_at_init": arguments}},
-            made_from={**node.made_from, "algorithms.prune_at_init": "ladder"},
-            after=after,
-            tags={**node.tags, "arm": arm, "level": level},
-            problem=problem,
-        )
-        yield from self._twins(base, pruned, name)
-
     def _twins(self, base: Base, node: Train, name: str) -> Iterator[Train]:
-        """The copies; each but the first measures the paths from those before to its own end."""
-        seed = node.tags["seed"]
-        names = [f"{name}-copy{copy}-seed{seed}" for copy in range(self.copies)]
-        for copy, own in enumerate(names):
-            algorithms = {**node.sets.get("algorithms", {}), "snapshots": {"at": ["1dur"], "full": False}}
-            if copy:
-                twins = [f"{base.name}/{twin}/snapshots" for twin in names[:copy]]
-                most = {} if self.path_examples is None else {"most_examples": self.path_examples}
-                algorithms[PATHS] = {"twins": twins, "points": self.points, **most}
-            yield replace(
-                node,
-                name=own,
-                sets={**node.sets, "data_seed": (seed + NOISE * (copy + 1)) % 2**32, "algorithms": algorithms},
-                made_from={
-                    **node.made_from,
-                    f"algorithms.{PATHS}.points": "points",
-                    f"algorithms.{PATHS}.most_examples": "path_examples",
-                },
-                after=(*node.after, *names[:copy]),
-                tags={**node.tags, "copy": copy},
-            )
+        yield from twins(node, name, self.copies, base.name, self.points, self.path_examples)
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """One for each training, of a ladder for each level; and one for each path, which cost nothing in training.
 
         A copy's and a path's have also `k`, the batches before it, and `share`, of T.
         """
-        from .stability_paths import MEASURED
-
         place = {}
         if node.tags["role"] == COPY:
             k = result.begun.get("batch", 0)
             place = {"k": k, "share": k / (k + result.batches)}
-        row = None
         for row in super().rows(base, node, result):
-            yield replace(row, tags={**row.tags, **place})
-        if row and (paths := result.found.get(MEASURED)):
-            tags = {name: value for name, value in row.tags.items() if name != "copy"} | place | {"role": PAIR}
-            for twin, path in enumerate(paths):
-                pair = tags | {"copies": f"{twin} and {node.tags['copy']}"}
-                yield Row(node=node.name, tags=pair, batches=0, samples=0, seconds=0.0, metrics=metrics_of_path(path))
+            row = replace(row, tags={**row.tags, **place})
+            yield row
+            yield from pairs_of(row, result)
 
     def words(self, base: Base, node: Train, result: Result) -> str:
         """The metric at the end, and the barriers to the copies before."""
-        from .stability_paths import MEASURED
-
-        found = [metrics_of_path(path) for path in result.found.get(MEASURED, [])]
-        barriers = ", ".join(f"{metrics[f'{BARRIER}/test/error/interpolate']:.2f}" for metrics in found)
-        told = super().words(base, node, result)
-        return f"{told}, barrier in test error {barriers} points" if barriers else told
+        return super().words(base, node, result) + barriers_in_words(result)
 
     def cells(self, rows: Sequence[Row]) -> list[Cell]:
         """What was measured of each network, by seed."""

@@ -17,7 +17,7 @@ from .statistics import mean_and_deviation
 from .table import Row, groups
 
 TICKETS, COPY, PAIR = "tickets", "copy", "pair"
-BARRIER = "barrier"
+BARRIER, HESSIAN = "barrier", "hessian/"  # how the names of what is measured begin
 TREATMENTS = {"interpolate": "statistics interpolated", "recompute": "statistics recomputed"}  # of batch norm
 Place = tuple[str, str, str]  # an arm, a density as text, a step
 
@@ -28,7 +28,7 @@ class Cell:
 
     `k` is the step in batches, `share` that of T. `value` is the mean of the metric over copies; `gap` how much better
     that is than the mean of this seed's dense trainings, and `tolerance` how much worse it may be to match. `measured`
-    are means over the pairs of copies.
+    are means over the pairs of copies, and over copies of what was measured of each Hessian.
     """
 
     arm: str
@@ -85,10 +85,15 @@ def cells_of(rows: Sequence[Row], metric: str, tolerance: float | None) -> list[
                 value=value,
                 gap=sign * (value - reference.get(seed, math.nan)),
                 tolerance=math.nan if margin is None else margin,
-                measured={name: float(np.mean([row[name] for row in pairs])) for name in pairs[0].metrics},
+                measured=_measured(pairs) | _measured(copies, HESSIAN),
             )
         )
     return found
+
+
+def _measured(rows: Sequence[Row], prefix: str = "") -> dict[str, float]:
+    names = [name for name in rows[0].metrics if name.startswith(prefix)]
+    return {name: float(np.mean([row.metrics.get(name, math.nan) for row in rows])) for name in names}
 
 
 def metrics_of_path(path: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the study `stability` checks of its steps and densities beforehand."""
+"""What the study `stability` checks of its steps and densities beforehand, and whoever measures paths of its copies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ from .core import Base, duration, refuse_twice
 from .tickets import checked_ladder
 
 MOST_LEVELS = 100
+
+
+def check_copies(base: Base, study: Any) -> None:
+    """Raises an error where no paths can be measured between copies as the study's keys say."""
+    from composer.models import HuggingFaceModel
+
+    source, recipe = base.source, base.recipe
+    if isinstance(recipe.model.build(), HuggingFaceModel):
+        raise recipe.source.error(recipe.model.key, "paths are measured of classifiers of pairs (inputs, classes)")
+    for key, least in {"copies": 2, "points": 2, "path_examples": 1}.items():
+        if (given := getattr(study, key)) is not None and given < least:
+            raise source.error(key, f"{given} given; expected {least} or more")
+    if not study.stable_below > 0:
+        raise source.error("stable_below", f"{study.stable_below} given; expected points of error, above 0")
 
 
 def check_steps(base: Base, steps: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
         first = first or axes
         named = f", {TREATMENTS[how]}" if len(treatments) > 1 else ""
         _over_steps(axes, cells, steps, lambda cell, how=how: cell.barrier(how))
-        _of_barriers(axes, stable_below)
+        of_barriers(axes, stable_below)
         axes.set_title(f"stable below the dotted line{named}")
     axes = next(panels)
     _over_steps(axes, cells, steps, lambda cell: cell.value)
@@ -53,7 +53,7 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
     if pruned:
         axes = next(panels)
         _over_densities(axes, cells, steps, treatments[0])
-        _of_barriers(axes, stable_below)
+        of_barriers(axes, stable_below)
         axes.set(title="tickets, by step", xlabel="weights remaining (%)")
     sparsest = min((cell.density for cell in cells if cell.arm == TICKETS), default=1.0)
     for arm, density in ((DENSE, 1.0), (TICKETS, sparsest))[: 1 + pruned]:
@@ -73,7 +73,7 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
     return figure
 
 
-def _of_barriers(axes: Axes, stable_below: float) -> None:
+def of_barriers(axes: Axes, stable_below: float) -> None:
     """Linear below twice the threshold of stability, above it logarithmic: some barriers are as high as they can be."""
     top = max(axes.dataLim.y1, 2 * stable_below)
     axes.axhline(stable_below, color="0.5", lw=1, ls=":")

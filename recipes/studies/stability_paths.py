@@ -30,9 +30,9 @@ from accelerando.algorithms.ranks import gathered, world_size
 from accelerando.algorithms.snapshots import Snapshot, find_snapshot
 
 from ..run.algorithms import as_seen
+from .twins import MEASURED
 
 END = "1dur"
-MEASURED = "twins"  # in a run's results
 Found = Callable[[float], dict[str, torch.Tensor]]
 
 
@@ -44,19 +44,8 @@ CURVES = {"error": error_per_example, "loss": loss_per_example}
 METRICS = {**CURVES, "class": _class}
 
 
-class PathsToTwins(ForRecipes, Algorithm):
-    """At the end of a run, measures the path from the end of each of its `twins` to its own.
-
-    Their ends are the snapshots of `1dur`, theirs and its own. Loss and error are those of the first evaluation data
-    and of the training data, not augmented; a network with batch norm is measured twice, with its statistics
-    interpolated, and recomputed at each point from these training data. Where the run is pruned, both ends must have
-    its masks' support. Several ranks share the data, and average what each has found.
-
-    Args:
-        twins: folders of snapshots.
-        points: how many, with both ends.
-        most_examples: how many there are of each data set at most, by default all.
-    """
+class AtEnd(ForRecipes, Algorithm):
+    """Something that is measured at the end of a run, of it and of its `twins`; ends are the snapshots of `1dur`."""
 
     supplied: ClassVar = {
         "twins": Supply.FOLDERS,
@@ -67,12 +56,11 @@ class PathsToTwins(ForRecipes, Algorithm):
     def __init__(
         self,
         twins: list[str],
-        points: int = 30,
-        most_examples: int | None = None,
-        own_folder: str = "",
-        training_batches: Callable[[Device], Iterator[Any]] | None = None,
+        most_examples: int | None,
+        own_folder: str,
+        training_batches: Callable[[Device], Iterator[Any]] | None,
     ):
-        self.twins, self.points, self.most_examples, self.own_folder = twins, points, most_examples, own_folder
+        self.twins, self.most_examples, self.own_folder = twins, most_examples, own_folder
         self._training_batches = training_batches
 
     def match(self, event: Event, state: State) -> bool:
@@ -82,6 +70,41 @@ class PathsToTwins(ForRecipes, Algorithm):
         """Looks for the twins' ends: that one is missing must not come up after hours."""
         for folder in self.twins:
             find_snapshot(folder, END)
+
+    def test(self, state: State) -> Iterator[Any]:
+        """This rank's share of the first evaluation data that are measured on."""
+        return first_of(as_seen(state.evaluators[0].dataloader, state.device), self.most_examples)
+
+    def train(self, state: State) -> Iterator[Any]:
+        """This rank's share of the training data, not augmented."""
+        assert self._training_batches is not None
+        return first_of(self._training_batches(state.device), self.most_examples)
+
+
+class PathsToTwins(AtEnd):
+    """At the end of a run, measures the path from the end of each of its `twins` to its own.
+
+    Loss and error are those of the first evaluation data and of the training data, not augmented; a network with batch
+    norm is measured twice, with its statistics interpolated, and recomputed at each point from these training data.
+    Where the run is pruned, both ends must have its masks' support. Several ranks share the data, and average what each
+    has found.
+
+    Args:
+        twins: folders of snapshots.
+        points: how many, with both ends.
+        most_examples: how many there are of each data set at most, by default all.
+    """
+
+    def __init__(
+        self,
+        twins: list[str],
+        points: int = 30,
+        most_examples: int | None = None,
+        own_folder: str = "",
+        training_batches: Callable[[Device], Iterator[Any]] | None = None,
+    ):
+        super().__init__(twins, most_examples, own_folder, training_batches)
+        self.points = points
 
     def found(self, run: FinishedRun) -> dict[str, Any]:
         own = find_snapshot(self.own_folder, END)
@@ -97,24 +120,21 @@ class PathsToTwins(ForRecipes, Algorithm):
 
     def _measure(self, state: State, twin: Snapshot, own: Snapshot) -> dict[str, Any]:
         """Curves are errors and losses at each point by data, treatment of batch norm, and metric."""
-        model = getattr(composer_model(state), "_orig_mod", composer_model(state))
-        ends, masks = (twin.weights(), own.weights()), dict[str, torch.Tensor]()
-        for pruned in (one for one in state.algorithms if isinstance(one, Pruning)):
-            masks |= pruned.masks
-        path: Found = linear_path(*ends, masks=masks or None, device=next(model.parameters()).device)
+        model, ends = network_of(state), (twin.weights(), own.weights())
+        path: Found = linear_path(*ends, masks=masks_of(state) or None, device=next(model.parameters()).device)
         curves: dict[str, dict[str, dict[str, list[float]]]] = {"test": {}, "train": {}}
         predicted: list[torch.Tensor] = []
         with get_precision_context(state.precision):
             paths: dict[str, Found] = {"interpolate": path}
             if batch_norms(model):
-                recomputed = recompute_statistics(model, path, self._alphas, self._train(state), forward=plain_forward)
+                recomputed = recompute_statistics(model, path, self._alphas, self.train(state), forward=plain_forward)
                 paths["recompute"] = averaged_over_ranks(recomputed, self._alphas, model)
             for how, along in paths.items():
                 test, train = (
                     evaluate_path(
                         model, along, self._alphas, batches, METRICS, forward=plain_forward, per_example=is_test
                     )
-                    for batches, is_test in ((self._test(state), True), (self._train(state), False))
+                    for batches, is_test in ((self.test(state), True), (self.train(state), False))
                 )
                 curves["test"][how], curves["train"][how] = _over_ranks(test), _over_ranks(train)
                 predicted = predicted or [test.per_example["class"][end] for end in (0, -1)]
@@ -130,22 +150,29 @@ class PathsToTwins(ForRecipes, Algorithm):
     def _alphas(self) -> list[float]:
         return evenly_spaced(self.points)
 
-    def _test(self, state: State) -> Iterator[Any]:
-        return self._some(as_seen(state.evaluators[0].dataloader, state.device))
 
-    def _train(self, state: State) -> Iterator[Any]:
-        assert self._training_batches is not None
-        return self._some(self._training_batches(state.device))
+def network_of(state: State) -> Any:
+    """The run's own module, not compiled."""
+    return getattr(composer_model(state), "_orig_mod", composer_model(state))
 
-    def _some(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """This rank's share of the first examples."""
-        left = sys.maxsize if self.most_examples is None else -(-self.most_examples // world_size())
-        for batch in batches:
-            if left <= 0:
-                return
-            batch = tuple(part[: min(left, len(part))] for part in batch)
-            left -= len(batch[1])
-            yield batch
+
+def masks_of(state: State) -> dict[str, torch.Tensor]:
+    """Those of the run, if it is pruned."""
+    found: dict[str, torch.Tensor] = {}
+    for pruned in (one for one in state.algorithms if isinstance(one, Pruning)):
+        found |= pruned.masks
+    return found
+
+
+def first_of(batches: Iterable[Any], most_examples: int | None) -> Iterator[Any]:
+    """This rank's share of the first examples."""
+    left = sys.maxsize if most_examples is None else -(-most_examples // world_size())
+    for batch in batches:
+        if left <= 0:
+            return
+        batch = tuple(part[: min(left, len(part))] for part in batch)
+        left -= len(batch[1])
+        yield batch
 
 
 def _over_ranks(found: PathMetrics) -> dict[str, list[float]]:

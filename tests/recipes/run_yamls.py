@@ -6,7 +6,14 @@ from pathlib import Path
 
 from accelerando.recipes import study, train
 
-STUDIES = ("distillation.yaml", "tradeoff.yaml", "tickets.yaml", "prune_at_init.yaml", "stability.yaml")
+STUDIES = (
+    "distillation.yaml",
+    "tradeoff.yaml",
+    "tickets.yaml",
+    "prune_at_init.yaml",
+    "stability.yaml",
+    "landscape.yaml",
+)
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):

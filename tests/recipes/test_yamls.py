@@ -48,6 +48,10 @@ STABILITIES = {f"{name}/stability" for name in ("digits", "fashion_mnist", "cifa
     "fashion_mnist/stability_lenet",
     "cifar10/stability_vgg16",
 }
+LANDSCAPES = {f"{name}/landscape" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
+    "fashion_mnist/landscape_lenet"
+}
+STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -55,13 +59,12 @@ CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 def test_every_yaml_is_run_here():
     shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
-    assert shipped == SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
+    assert shipped == SMALL | BIG | STUDIES
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
-    for name in SMALL | BIG | studies:
-        program = f"recipes/{'study' if name in studies else 'train'}.py"
+    for name in SMALL | BIG | STUDIES:
+        program = f"recipes/{'study' if name in STUDIES else 'train'}.py"
         head = re.split("\nrun_name:|\nextends:", (SHIPPED / f"{name}.yaml").read_text())[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
         assert program in head and f"yamls/{name}.yaml" in head, name
@@ -161,9 +164,42 @@ def test_small_stability(name, but, tmp_path):
     assert [row["arm"] for row in found.rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
 
 
+def a_small_landscape(name, *but, copies=2):
+    """One seed, the dense network and one level, pruned at once; two batches each."""
+    own = ["seeds=[17]", "levels=[0,1]", f"copies={copies}", "ladder={fraction: 0.5}", "controls=[]", "points=2"]
+    own += ["path_examples=8", "hessian.probes=2", "hessian.examples=4", "tolerance=0.1"]
+    own += ["plane=null"] if copies == 2 else ["plane.points=2"]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.landscape.{change}" for change in own), *but]
+
+
+ON_128 = "study.landscape.tickets_on.128-images"
+
+
+@pytest.mark.parametrize(
+    ("name", "but", "more"),
+    [
+        (
+            "digits/landscape",
+            [WARMUP, f"{ON_128}.max_duration=2ba", f"{ON_128}.{WARMUP}"],
+            ["tickets on 128-images"],
+        ),
+        ("fashion_mnist/landscape", [], []),
+        ("fashion_mnist/landscape_lenet", [], []),
+    ],
+)
+def test_small_landscape(name, but, more, tmp_path):
+    file, *overrides = a_small_landscape(name, *but, FEW, f"folder={tmp_path}")
+    found = run(plan(*load(file, overrides)))
+    assert [row["arm"] for row in found.rows if row["role"] == "pair"] == ["dense", "tickets", *more]
+
+
 @pytest.mark.parametrize(
     ("name", "model", "runs", "cost"),
-    [("stability", "resnet_cifar", 240, 375.4), ("stability_vgg16", "vgg_cifar", 162, 384.7)],
+    [
+        ("stability", "resnet_cifar", 240, 375.4),
+        ("stability_vgg16", "vgg_cifar", 162, 384.7),
+        ("landscape", "convnet", 63, 90.0),
+    ],
 )
 def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
     """On other data, as the real ones are large."""
@@ -243,6 +279,9 @@ def big(tmp_path_factory):
     commands[name] = a_small_ladder(name, *common[1:], *pairs, f"run_name={name}")
     name = "resnet50/prune_at_init"
     commands["resnet50/stability"] = a_small_stability("resnet50/stability", *small, "run_name=resnet50/stability")
+    commands["resnet50/landscape"] = a_small_landscape(
+        "resnet50/landscape", *small, "run_name=resnet50/landscape", copies=3
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -299,6 +338,15 @@ def test_stability_under_two_ranks(big):
     assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
     (run,) = (big / "resnet50" / "stability").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"stability", "claims"}
+
+
+@pytest.mark.programs
+def test_landscape_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "landscape" / "table.csv")
+    assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense"] * 3 + ["tickets"] * 3
+    (run,) = (big / "resnet50" / "landscape").glob("wandb/offline-run-*")
+    names = {path.name.split("_")[0] for path in run.glob("files/media/table/*")}
+    assert names >= {"landscape", "planes", "diagonals", "claims"}
 
 
 @pytest.mark.programs
