@@ -6,10 +6,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.datasets
@@ -78,6 +79,12 @@ class _InMemory:
         return Described(TensorLoader(tensors, batch_size, train, seed), facts)
 
 
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Read once for all runs of a study, as it is text."""
+    return load_digits(return_X_y=True)
+
+
 @dataclass
 class Digits(_InMemory):
     """1797 real handwritten digits, 8x8 pixels, that scikit-learn carries with it: 1437 to train on, 360 to test on."""
@@ -89,7 +96,7 @@ class Digits(_InMemory):
     sizes: ClassVar[dict[str, int]] = {"train": 1437, "test": 360}
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = _digits()
         halves = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
         pixels, labels = halves[split == "test" :: 2]
         return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)

@@ -82,7 +82,8 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, resamples: i
     """
     arrays = [np.asarray(sample) for sample in samples]
     draws = np.random.default_rng(0).integers(len(arrays[0]), size=(resamples, len(arrays[0])))
-    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
+    few, which = np.unique(draws, axis=0, return_inverse=True)  # of two samples there are but four draws
+    values = np.array([statistic(*(array[draw] for array in arrays)) for draw in few])[which.ravel()]
     low, high = np.nanquantile(values, (LEVEL / 2, 1 - LEVEL / 2), method="inverted_cdf")
     return float(low), float(high)
 
