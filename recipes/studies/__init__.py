@@ -2,9 +2,10 @@
 
 from .distillation import Distillation
 from .glue import Glue
+from .interpolation import Interpolation
 from .prune_at_init import PruneAtInit
 from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]
+__all__ = ["Distillation", "Glue", "Interpolation", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from .claims import Claim
 from .core import Base, Train, refuse_twice
 from .density import DENSE
+from .paths import check_steps
 from .pruning import PruningStudy
 from .pruning_checks import WHICH, check_seeds_matter, check_weights, ticket_of
 from .stability_cells import BARRIER, COPY, PAIR, TICKETS, Cell, cells_of, means_of, metrics_of_path, table
-from .stability_checks import check_densities, check_steps
+from .stability_checks import check_densities
 from .stability_claims import Judged, claims_of
 from .table import Row
 from .tickets import REINITIALIZED, Control, Ladder, checked_ladder, other_weights
@@ -77,7 +78,7 @@ class Stability(PruningStudy):
         source, recipe = base.source, base.recipe
         if isinstance(recipe.model.build(), HuggingFaceModel):
             raise recipe.source.error(recipe.model.key, "paths are measured of classifiers of pairs (inputs, classes)")
-        self.steps = check_steps(base, self.steps)
+        self.steps = check_steps(source, self.steps, recipe)
         for key, least in {"copies": 2, "points": 2, "path_examples": 1}.items():
             if (given := getattr(self, key)) is not None and given < least:
                 raise source.error(key, f"{given} given; expected {least} or more")

@@ -1,56 +1,30 @@
 """What is measured of twins: the straight line between the ends of two trainings, as the second of them ends."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from composer.core import Algorithm, Event, State
-from composer.core.precision import get_precision_context
+from composer.core import Event, State
 from composer.devices import Device
 from composer.loggers import Logger
 
-from accelerando.algorithms.composer.for_recipes import FinishedRun, Folder, ForRecipes, Supply
-from accelerando.algorithms.composer.host import composer_model
-from accelerando.algorithms.composer.pruning.sparsity import Pruning, plain_forward
-from accelerando.algorithms.connectivity import (
-    PathMetrics,
-    disagreement,
-    distance,
-    error_per_example,
-    evaluate_path,
-    linear_path,
-    loss_per_example,
-    recompute_statistics,
-)
-from accelerando.algorithms.connectivity.batch_norm import averaged_over_ranks, batch_norms
-from accelerando.algorithms.connectivity.walk import evenly_spaced
-from accelerando.algorithms.ranks import gathered, world_size
+from accelerando.algorithms.composer.for_recipes import FinishedRun, Supply
+from accelerando.algorithms.composer.pruning.sparsity import Pruning
+from accelerando.algorithms.connectivity import disagreement, distance, linear_path
+from accelerando.algorithms.ranks import gathered
 from accelerando.algorithms.snapshots import Snapshot, find_snapshot
 
-from ..run.algorithms import as_seen
+from .measured_paths import END, MeasuresPaths, check_paths
 
-END = "1dur"
 MEASURED = "twins"  # in a run's results
-Found = Callable[[float], dict[str, torch.Tensor]]
 
 
-def _class(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return outputs.argmax(1).float()
-
-
-CURVES = {"error": error_per_example, "loss": loss_per_example}
-METRICS = {**CURVES, "class": _class}
-
-
-class PathsToTwins(ForRecipes, Algorithm):
+class PathsToTwins(MeasuresPaths):
     """At the end of a run, measures the path from the end of each of its `twins` to its own.
 
-    Their ends are the snapshots of `1dur`, theirs and its own. Loss and error are those of the first evaluation data
-    and of the training data, not augmented; a network with batch norm is measured twice, with its statistics
-    interpolated, and recomputed at each point from these training data. Where the run is pruned, both ends must have
-    its masks' support. Several ranks share the data, and average what each has found.
+    Their ends are the snapshots of `1dur`, theirs and its own. Where the run is pruned, both ends must have its masks'
+    support. Loss and error are those that `MeasuresPaths` tells of.
 
     Args:
         twins: folders of snapshots.
@@ -58,11 +32,7 @@ class PathsToTwins(ForRecipes, Algorithm):
         most_examples: how many there are of each data set at most, by default all.
     """
 
-    supplied: ClassVar = {
-        "twins": Supply.FOLDERS,
-        "training_batches": Supply.TRAINING_DATA,
-        "own_folder": Folder(name="snapshots"),
-    }
+    supplied: ClassVar = {"twins": Supply.FOLDERS, **MeasuresPaths.supplied}
 
     def __init__(
         self,
@@ -72,8 +42,8 @@ class PathsToTwins(ForRecipes, Algorithm):
         own_folder: str = "",
         training_batches: Callable[[Device], Iterator[Any]] | None = None,
     ):
-        self.twins, self.points, self.most_examples, self.own_folder = twins, points, most_examples, own_folder
-        self._training_batches = training_batches
+        self.twins = twins
+        super().__init__(points, most_examples, own_folder, training_batches)
 
     def match(self, event: Event, state: State) -> bool:
         return event == Event.FIT_START
@@ -89,35 +59,14 @@ class PathsToTwins(ForRecipes, Algorithm):
 
     @classmethod
     def check_found(cls, found: Mapping[str, Any]) -> None:
-        if not isinstance(found.get(MEASURED), list):
-            raise ValueError(f"{MEASURED} is {found.get(MEASURED)!r}; expected a list")
-        for path in found[MEASURED]:
-            if not {"twin", "distance", "disagreement", "curves"} <= path.keys():
-                raise ValueError(f"{MEASURED} has {[*path]}; expected twin, distance, disagreement and curves")
+        check_paths(found, MEASURED, {"twin", "distance", "disagreement", "curves"})
 
     def _measure(self, state: State, twin: Snapshot, own: Snapshot) -> dict[str, Any]:
-        """Curves are errors and losses at each point by data, treatment of batch norm, and metric."""
-        model = getattr(composer_model(state), "_orig_mod", composer_model(state))
         ends, masks = (twin.weights(), own.weights()), dict[str, torch.Tensor]()
         for pruned in (one for one in state.algorithms if isinstance(one, Pruning)):
             masks |= pruned.masks
-        path: Found = linear_path(*ends, masks=masks or None, device=next(model.parameters()).device)
-        curves: dict[str, dict[str, dict[str, list[float]]]] = {"test": {}, "train": {}}
-        predicted: list[torch.Tensor] = []
-        with get_precision_context(state.precision):
-            paths: dict[str, Found] = {"interpolate": path}
-            if batch_norms(model):
-                recomputed = recompute_statistics(model, path, self._alphas, self._train(state), forward=plain_forward)
-                paths["recompute"] = averaged_over_ranks(recomputed, self._alphas, model)
-            for how, along in paths.items():
-                test, train = (
-                    evaluate_path(
-                        model, along, self._alphas, batches, METRICS, forward=plain_forward, per_example=is_test
-                    )
-                    for batches, is_test in ((self._test(state), True), (self._train(state), False))
-                )
-                curves["test"][how], curves["train"][how] = _over_ranks(test), _over_ranks(train)
-                predicted = predicted or [test.per_example["class"][end] for end in (0, -1)]
+        path = linear_path(*ends, masks=masks or None, device=self.device(state))
+        curves, predicted = self.curves(state, path, self.points)
         rates = gathered(disagreement(*predicted))
         return {
             "twin": Path(twin.file).parent.parent.name,
@@ -125,34 +74,3 @@ class PathsToTwins(ForRecipes, Algorithm):
             "disagreement": sum(rates) / len(rates),
             "curves": curves,
         }
-
-    @property
-    def _alphas(self) -> list[float]:
-        return evenly_spaced(self.points)
-
-    def _test(self, state: State) -> Iterator[Any]:
-        return self._some(as_seen(state.evaluators[0].dataloader, state.device))
-
-    def _train(self, state: State) -> Iterator[Any]:
-        assert self._training_batches is not None
-        return self._some(self._training_batches(state.device))
-
-    def _some(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """This rank's share of the first examples."""
-        left = sys.maxsize if self.most_examples is None else -(-self.most_examples // world_size())
-        for batch in batches:
-            if left <= 0:
-                return
-            batch = tuple(part[: min(left, len(part))] for part in batch)
-            left -= len(batch[1])
-            yield batch
-
-
-def _over_ranks(found: PathMetrics) -> dict[str, list[float]]:
-    """The means over all ranks' examples."""
-    shares = gathered((found.examples, found.means))
-    total = sum(examples for examples, _ in shares)
-    return {
-        name: [sum(n * means[name][i] for n, means in shares) / total for i in range(len(found.alphas))]
-        for name in CURVES
-    }

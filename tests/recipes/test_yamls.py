@@ -48,6 +48,11 @@ STABILITIES = {f"{name}/stability" for name in ("digits", "fashion_mnist", "cifa
     "fashion_mnist/stability_lenet",
     "cifar10/stability_vgg16",
 }
+INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
+    "fashion_mnist/interpolation_lenet",
+    "cifar10/interpolation_vgg16",
+}
+STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | INTERPOLATIONS
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -55,13 +60,12 @@ CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
 def test_every_yaml_is_run_here():
     shipped = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")}
-    assert shipped == SMALL | BIG | TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
+    assert shipped == SMALL | BIG | STUDIES
 
 
 def test_every_yaml_says_what_it_is_and_how_to_launch_it():
-    studies = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES
-    for name in SMALL | BIG | studies:
-        program = f"recipes/{'study' if name in studies else 'train'}.py"
+    for name in SMALL | BIG | STUDIES:
+        program = f"recipes/{'study' if name in STUDIES else 'train'}.py"
         head = re.split("\nrun_name:|\nextends:", (SHIPPED / f"{name}.yaml").read_text())[0]
         assert all(line.startswith("#") for line in head.splitlines()), name
         assert program in head and f"yamls/{name}.yaml" in head, name
@@ -172,6 +176,46 @@ def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
     assert len(nodes) == runs and round(sum(node.cost for node in nodes), 1) == cost
 
 
+def a_small_interpolation(name, *but, arms=()):
+    """One seed and few points, two batches each, of these arms and those that begin with them."""
+    block = "study.interpolation"
+    given = load(f"{name}.yaml")[0].study.interpolation
+    own = ["seeds=[17]", "steps=[1ba]", "points=3", "part_points=2", "path_examples=8", f"detailed=[{arms[0]}]"]
+    own += [f"arms.{arm}=false" for arm in given.arms if arm not in arms]
+    own += [f"origins.{origin}.max_duration=2ba" for origin in given.origins or ()]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize(
+    ("name", "but", "arms"),
+    [
+        ("digits/interpolation", [WARMUP], ("plain", "adam", "adversarial", "from_top", "reset_block")),
+        ("fashion_mnist/interpolation", [], ("plain", "augmented", "adversarial", "from_top", "reset_block")),
+        ("fashion_mnist/interpolation_lenet", [], ("plain", "narrow", "adversarial", "reset_layer")),
+    ],
+)
+def test_small_interpolation(name, but, arms, tmp_path):
+    file, *overrides = a_small_interpolation(name, *but, FEW, f"folder={tmp_path}", arms=arms)
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    assert (
+        tuple(row["arm"] for row in found.rows if row["role"] == "path" and row["k"] == 0 and not row["part"]) == arms
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "runs"), [("interpolation", "resnet_cifar", 45), ("interpolation_vgg16", "vgg_cifar", 42)]
+)
+def test_the_interpolations_of_cifar10(name, model, runs):
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {resize: null}}", "eval_data={digits: {split: test}}", f"model.{model}.in_channels=1"]
+    block = "study.interpolation"
+    arms = [f"{block}.arms.{arm}.train_data={{digits: {{}}}}" for arm in ("a_fifth", "half", "not_augmented")]
+    arms.append(f"{block}.origins.random_labels.train_data={{digits: {{}}}}")
+    found = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *arms]))
+    assert len(found.nodes({})) == runs
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -243,6 +287,9 @@ def big(tmp_path_factory):
     commands[name] = a_small_ladder(name, *common[1:], *pairs, f"run_name={name}")
     name = "resnet50/prune_at_init"
     commands["resnet50/stability"] = a_small_stability("resnet50/stability", *small, "run_name=resnet50/stability")
+    commands["resnet50/interpolation"] = a_small_interpolation(
+        "resnet50/interpolation", *small, "run_name=resnet50/interpolation", arms=["plain"]
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -299,6 +346,13 @@ def test_stability_under_two_ranks(big):
     assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
     (run,) = (big / "resnet50" / "stability").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"stability", "claims"}
+
+
+@pytest.mark.programs
+def test_interpolation_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "interpolation" / "table.csv")
+    parts = ["", "", "conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert [row["part"].removeprefix("module.") for row in rows if row["role"] == "path"] == parts
 
 
 @pytest.mark.programs
