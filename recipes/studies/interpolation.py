@@ -244,7 +244,7 @@ class Interpolation(Study):
         """One for each training, and one for each path, which cost nothing in training.
 
         A training's has `top`, the place of the highest training loss on its path, where another arm begins there. A
-        path's has also the `kind`, `training` or that of its part, the `part`, the `start` and its `k` in batches.
+        path's has the `kind`, `training` or that of its part, the `part` that moves, the `start`, its `k` in batches.
         """
         from .interpolation_paths import MEASURED, TOP
 

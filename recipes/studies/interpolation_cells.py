@@ -84,7 +84,9 @@ def with_treatment(rows: Iterable[Row], how: str) -> list[Row]:
 
 def parts_in(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """The parts of networks and their kinds, in their order."""
-    return list(dict.fromkeys((row["part"], row["kind"]) for row in rows if row["role"] == PATH and row["part"]))
+    return list(
+        dict.fromkeys((row["part"], row["kind"]) for row in rows if row["role"] == PATH and row["kind"] != WHOLE)
+    )
 
 
 def lines_of_paths(rows: Sequence[Row]) -> list[dict[str, Any]]:

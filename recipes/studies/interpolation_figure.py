@@ -14,6 +14,7 @@ from ..run.figures import COLOURS
 from ..run.results import label
 from .interpolation_cells import BEGIN, RUN, WHOLE, curve_of, paths, sensitivity, short, treatments_of, with_treatment
 from .paths import TREATMENTS
+from .plotting import round_ticks
 from .table import Row, groups
 
 UNITS = {"loss": "test loss", "error": "test error (points)"}
@@ -31,9 +32,9 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     panels += [(_by_part, metric_, treatments[0]) for metric_ in UNITS if parts]
     panels += [(_sensitivity, "", treatments[0])] if parts else []
     panels += [(_against_the_end, metric, treatments[0])]
-    columns = 3 if len(panels) > 4 else 2
+    columns = 4 if len(panels) > 6 else 3
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(2 + 3.8 * columns, 0.8 + 3.1 * lines), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.5 + 3.4 * columns, 0.8 + 3.1 * lines), dpi=150, layout="constrained")
     figure.suptitle(title)
     grid = [*figure.subplots(lines, columns, squeeze=False).flat]
     for axes, (paint, name, how) in zip(grid, panels, strict=False):
@@ -41,6 +42,8 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
         if len(treatments) > 1 and paint is not _against_the_end:
             axes.set_title(f"{axes.get_title()}, {TREATMENTS[how]}")
         axes.title.set_fontsize("small")
+        axes.xaxis.label.set_fontsize("small")
+        axes.yaxis.label.set_fontsize("small")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
@@ -70,6 +73,8 @@ def _plot(axes: Axes, curve: np.ndarray, **look: Any) -> None:
 def _scaled(axes: Axes, metric: str) -> None:
     """Losses along a path may be huge: their axis is logarithmic."""
     axes.set(ylabel=UNITS[metric], yscale="log" if metric == "loss" else "linear")
+    if metric == "loss":
+        round_ticks(axes.yaxis, axes.get_ylim())
 
 
 def _from_beginning(axes: Axes, rows: Sequence[Row], metric: str, how: str, looks: Mapping[str, Any]) -> None:
@@ -123,3 +128,4 @@ def _against_the_end(axes: Axes, rows: Sequence[Row], metric: str, how: str, loo
             axes.plot(row[f"area/test/loss/{how}"], ends[row.node], "o", ms=4, color=looks[row["arm"]]["color"])
     axes.set(title="shape and end, each seed", xlabel="mean height of the path, in falls", ylabel=label(metric))
     axes.set_xscale("log")
+    round_ticks(axes.xaxis, axes.get_xlim())

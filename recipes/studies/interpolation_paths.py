@@ -80,7 +80,7 @@ class PathsOfTraining(MeasuresPaths):
             start = snapshot.weights()
             path = linear_path(start, end, device=device)
             curves, _ = self.curves(state, path, self.points)
-            about = {"kind": WHOLE, "part": "", "start": step, "k": snapshot.place["batch"]}
+            about = {"kind": WHOLE, "part": "all", "start": step, "k": snapshot.place["batch"]}
             measured.append({**about, "distance": distance(start, end), "curves": curves})
             if step == BEGIN and self.keep_top:
                 top = {TOP: self._keep_top(state, path, curves)}
@@ -107,7 +107,7 @@ class PathsOfTraining(MeasuresPaths):
 def parts_of(
     model: torch.nn.Module, kinds: list[Literal["layers", "blocks"]], named: Mapping[str, list[str]]
 ) -> dict[str, tuple[str, list[str]]]:
-    """The kind and the tensors of each part, by its name; a part that is both is a "layer, block".
+    """The kind and the tensors of each part, by its name, in the network's order; what is both is a "layer, block".
 
     Raises ValueError for a pattern that fits no tensor, and a name that is that of another part.
     """
@@ -122,7 +122,8 @@ def parts_of(
         if name in found:
             raise ValueError(f"{name} is the name of another part already; expected a name of its own")
         found[name] = "named", chosen(model.state_dict(), patterns, ())
-    return found
+    place = {name: i for i, name in enumerate(model.state_dict())}
+    return dict(sorted(found.items(), key=lambda part: place[part[1][1][0]]))
 
 
 class ResetPart(Algorithm):

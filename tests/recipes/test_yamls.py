@@ -199,7 +199,7 @@ def test_small_interpolation(name, but, arms, tmp_path):
     found = run(plan(*load(file, overrides)))
     assert not found.failures
     assert (
-        tuple(row["arm"] for row in found.rows if row["role"] == "path" and row["k"] == 0 and not row["part"]) == arms
+        tuple(row["arm"] for row in found.rows if row["role"] == "path" and row["k"] == 0 and row["kind"] == "training") == arms
     )
 
 
@@ -351,7 +351,7 @@ def test_stability_under_two_ranks(big):
 @pytest.mark.programs
 def test_interpolation_under_two_ranks(big):
     rows = read_table(big / "resnet50" / "interpolation" / "table.csv")
-    parts = ["", "", "conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    parts = ["all", "all", "conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
     assert [row["part"].removeprefix("module.") for row in rows if row["role"] == "path"] == parts
 
 

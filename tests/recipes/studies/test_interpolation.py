@@ -81,9 +81,9 @@ def test_a_study_and_what_it_leaves(whole):
     rows = table(folder)
     paths = [row for row in rows if row["role"] == "path"]
     assert [row["arm"] for row in rows if row["role"] == "run"] == ARMS
-    assert [row["arm"] for row in paths if row["start"] == "0ba" and not row["part"]] == ARMS
+    assert [row["arm"] for row in paths if row["start"] == "0ba" and row["kind"] == "training"] == ARMS
     assert [(row["arm"], row["k"]) for row in paths if row["start"] == "2ba"] == [("plain", 2)]
-    parts = {row["part"]: row["kind"] for row in paths if row["part"]}
+    parts = {row["part"]: row["kind"] for row in paths if row["kind"] != "training"}
     assert len(parts) == PARTS and parts["module.3"] == "block" and parts["module.8"] == "layer, block"
     assert parts["module.3.conv1"] == "layer" and parts["convolutions"] == "named"
     assert [row["arm"] for row in paths if "fall/test/loss/recompute" not in row.metrics] == ["linear"]
@@ -96,7 +96,7 @@ def test_a_study_and_what_it_leaves(whole):
 
 @pytest.mark.parametrize(
     ("part", "step", "names"),
-    [("", "0ba", None), ("", "2ba", None), ("module.3.conv1", "0ba", ["module.3.conv1.*", "module.3.bn1.*"])],
+    [("all", "0ba", None), ("all", "2ba", None), ("module.3.conv1", "0ba", ["module.3.conv1.*", "module.3.bn1.*"])],
 )
 def test_paths_are_those_of_the_networks(part, step, names, whole):
     """Measured again by a plain loop: load the weights of a point, evaluate."""
@@ -107,7 +107,7 @@ def test_paths_are_those_of_the_networks(part, step, names, whole):
         for row in table(folder)
         if row["role"] == "path" and (row["arm"], row["part"], row["start"]) == ("plain", part, step)
     )
-    model, points = resnet_cifar(depth=8, width=4, in_channels=1).eval(), 3 if part else 5
+    model, points = resnet_cifar(depth=8, width=4, in_channels=1).eval(), 5 if part == "all" else 3
     for data in ("test", "train"):
         images, labels = first_of(Digits(split=data), (40,))[0]
         for i, alpha in enumerate(np.linspace(0, 1, points)):
@@ -155,9 +155,15 @@ def test_what_is_done_is_not_done_again(copied, tmp_path):
     assert [row["arm"] for row in outcome(more).rows if row["role"] == "run"] == [*ARMS, "rate"]
     assert Watch.batches == LENGTH
     # It has not kept another step.
-    assert "study.interpolation.steps: ['0ba', '1ba', '1dur'] given, but the run in" in refused(
+    assert "study.interpolation.steps: ['1ba'] given, but the run in" in refused(
         tmp_path, study(tmp_path, steps=["1ba"])
     )
+
+
+def without_top(rows):
+    """Which is told where an arm begins there."""
+    told = without_seconds(rows)
+    return [(*others, {name: value for name, value in metrics.items() if name != "top"}) for *others, metrics in told]
 
 
 @pytest.mark.parametrize("kill_at", [6, 11])
@@ -172,12 +178,7 @@ def test_killed_at_any_time_it_goes_on(whole, kill_at, tmp_path):
         outcome(given)
     found = outcome(given).rows
     names = {row.node for row in found}
-    of_whole = [row for row in without_seconds(table(whole[0])) if row[0] in names]
-    for row in (*found, *table(whole[0])):  # where no arm begins at the top, it is not told
-        row.metrics.pop("top", None)
-    of_whole = [row for row in table(whole[0]) if row.node in names]
-    strip = [(n, t, b, s, {k: v for k, v in m.items() if k != "top"}) for n, t, b, s, m in without_seconds(of_whole)]
-    assert without_seconds(found) == strip
+    assert without_top(found) == without_top(row for row in table(whole[0]) if row.node in names)
     assert 0 <= Watch.batches - 3 * LENGTH <= 1
 
 
@@ -186,7 +187,6 @@ def test_a_snapshot_that_is_gone_fails_what_needs_it_in_one_line(copied, tmp_pat
     shutil.rmtree(folder / "plain-seed1" / "top")
     shutil.rmtree(folder / "top-seed1")
     failures = outcome(study(tmp_path)).failures
-    assert "start.run" in failures["top-seed1"] or "from" in failures["top-seed1"]
     assert [*failures] == ["top-seed1"] and "top is no folder" in failures["top-seed1"] and "\n" not in str(failures)
 
 
@@ -206,7 +206,7 @@ def test_a_snapshot_that_is_gone_fails_what_needs_it_in_one_line(copied, tmp_pat
         ("arms.linear.from={end_of: plain}", "arms.linear.from: plain and linear must be of one network"),
         ("arms.decay.optimizer.sgd.lrr=1", "arms.decay.optimizer.sgd.lrr: unknown argument; did you mean lr"),
         ("arms.decay.seed=3", "arms.decay.seed: the study sets it for every run"),
-        ("arms.decay.start={run: other, at: 1ba}", "arms.decay.start.schedule: continue, given or by default, but"),
+        ("arms.top.start={run: other}", "arms.top.start: given beside from, where it begins too"),
         ("origins.plain={}", "arms.plain: an origin has that name too"),
         ("detailed=[nobody]", "detailed: ['nobody'] given; expected different ones, of plain, decay"),
         ("parts=[neurons]", "parts"),
@@ -238,7 +238,7 @@ def test_shapes_by_their_formulas():
     falls = shapes_of(np.array([4.0, 3.0, 2.0, 1.0, 0.0]))
     assert falls == {"fall": 4, "rise": 0, "above": 0, "high": 0.5, "area": 0.5}
     late = shapes_of(np.array([2.0, 2.5, 1.5, 1.8, 0.0]))
-    assert late == pytest.approx({"fall": 2, "rise": 0.3, "above": 0.5, "high": 0.75, "area": 7.8 / 5 / 2})
+    assert late == pytest.approx({"fall": 2, "rise": 0.5, "above": 0.5, "high": 0.75, "area": 7.8 / 5 / 2})
     rising = shapes_of(np.array([1.0, 3.0, 2.0]))
     assert rising["fall"] == -1 and rising["rise"] == 2 and math.isnan(rising["high"])
     assert all(map(math.isnan, shapes_of(np.array([1.0, math.inf, 0.0])).values()))
@@ -258,7 +258,7 @@ def run_and_paths(arm, seed, value, loss, later=None, parts=(), how="interpolate
     tags = {"role": "run", "arm": arm, "seed": seed}
     none = {"node": f"{arm}-seed{seed}", "batches": 1, "samples": 1, "seconds": 1.0}
     yield Row(**none, tags=tags, metrics={ACCURACY: value + more})
-    curves = {("training", "", "0ba"): loss, ("training", "", "2ba"): later}
+    curves = {("training", "all", "0ba"): loss, ("training", "all", "2ba"): later}
     for (kind, part, start), curve in curves.items():
         if curve is not None:
             both = {how: {"loss": [v + more for v in curve], "error": [v / 3 for v in curve]}}
