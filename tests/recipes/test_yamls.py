@@ -207,10 +207,15 @@ def test_small_interpolation(name, but, arms, tmp_path):
 )
 def test_the_interpolations_of_cifar10(name, model, runs):
     """On other data, as the real ones are large."""
-    data = ["train_data={digits: {resize: null}}", "eval_data={digits: {split: test}}", f"model.{model}.in_channels=1"]
-    block = "study.interpolation"
-    arms = [f"{block}.arms.{arm}.train_data={{digits: {{}}}}" for arm in ("a_fifth", "half", "not_augmented")]
-    arms.append(f"{block}.origins.random_labels.train_data={{digits: {{}}}}")
+    data = [
+        "train_data={digits: {resize: null}}",
+        "eval_data={digits: {split: test}}",
+        f"model.{model}.in_channels=1",
+        f"model.{model}.width=4",
+    ]
+    places = [f"arms.{arm}.train_data" for arm in ("a_fifth", "half", "not_augmented")]
+    places.append("origins.random_labels.train_data.noisy_labels.of")
+    arms = [f"study.interpolation.{place}={{cifar10: false, digits: {{}}}}" for place in places]
     found = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *arms]))
     assert len(found.nodes({})) == runs
 
