@@ -5,6 +5,7 @@ from .batch_norm import recompute_statistics
 from .curvature import HessianDiagonal, HessianEigenvalues, hessian_diagonal, hessian_eigenvalues
 from .curves import PathCurves
 from .interpolation import distance, distances, interpolate, linear_path, support_mismatch
+from .parts import blocks_of, layers_of
 from .paths import PathMetrics, error_per_example, evaluate_path, loss_per_example
 from .plane import Plane, plane_through
 from .plane_metrics import PlaneMetrics, evaluate_plane
@@ -17,6 +18,7 @@ __all__ = [
     "Plane",
     "PlaneMetrics",
     "barrier",
+    "blocks_of",
     "disagreement",
     "distance",
     "distances",
@@ -29,6 +31,7 @@ __all__ = [
     "interpolate",
     "is_monotone",
     "largest_rise",
+    "layers_of",
     "linear_path",
     "loss_per_example",
     "plane_through",

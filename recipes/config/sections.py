@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text"))
+DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise"))
 SECTIONS = {
     "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),

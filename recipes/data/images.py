@@ -82,7 +82,7 @@ class _InMemory:
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Read once for all runs of a study, as it is text."""
-    return load_digits(return_X_y=True)
+    return load_digits(return_X_y=True)  # type: ignore[return-value]
 
 
 @dataclass

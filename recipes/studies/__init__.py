@@ -2,10 +2,11 @@
 
 from .distillation import Distillation
 from .glue import Glue
+from .interpolation import Interpolation
 from .landscape import Landscape
 from .prune_at_init import PruneAtInit
 from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "Landscape", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]
+__all__ = ["Distillation", "Glue", "Interpolation", "Landscape", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]

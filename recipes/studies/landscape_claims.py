@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from .claims import Claim, judge_each
 from .density import DENSE
-from .stability_cells import TICKETS, TREATMENTS, Cell, treatments_of
+from .paths import TREATMENTS
+from .stability_cells import TICKETS, Cell, treatments_of
 from .statistics import paired
 
 SOURCE = "arXiv:2310.18769, abstract, of distilled data"

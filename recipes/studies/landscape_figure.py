@@ -16,7 +16,8 @@ from ..run.results import label, percent
 from .density import DENSE
 from .density_figure import DASHES, over_density
 from .landscape_cells import LARGEST, MEAN, Found
-from .stability_cells import HESSIAN, TREATMENTS, Cell, by_place, treatments_of
+from .paths import TREATMENTS
+from .stability_cells import HESSIAN, Cell, by_place, treatments_of
 from .stability_figure import ARM_COLOURS, of_barriers
 from .statistics import mean_and_deviation
 

@@ -24,7 +24,7 @@ from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.algorithms.untouched import copied
 from accelerando.algorithms.validation import check
 
-from .stability_paths import CURVES, END, AtEnd, masks_of, network_of
+from .measured_paths import CURVES, END, AtEnd, device_of, masks_of, network_of
 
 PLANE, HESSIAN = "plane", "hessian"  # in a run's results
 _DECADES = np.logspace(-6, 3, 28)
@@ -75,7 +75,7 @@ class PlaneOfTwins(AtEnd):
         with get_precision_context(state.precision):
             found = evaluate_plane(
                 model,
-                plane_through(ends, device=next(model.parameters()).device),
+                plane_through(ends, device=device_of(state)),
                 self.test(state),
                 CURVES,
                 self.points,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 
@@ -17,11 +18,16 @@ def time_unit(seconds: Iterable[float]) -> tuple[str, int]:
 
 def over_time(axes: Axes, span: tuple[float, float], unit: str) -> None:
     """A logarithmic axis of training time with round ticks, and the rest of the house's look."""
-    ticks = LogLocator(subs=(1, 2, 5)) if span[1] > 8 * span[0] else MaxNLocator(5)
     axes.set(xscale="log", xlim=span, xlabel=f"training time ({unit})")
-    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
+    round_ticks(axes.xaxis, span)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def round_ticks(axis: Axis, span: tuple[float, float]) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, ..., or, where it spans little, evenly spaced."""
+    ticks = LogLocator(subs=(1, 2, 5)) if span[1] > 8 * span[0] else MaxNLocator(5)
+    axis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
 
 
 def limits(times: np.ndarray, values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from .claims import Claim
 from .core import Base, Train, refuse_twice
 from .density import DENSE
+from .paths import check_steps
 from .pruning import PruningStudy
 from .pruning_checks import check_seeds_matter, check_weights
 from .stability_cells import COPY, TICKETS, Cell, cells_of, means_of, table
-from .stability_checks import check_copies, check_densities, check_steps
+from .stability_checks import check_copies, check_densities
 from .stability_claims import Judged, claims_of
 from .table import Row
 from .tickets import REINITIALIZED, Control, Ladder, checked_ladder, other_weights
@@ -73,7 +74,7 @@ class Stability(PruningStudy):
         super().prepare(base)
         source = base.source
         check_copies(base, self)
-        self.steps = check_steps(base, self.steps)
+        self.steps = check_steps(source, self.steps, base.recipe)
         refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
         if not self.densities and (self.controls or self.ladder):
             given = "controls" if self.controls else "ladder"

@@ -12,13 +12,13 @@ import numpy as np
 from ..run.results import aligned, label, percent
 from .core import lower_is_better
 from .density import DENSE, ROUNDING
+from .paths import TREATMENTS, treatments_in
 from .pruning import number
 from .statistics import mean_and_deviation
 from .table import Row, groups
 
 TICKETS, COPY, PAIR = "tickets", "copy", "pair"
 BARRIER, HESSIAN = "barrier", "hessian/"  # how the names of what is measured begin
-TREATMENTS = {"interpolate": "statistics interpolated", "recompute": "statistics recomputed"}  # of batch norm
 Place = tuple[str, str, str]  # an arm, a density as text, a step
 
 
@@ -117,8 +117,7 @@ def metrics_of_path(path: Mapping[str, Any]) -> dict[str, float]:
 
 def treatments_of(cells: Iterable[Cell]) -> list[str]:
     """Those of batch norm; of networks without it there is one."""
-    told = {name.rpartition("/")[2] for cell in cells for name in cell.measured if name.startswith(BARRIER)}
-    return [how for how in TREATMENTS if how in told]
+    return treatments_in(name for cell in cells for name in cell.measured if name.startswith(BARRIER))
 
 
 def by_place(cells: Iterable[Cell]) -> dict[Place, list[Cell]]:

@@ -1,4 +1,4 @@
-"""What the study `stability` checks of its steps and densities beforehand, and whoever measures paths of its copies."""
+"""What the study `stability` checks of its densities beforehand, and whoever measures paths of its copies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from itertools import count, islice, takewhile
 from typing import Any
 
 from ..config.errors import show
-from ..config.start import after_the_end
 from ..run.results import percent
-from .core import Base, duration, refuse_twice
+from .core import Base, refuse_twice
 from .tickets import checked_ladder
 
 MOST_LEVELS = 100
@@ -27,22 +26,6 @@ def check_copies(base: Base, study: Any) -> None:
             raise source.error(key, f"{given} given; expected {least} or more")
     if not study.stable_below > 0:
         raise source.error("stable_below", f"{study.stable_below} given; expected points of error, above 0")
-
-
-def check_steps(base: Base, steps: Sequence[str]) -> list[str]:
-    """The steps in their order; an error where one is none, or comes after the end as far as its unit tells."""
-    from accelerando.algorithms.progress import moment
-
-    times = {step: moment(step) if isinstance(step, str) else None for step in steps}
-    units = {time.unit if time else "" for time in times.values()}
-    fits = len(units) == 1 and units <= {"ep", "ba"}
-    refuse_twice(steps, base.source, "steps", fits, "all in ba or all in ep, such as [0ba, 500ba]")
-    length = duration(base.recipe)
-    places = {step: time.value for step, time in times.items() if time}
-    for step, place in places.items():
-        if units == {length.unit.value} and place >= length.value:
-            raise base.source.error("steps", after_the_end(step, length.to_timestring()))
-    return sorted(places, key=lambda step: places[step])
 
 
 def check_densities(base: Base, densities: Sequence[float], ladder: Mapping[str, Any]) -> dict[float, int]:

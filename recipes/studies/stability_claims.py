@@ -16,7 +16,8 @@ import numpy as np
 from ..run.results import percent
 from .claims import Claim, judge, judge_each, judge_equal
 from .density import DENSE
-from .stability_cells import TICKETS, TREATMENTS, Cell, by_place, counts_of, treatments_of
+from .paths import TREATMENTS
+from .stability_cells import TICKETS, Cell, by_place, counts_of, treatments_of
 from .statistics import Difference, difference, paired
 
 SOURCE = "arXiv:1912.05671"

@@ -16,7 +16,8 @@ from ..run.figures import COLOURS
 from ..run.results import label
 from .density import DENSE
 from .density_figure import DASHES, over_density
-from .stability_cells import PAIR, TICKETS, TREATMENTS, Cell, by_place, match_on_average, treatments_of
+from .paths import TREATMENTS
+from .stability_cells import PAIR, TICKETS, Cell, by_place, match_on_average, treatments_of
 from .statistics import mean_and_deviation
 from .table import Row
 

@@ -6,14 +6,8 @@ from pathlib import Path
 
 from accelerando.recipes import study, train
 
-STUDIES = (
-    "distillation.yaml",
-    "tradeoff.yaml",
-    "tickets.yaml",
-    "prune_at_init.yaml",
-    "stability.yaml",
-    "landscape.yaml",
-)
+NAMES = ("distillation", "tradeoff", "tickets", "prune_at_init", "stability", "interpolation", "landscape")
+STUDIES = {f"{name}.yaml" for name in NAMES}
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):

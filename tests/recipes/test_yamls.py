@@ -51,7 +51,11 @@ STABILITIES = {f"{name}/stability" for name in ("digits", "fashion_mnist", "cifa
 LANDSCAPES = {f"{name}/landscape" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "fashion_mnist/landscape_lenet"
 }
-STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES
+INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
+    "fashion_mnist/interpolation_lenet",
+    "cifar10/interpolation_vgg16",
+}
+STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -208,6 +212,50 @@ def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
     assert len(nodes) == runs and round(sum(node.cost for node in nodes), 1) == cost
 
 
+def a_small_interpolation(name, *but, arms=()):
+    """One seed and few points, two batches each, of these arms and those that begin with them."""
+    block = "study.interpolation"
+    given = load(f"{name}.yaml")[0].study.interpolation
+    own = ["seeds=[17]", "steps=[1ba]", "points=3", "part_points=2", "path_examples=8", f"detailed=[{arms[0]}]"]
+    own += [f"arms.{arm}=false" for arm in given.arms if arm not in arms]
+    own += [f"origins.{origin}.max_duration=2ba" for origin in given.origins or ()]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize(
+    ("name", "but", "arms"),
+    [
+        ("digits/interpolation", [WARMUP], ("plain", "adam", "adversarial", "from_top", "reset_block")),
+        ("fashion_mnist/interpolation", [], ("plain", "augmented", "adversarial", "from_top", "reset_block")),
+        ("fashion_mnist/interpolation_lenet", [], ("plain", "narrow", "adversarial", "reset_layer")),
+    ],
+)
+def test_small_interpolation(name, but, arms, tmp_path):
+    file, *overrides = a_small_interpolation(name, *but, FEW, f"folder={tmp_path}", arms=arms)
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    paths = [row for row in found.rows if row["role"] == "path" and row["kind"] == "training"]
+    assert tuple(row["arm"] for row in paths if row["k"] == 0) == arms
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "runs"), [("interpolation", "resnet_cifar", 45), ("interpolation_vgg16", "vgg_cifar", 42)]
+)
+def test_the_interpolations_of_cifar10(name, model, runs):
+    """On other data, as the real ones are large."""
+    data = [
+        "train_data={digits: {resize: null}}",
+        "eval_data={digits: {split: test}}",
+        f"model.{model}.in_channels=1",
+        f"model.{model}.width=4",
+    ]
+    places = [f"arms.{arm}.train_data" for arm in ("a_fifth", "half", "not_augmented")]
+    places.append("origins.random_labels.train_data.noisy_labels.of")
+    arms = [f"study.interpolation.{place}={{cifar10: false, digits: {{}}}}" for place in places]
+    found = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *arms]))
+    assert len(found.nodes({})) == runs
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -282,6 +330,9 @@ def big(tmp_path_factory):
     commands["resnet50/landscape"] = a_small_landscape(
         "resnet50/landscape", *small, "run_name=resnet50/landscape", copies=3
     )
+    commands["resnet50/interpolation"] = a_small_interpolation(
+        "resnet50/interpolation", *small, "run_name=resnet50/interpolation", arms=["plain"]
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -347,6 +398,12 @@ def test_landscape_under_two_ranks(big):
     (run,) = (big / "resnet50" / "landscape").glob("wandb/offline-run-*")
     names = {path.name.split("_")[0] for path in run.glob("files/media/table/*")}
     assert names >= {"landscape", "planes", "diagonals", "claims"}
+
+
+def test_interpolation_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "interpolation" / "table.csv")
+    parts = ["all", "all", "conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert [row["part"].removeprefix("module.") for row in rows if row["role"] == "path"] == parts
 
 
 @pytest.mark.programs
