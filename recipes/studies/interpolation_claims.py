@@ -66,7 +66,7 @@ def _falls(rows: Sequence[Row], arm: str, how: str) -> Claim:
 
 def _stays_high(rows: Sequence[Row], arm: str, how: str) -> Claim:
     places = {metric: _whole(rows, arm, f"high/test/{metric}/{how}").get(BEGIN, {}) for metric in ("loss", "error")}
-    told = {f"of {metric}": difference([*values.values()]) for metric, values in places.items()}
+    told = {f"the {metric}": difference([*values.values()]) for metric, values in places.items()}
     lacking = "" if all(math.isfinite(v) for own in places.values() for v in own.values()) else "a path does not fall"
     claim = (
         "In modern settings test loss and error stay high on the line from the initial weights until close to the "

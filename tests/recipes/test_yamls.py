@@ -218,7 +218,7 @@ def a_small_interpolation(name, *but, arms=()):
     given = load(f"{name}.yaml")[0].study.interpolation
     own = ["seeds=[17]", "steps=[1ba]", "points=3", "part_points=2", "path_examples=8", f"detailed=[{arms[0]}]"]
     own += [f"arms.{arm}=false" for arm in given.arms if arm not in arms]
-    own += [f"origins.{origin}.max_duration=2ba" for origin in given.origins or ()]
+    own += [f"origins.{origin}.max_duration=2ba" for origin in given.get("origins", ())]
     return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
 
 
