@@ -129,6 +129,9 @@ def hessian_eigenvalues(
         return (hessian @ columns)[:, 0].double().cpu().numpy()
 
     start = numpy_generator(seed, "hessian_eigenvalues").standard_normal(hessian.size)
+    if not product(start).any():  # as of a loss that is flat: ARPACK does not take a matrix of zeros
+        zeros = torch.zeros(count, dtype=torch.float64)
+        return HessianEigenvalues(values=zeros, residuals=zeros)
     shape = (hessian.size, hessian.size)
     matrix = LinearOperator(shape, matvec=product, dtype=np.float64)  # type: ignore
     # Of the products' digits half are left for the vectors; the error of an eigenvalue is the square of its vector's.

@@ -26,6 +26,7 @@ def report(run: Run, *, quiet: bool) -> Result:
     begun = {"batch": run.begun["batch"], "samples": run.begun["sample"]}
     done = FinishedRun(state=state, records=records, begun={**begun, "seconds": 0.0}, batch=run.batch)
     samples = int(records[-1]["samples"] - begun["samples"])
+    dist.barrier()  # rank 0 has written its files, such as snapshots, which all may read now
     result = Result(
         run_name=recipe.run_name,
         folder=str(recipe.folder),

@@ -327,8 +327,9 @@ def big(tmp_path_factory):
     commands[name] = a_small_ladder(name, *common[1:], *pairs, f"run_name={name}")
     name = "resnet50/prune_at_init"
     commands["resnet50/stability"] = a_small_stability("resnet50/stability", *small, "run_name=resnet50/stability")
+    # With a rate above 0, which the second batch does not have yet, so that its copies differ.
     commands["resnet50/landscape"] = a_small_landscape(
-        "resnet50/landscape", *small, "run_name=resnet50/landscape", copies=3
+        "resnet50/landscape", *small, "run_name=resnet50/landscape", "max_duration=3ba", copies=3
     )
     commands["resnet50/interpolation"] = a_small_interpolation(
         "resnet50/interpolation", *small, "run_name=resnet50/interpolation", arms=["plain"]

@@ -112,6 +112,11 @@ def test_a_hessian_that_is_diagonal_is_estimated_without_error():
     torch.testing.assert_close(largest.values, torch.tensor([3.0, 0.1], dtype=torch.float64))  # not -1
 
 
+def test_a_flat_loss_has_a_hessian_of_zeros():
+    flat = hessian_eigenvalues(nn.Linear(3, 2), [torch.ones(4, 3)], lambda m, b: (m(b) - 99).relu().sum(), 2)
+    assert flat.values.tolist() == flat.residuals.tolist() == [0.0, 0.0]
+
+
 def test_probes_are_the_seeds_alone():
     model = small_network()
     several = [
