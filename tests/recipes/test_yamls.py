@@ -401,6 +401,7 @@ def test_landscape_under_two_ranks(big):
     assert names >= {"landscape", "planes", "diagonals", "claims"}
 
 
+@pytest.mark.programs
 def test_interpolation_under_two_ranks(big):
     rows = read_table(big / "resnet50" / "interpolation" / "table.csv")
     parts = ["all", "all", "conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
