@@ -20,14 +20,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def save_figure(figure: Figure, path: Path) -> np.ndarray:
     """Writes a PNG, unless it is there already, as its folder may be closed; returns its pixels, (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once, where savefig draws twice
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    Image.fromarray(pixels).save(buffer := io.BytesIO(), "png", dpi=(figure.dpi, figure.dpi))
+    canvas.print_png(buffer := io.BytesIO())  # which draws once, where savefig draws twice
     content = buffer.getvalue()
     if not (path.is_file() and path.read_bytes() == content):
         with written_whole(path) as file:
             file.write_bytes(content)
-    return pixels
+    return np.asarray(canvas.buffer_rgba())[..., :3]
