@@ -20,11 +20,10 @@ from accelerando.algorithms.connectivity.walk import evenly_spaced
 from accelerando.algorithms.progress import Progress
 from accelerando.algorithms.snapshots import SnapshotWriter, find_snapshot
 
+from .interpolation_cells import BEGIN, WHOLE
 from .measured_paths import END, AtEnd, Curves, Found, check_paths, device_of
 
 MEASURED, TOP = "paths", "top"  # in a run's results
-BEGIN = "0ba"
-WHOLE = "training"
 KINDS = {"layers": "layer", "blocks": "block"}
 
 

@@ -12,13 +12,12 @@ from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
-from .pruning import PruningStudy
 from .pruning_checks import arguments_of, check_seeds_matter, check_weights
-from .stability_cells import COPY, TICKETS, Cell, cells_of, means_of, table
+from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies
 from .table import Row
 from .tickets import REINITIALIZED, Control, Ladder, checked_ladder, other_weights
-from .twins import barriers_in_words, is_reached, pairs_of, pruned, twins
+from .twins import StudyOfTwins, is_reached, pairs_of, pruned, twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +32,7 @@ FROM_0 = {"step": "0ba", "k": 0, "share": 0.0}  # where copies begin
 
 
 @dataclass(kw_only=True)
-class Landscape(PruningStudy):
+class Landscape(StudyOfTwins):
     """The base run is the dense training on real data.
 
     Copies are trained on these from the same initial weights with different noise, the seed of the data's order and
@@ -175,14 +174,6 @@ class Landscape(PruningStudy):
                 row = replace(row, tags={**row.tags, **FROM_0}, metrics={**row.metrics, **curvature_of(result)})
                 yield row
                 yield from pairs_of(row, result)
-
-    def words(self, base: Base, node: Train, result: Result) -> str:
-        """The metric at the end, and the barriers to the copies before."""
-        return super().words(base, node, result) + barriers_in_words(result)
-
-    def cells(self, rows: Sequence[Row]) -> list[Cell]:
-        """What was measured of each network, by seed."""
-        return cells_of(rows, self.metric or "", self.tolerance)
 
     def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         """`landscape.csv`: each network, over seeds; `planes.csv`, a line a point; `diagonals.csv`, a line a bin."""

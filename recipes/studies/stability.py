@@ -10,14 +10,13 @@ from .claims import Claim
 from .core import Base, Train, refuse_twice
 from .density import DENSE
 from .paths import check_steps
-from .pruning import PruningStudy
 from .pruning_checks import check_seeds_matter, check_weights
-from .stability_cells import COPY, TICKETS, Cell, cells_of, means_of, table
+from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies, check_densities
 from .stability_claims import Judged, claims_of
 from .table import Row
 from .tickets import REINITIALIZED, Control, Ladder, checked_ladder, other_weights
-from .twins import barriers_in_words, is_reached, pairs_of, pruned, twins
+from .twins import StudyOfTwins, is_reached, pairs_of, pruned, twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +27,7 @@ ORIGIN, OTHER = "origin", "other weights"  # runs from whose step k others start
 
 
 @dataclass(kw_only=True)
-class Stability(PruningStudy):
+class Stability(StudyOfTwins):
     """The base run is the dense training, of length T. Its weights W_k are kept at each step k.
 
     Copies are trained from W_k to T with different noise: the seed of the data's order and augmentation. All else is
@@ -160,14 +159,6 @@ class Stability(PruningStudy):
             row = replace(row, tags={**row.tags, **place})
             yield row
             yield from pairs_of(row, result)
-
-    def words(self, base: Base, node: Train, result: Result) -> str:
-        """The metric at the end, and the barriers to the copies before."""
-        return super().words(base, node, result) + barriers_in_words(result)
-
-    def cells(self, rows: Sequence[Row]) -> list[Cell]:
-        """What was measured of each network, by seed."""
-        return cells_of(rows, self.metric or "", self.tolerance)
 
     def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         """`stability.csv`: each network at each step, over seeds."""

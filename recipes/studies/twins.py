@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .core import Base, Train
+from .pruning import PruningStudy
 from .pruning_checks import WHICH, ticket_of
-from .stability_cells import BARRIER, PAIR, metrics_of_path
+from .stability_cells import BARRIER, PAIR, Cell, cells_of, metrics_of_path
 from .table import Row
 from .tickets import Ladder
 
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 PATHS = "accelerando.recipes.studies.stability_paths:PathsToTwins"
 MEASURED = "twins"  # in a run's results
 NOISE = 1_000_003  # from a run's seed of the data to those of its copies
+
+
+class StudyOfTwins(PruningStudy):
+    """The base of a study that measures the paths between copies."""
+
+    def words(self, base: Base, node: Train, result: Result) -> str:
+        """The metric at the end, and the barriers to the copies before."""
+        found = [metrics_of_path(path) for path in result.found.get(MEASURED, [])]
+        barriers = ", ".join(f"{metrics[f'{BARRIER}/test/error/interpolate']:.2f}" for metrics in found)
+        told = super().words(base, node, result)
+        return f"{told}, barrier in test error {barriers} points" if barriers else told
+
+    def cells(self, rows: Sequence[Row]) -> list[Cell]:
+        """What was measured of each network, by seed."""
+        return cells_of(rows, self.metric or "", self.tolerance)
 
 
 def is_reached(arm: str, level: int, found: Result | None) -> bool:
@@ -85,10 +101,3 @@ def pairs_of(row: Row, result: Result) -> Iterator[Row]:
     for twin, path in enumerate(result.found.get(MEASURED, [])):
         pair = tags | {"copies": f"{twin} and {row['copy']}"}
         yield Row(node=row.node, tags=pair, batches=0, samples=0, seconds=0.0, metrics=metrics_of_path(path))
-
-
-def barriers_in_words(result: Result) -> str:
-    """The barriers to the copies before, if there are any, to go on with after other words."""
-    found = [metrics_of_path(path) for path in result.found.get(MEASURED, [])]
-    barriers = ", ".join(f"{metrics[f'{BARRIER}/test/error/interpolate']:.2f}" for metrics in found)
-    return f", barrier in test error {barriers} points" if barriers else ""
