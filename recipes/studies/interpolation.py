@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..config.arguments import check_arguments
-from ..config.errors import REFUSALS, show
-from ..config.lookup import nearest
+from ..config.errors import REFUSALS
 from ..config.recipe import Recipe
 from .claims import Claim
 from .core import FIXED, Base, Changes, Study, Train, duration, named, refuse_twice, row_of
+from .interpolation_arms import BY, FROM, BySensitivity, beginning, by_sensitivity, parameters_of, rises_of
 from .interpolation_cells import (
     BEGIN,
     ORIGIN,
@@ -34,23 +33,6 @@ if TYPE_CHECKING:
 
 PLACE = "accelerando.recipes.studies.interpolation_paths"
 PATHS, RESET = f"{PLACE}:PathsOfTraining", f"{PLACE}:ResetPart"
-FROM = "from"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """Where an arm's training begins, other than at initial weights.
-
-    Args:
-        end_of: the name of an origin, or of an arm before this one, at whose end's weights and buffers.
-        top_of: the name of an arm before this one: where its training loss is highest on the line from its beginning
-            to its end.
-        reset: patterns of the names of what is put back to other initial weights, such as [layer1.*].
-    """
-
-    end_of: str | None = None
-    top_of: str | None = None
-    reset: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -60,13 +42,15 @@ class Interpolation(Study):
     Args:
         arms: what each changes in the base run, by name; false leaves one out, and the first is what the claims on one
             setting are told of. An entry `from` says where the arm begins: {end_of: NAME}, also with
-            {reset: [PATTERN, ...]}, or {top_of: NAME}.
+            {reset: [PATTERN, ...]}, or {top_of: NAME}. With an entry `by_sensitivity`, {of: NAME, sensitive: {...},
+            insensitive: {...}}, it is trained as the arm NAME, but for these options of the optimizer for the half of
+            that arm's layers that is the more, or the less, sensitive to being put back to its beginning.
         origins: what trainings before the arms change in the base run, by name, such as other data.
         detailed: the arms of which the paths from later steps and those of parts are measured too; by default the
             first. All are measured from the beginning to the end.
         steps: the k after the beginning, all in ep or all in ba.
-        parts: the `layers`, the `blocks`, or both, that alone go from their beginning to their end, while all others
-            stay at theirs.
+        parts: the `layers`, the `blocks`, or both, that alone go from their beginning to their end.
+        part_others: where all others stay: at their `end`, at their `begin`, or both in turn.
         named_parts: patterns of the names of a part's weights and buffers, by a name of its own.
         points: of a path, with both ends.
         part_points: of a part's path.
@@ -79,6 +63,7 @@ class Interpolation(Study):
     detailed: list[str] | None = None
     steps: list[str] = field(default_factory=list)
     parts: list[Literal["layers", "blocks"]] = field(default_factory=list)
+    part_others: list[Literal["end", "begin"]] = field(default_factory=lambda: ["end"])
     named_parts: dict[str, list[str]] = field(default_factory=dict)
     points: int = 50
     part_points: int = 11
@@ -93,11 +78,21 @@ class Interpolation(Study):
     )
 
     def prepare(self, base: Base) -> None:
+        from .interpolation_paths import parts_of
+
         source = base.source
         self._changes = named(source, "arms", self.arms, FIXED)
         self._origins = named(source, "origins", self.origins, FIXED) if self.origins else {}
-        self._begins = {arm: self._beginning(base, arm) for arm in self._changes}
         self._check_detailed(base)
+        self._by: dict[str, BySensitivity] = {}
+        for arm in self._changes:
+            has_parts = self._parts_asked and "end" in self.part_others
+            measured = [name for name in self.detailed or () if has_parts and name not in self._by]
+            if by := by_sensitivity(source, self._changes, measured, arm):
+                self._by[arm] = by
+        self._begins = {arm: beginning(source, self._changes, self._origins, arm) for arm in self._changes}
+        for arm, by in self._by.items():
+            self._changes[arm], self._begins[arm] = self._changes[by.of], self._begins[by.of]
         for key, least in {"points": 3, "part_points": 2, "path_examples": 1}.items():
             if (given := getattr(self, key)) is not None and given < least:
                 raise source.error(key, f"{given} given; expected {least} or more")
@@ -111,41 +106,35 @@ class Interpolation(Study):
                 raise recipe.source.error("start.schedule", f"continue, given or by default, but {hint}")
         for arm in self._changes:
             self._check_arm(base, arm, base.recipe_of(self._bare(arm)))
+        models = {by.of: base.recipe_of(self._bare(by.of)).model.build() for by in self._by.values()}
+        self._parameters = {
+            arm: parameters_of(model, parts_of(model, self.parts, self.named_parts)) for arm, model in models.items()
+        }
+        for arm in self._by:  # with each half in any order: that an option is refused must not come up after hours
+            sets, made_from = self._groups(base, arm, {part: 0.0 for part in self._parameters[self._by[arm].of]})
+            base.recipe_of(replace(self._bare(arm), sets=sets, made_from=made_from))
         if self.steps:
             self.steps = self._checked_steps(base)
 
     def _bare(self, name: str) -> Train:
         """The arm's or the origin's changes alone."""
         key, given = ("arms", self._changes) if name in self._changes else ("origins", self._origins)
-        return Train(name=name, changes=given[name], key=f"{key}.{name}")
+        place = self._by[name].of if name in self._by else name
+        return Train(name=name, changes=given[name], key=f"{key}.{place}")
 
-    def _beginning(self, base: Base, arm: str) -> Beginning | None:
-        """Takes the arm's `from` out of its changes."""
-        given, key, error = self._changes[arm].pop(FROM, None), f"arms.{arm}.{FROM}", base.source.error
-        if arm in self._origins:
-            raise error(f"arms.{arm}", "an origin has that name too; choose another one")
-        if given is None:
-            return None
-        if not isinstance(given, dict):
-            raise error(key, f"{show(given)} given; expected a mapping, such as {{end_of: NAME}}")
-        with base.source.blame(key, *REFUSALS):
-            begin = Beginning(**check_arguments(Beginning, given))
-        if (begin.end_of is None) == (begin.top_of is None):
-            raise error(key, f"{show(given)} given; expected end_of or top_of, one of them")
-        if begin.top_of is not None and begin.reset:
-            raise error(f"{key}.reset", "given beside top_of; expected end_of, of whose weights the rest is kept")
-        earlier = [*self._changes][: [*self._changes].index(arm)]
-        known = earlier if begin.end_of is None else [*self._origins, *earlier]
-        if (name := begin.end_of or begin.top_of or "") not in known:
-            what = "an arm before it" if begin.end_of is None else "an origin, or an arm before it"
-            which = "end_of" if begin.top_of is None else "top_of"
-            raise error(f"{key}.{which}", f"{show(name)} given, but it is not {what}{nearest(name, known)}")
-        if "start" in self._changes[arm]:
-            raise error(f"arms.{arm}.start", f"given beside {FROM}, where it begins too; leave out one of them")
-        return begin
+    def _groups(self, base: Base, arm: str, rises: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the arm sets of its optimizer, for parts whose loss `rises` so, and where it comes from."""
+        by, recipe = self._by[arm], base.recipe_of(self._bare(arm))
+        if "groups" in recipe.optimizer.arguments:
+            hint = f"the optimizer of {by.of} has groups of its own; expected an arm without"
+            raise base.source.error(f"arms.{arm}.{BY}.of", hint)
+        optimizer = recipe.optimizer.key.partition(".")[2]
+        place, groups = f"optimizer.{optimizer}.groups", by.groups(rises, self._parameters[by.of])
+        made_from = {f"{place}.{pattern}": f"arms.{arm}.{BY}.{half}" for half, (pattern, _) in groups.items()}
+        return {"optimizer": {optimizer: {"groups": dict(groups.values())}}}, {**made_from, place: f"arms.{arm}.{BY}"}
 
     def _check_detailed(self, base: Base) -> None:
-        source, asked = base.source, self.steps or self.parts or self.named_parts
+        source, asked = base.source, self.steps or self._parts_asked
         if self.detailed is not None and not asked:
             raise source.error("detailed", "given without steps, parts and named_parts; expected one of these too")
         if self.detailed is None:
@@ -153,6 +142,13 @@ class Interpolation(Study):
         expected = f"of {', '.join(self._changes)}"
         refuse_twice(self.detailed, source, "detailed", {*self.detailed} <= {*self._changes}, expected)
         refuse_twice(self.parts, source, "parts", True, "of layers, blocks")
+        refuse_twice(self.part_others, source, "part_others", bool(self.part_others), "of end, begin")
+        if self.part_others != ["end"] and not self._parts_asked:
+            raise source.error("part_others", "given without parts and named_parts; expected one of these too")
+
+    @property
+    def _parts_asked(self) -> bool:
+        return bool(self.parts or self.named_parts)
 
     def _check_arm(self, base: Base, arm: str, recipe: Recipe) -> None:
         """What its model tells: that parts are there, and that it can begin with the weights it is to begin with."""
@@ -196,19 +192,22 @@ class Interpolation(Study):
                 cost, name = self._cost(base, origin), f"origin-{origin}-seed{seed}"
                 yield replace(self._bare(origin), name=name, sets={"seed": seed}, cost=cost, tags=tags)
             for arm in self._changes:
-                yield self._train(base, arm, seed)
+                yield self._train(base, arm, seed, done)
 
     def _cost(self, base: Base, name: str) -> float:
         """The length, as far as its unit is the base run's."""
         own, whole = duration(base.recipe_of(self._bare(name))), duration(base.recipe)
         return own.value / whole.value if own.unit == whole.unit else 1.0
 
-    def _train(self, base: Base, arm: str, seed: int) -> Train:
+    def _train(self, base: Base, arm: str, seed: int, done: Mapping[str, Result]) -> Train:
+        from .interpolation_paths import MEASURED
+
         begin, node = self._begins[arm], self._bare(arm)
         is_detailed = arm in (self.detailed or ())
         steps = self.steps if is_detailed else []
         paths: dict[str, Any] = {"steps": steps, "points": self.points, "part_points": self.part_points}
-        paths |= {"parts": self.parts, "named_parts": self.named_parts} if is_detailed else {}
+        if is_detailed:
+            paths |= {"parts": self.parts, "named_parts": self.named_parts, "part_others": self.part_others}
         paths |= {} if self.path_examples is None else {"most_examples": self.path_examples}
         if any(other and other.top_of == arm for other in self._begins.values()):
             paths["keep_top"] = True
@@ -227,8 +226,15 @@ class Interpolation(Study):
             if begin.reset:
                 algorithms[RESET] = {"include": begin.reset}
                 sets["weights_seed"] = seed + OTHER_SEED
-            place = f"arms.{arm}.{FROM}"
+            place = f"{node.key}.{FROM}"
             made_from |= {"start": place, "weights_seed": "seeds", f"algorithms.{RESET}.include": f"{place}.reset"}
+        if by := self._by.get(arm):
+            after = (*after, f"{by.of}-seed{seed}")
+            if found := done.get(after[-1]):
+                options, places = self._groups(base, arm, rises_of(found.found[MEASURED]))
+                sets, made_from = sets | options, made_from | places
+            else:
+                node = replace(node, changes=None)
         tags = {"role": RUN, "arm": arm, "seed": seed}
         return replace(
             node,
@@ -271,4 +277,5 @@ class Interpolation(Study):
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         from .interpolation_claims import claims_of
 
-        yield from claims_of(rows, self.metric or "", self.setting, self.detailed or [])
+        by_sensitivity = {arm: by.of for arm, by in self._by.items()}
+        yield from claims_of(rows, self.metric or "", self.setting, self.detailed or [], by_sensitivity)

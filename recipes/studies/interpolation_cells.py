@@ -17,6 +17,7 @@ from .table import Row, groups
 RUN, PATH, ORIGIN = "run", "path", "origin"  # roles of rows
 WHOLE = "training"
 BEGIN = "0ba"
+ALONE = " alone"  # ends the kind of a part that moves while all others are at their beginning
 SHAPES = {
     "fall": "start less end",
     "rise": "highest rise from a point to a later one",
@@ -39,7 +40,7 @@ def metrics_of_path(path: Mapping[str, Any]) -> dict[str, float]:
                 curve = (100 if metric == "error" else 1) * np.array([number(value) for value in values])
                 name = f"{data}/{metric}/{how}"
                 found |= {f"{shape}/{name}": value for shape, value in shapes_of(curve).items()}
-                found |= {f"path/{name}/{i:03}": float(value) for i, value in enumerate(curve)}
+                found |= {f"path/{name}/{i:03}": float(f"{value:.6g}") for i, value in enumerate(curve)}
     return found
 
 
@@ -82,11 +83,15 @@ def with_treatment(rows: Iterable[Row], how: str) -> list[Row]:
     return [row for row in rows if row["role"] != PATH or f"fall/test/loss/{how}" in row.metrics]
 
 
-def parts_in(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """The parts of networks and their kinds, in their order."""
-    return list(
-        dict.fromkeys((row["part"], row["kind"]) for row in rows if row["role"] == PATH and row["kind"] != WHOLE)
-    )
+def alone(kinds: str) -> str:
+    """The kinds of a part, such as "layer, block", as of one that moves while all others are at their beginning."""
+    return ", ".join(f"{kind}{ALONE}" for kind in kinds.split(", "))
+
+
+def parts_in(rows: Iterable[Row], moved: bool = False) -> list[tuple[str, str]]:
+    """The parts of networks and their kinds, in their order; where others are at their end, or those `moved` alone."""
+    own = ((row["part"], row["kind"]) for row in rows if row["role"] == PATH and row["kind"] != WHOLE)
+    return [*dict.fromkeys((part, kind) for part, kind in own if kind.endswith(ALONE) == moved)]
 
 
 def lines_of_paths(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -104,14 +109,15 @@ def lines_of_paths(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def sensitivity(rows: Sequence[Row], how: str) -> list[dict[str, Any]]:
+def sensitivity(rows: Sequence[Row], how: str, moved: bool = False) -> list[dict[str, Any]]:
     """A line for each part: by how many points the test error rises when this part alone is put back to its beginning.
 
-    For each arm the mean over seeds. `over settings` is the sample deviation of these means over arms, `over seeds`
-    the mean of the deviations over seeds, which differ in their initial weights.
+    With `moved` by how many it falls when this part alone is moved to its end. For each arm the mean over seeds. `over
+    settings` is the sample deviation of these means over arms, `over seeds` the mean of the deviations over seeds,
+    which differ in their initial weights.
     """
     lines = []
-    for part, kind in parts_in(rows):
+    for part, kind in parts_in(rows, moved):
         own = [row for row in rows if row["role"] == PATH and (row["part"], row["kind"]) == (part, kind)]
         by_arm = {arm: [row[f"fall/test/error/{how}"] for row in seeds] for (arm,), seeds in groups(own, "arm").items()}
         told = {arm: mean_and_deviation(values) for arm, values in by_arm.items()}
@@ -139,8 +145,10 @@ def table(rows: Sequence[Row], metric: str) -> str:
         if any(row["k"] for row in own if row["role"] == PATH):
             title = f"from step k to the end: how far the test loss rises above its start{named}"
             parts.append(f"{title}\n{_by_step(own, how)}")
-        if lines := sensitivity(own, how):
-            title = f"a part alone put back to its beginning: rise of the test error, in points{named}"
+        for moved, what in ((False, "put back to its beginning: rise"), (True, "moved to its end: fall")):
+            if not (lines := sensitivity(own, how, moved)):
+                continue
+            title = f"a part alone {what} of the test error, in points{named}"
             numbers = [name for name in lines[0] if name not in ("part", "kind")]
             told = [[short(line["part"]), line["kind"], *(_text(line[n], 2) for n in numbers)] for line in lines]
             parts.append(f"{title}\n{aligned([['part', 'kind', *numbers], *told], left=('part', 'kind'))}")

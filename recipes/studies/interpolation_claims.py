@@ -8,7 +8,8 @@ clusters, but where arms are correlated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from scipy import stats
 
 from .claims import Claim, Verdict, judge, judge_each
 from .core import lower_is_better
+from .interpolation_arms import finest, halves
 from .interpolation_cells import BEGIN, RUN, WHOLE, parts_in, paths, short, treatments_of, with_treatment
 from .paths import TREATMENTS
 from .statistics import Difference, difference, paired
@@ -31,9 +33,16 @@ POINTS = 1.0  # of error, by which parts differ that are unlike
 
 
 def claims_of(
-    rows: Sequence[Row], metric: str, setting: Literal["simple", "modern"], detailed: Sequence[str]
+    rows: Sequence[Row],
+    metric: str,
+    setting: Literal["simple", "modern"],
+    detailed: Sequence[str],
+    by_sensitivity: Mapping[str, str],
 ) -> Iterator[Claim]:
-    """The verdicts, for each treatment of batch norm."""
+    """The verdicts, those on paths for each treatment of batch norm.
+
+    `by_sensitivity` says of the arms that have options by part of which arm's parts.
+    """
     if not (treatments := treatments_of(rows)):
         return
     first = next(row["arm"] for row in rows if row["role"] == RUN)
@@ -45,6 +54,9 @@ def claims_of(
         found.append(_shape_and_metric(own, metric, how))
         found += [_parts_differ(own, arm, how) for arm in detailed if parts_in(row for row in own if row["arm"] == arm)]
         yield from (replace(claim, claim=claim.claim + named) for claim in found)
+    for arm, of in by_sensitivity.items():
+        if {arm, of} <= {row["arm"] for row in rows if row["role"] == RUN}:
+            yield _options_help(rows, metric, arm, of)
 
 
 def _whole(rows: Sequence[Row], arm: str, name: str) -> dict[str, dict[int, float]]:
@@ -114,7 +126,9 @@ def _shape_and_metric(rows: Sequence[Row], metric: str, how: str) -> Claim:
     told, words = [], []
     for shape in ("area", "high", "above"):
         means = {arm: _mean(_whole(rows, arm, f"{shape}/test/loss/{how}").get(BEGIN, {})) for arm in ends}
-        arms = [arm for arm in ends if math.isfinite(means[arm]) and math.isfinite(ends[arm])]
+        told_arms = [arm for arm in ends if math.isfinite(means[arm]) and math.isfinite(ends[arm])]
+        # Those that are equal are one training, such as from a top that is the beginning.
+        arms = [*{(means[arm], ends[arm]): arm for arm in told_arms}.values()]
         x, y = (stats.rankdata([of[arm] for arm in arms]) for of in (means, ends))
         if len(arms) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
             continue
@@ -137,7 +151,7 @@ def _shape_and_metric(rows: Sequence[Row], metric: str, how: str) -> Claim:
 def _parts_differ(rows: Sequence[Row], arm: str, how: str) -> Claim:
     """By the part that is the most sensitive of all in the other seeds, less the least sensitive there, in this one."""
     by_part: dict[str, dict[int, float]] = {}
-    kind = next((kind for kind in ("layer", "block", "named") if paths(rows, kind, arm)), "")
+    kind = finest([kind for _, kind in parts_in(row for row in rows if row["arm"] == arm)])
     for row in paths(rows, kind, arm):
         by_part.setdefault(row["part"], {})[row["seed"]] = row[f"fall/test/error/{how}"]
     seeds = list(dict.fromkeys(seed for values in by_part.values() for seed in values))
@@ -155,6 +169,25 @@ def _parts_differ(rows: Sequence[Row], arm: str, how: str) -> Claim:
     measured = f"points of test error: {each}; the most less the least sensitive one of the other seeds {found}"
     hint = "" if len(by_part) > 1 else "there are not several parts"
     return judge(claim, WHAT, found, precondition=hint, at_least=POINTS, measured=measured)
+
+
+def _options_help(rows: Sequence[Row], metric: str, arm: str, of: str) -> Claim:
+    """And in how many of the seeds each part is of the more sensitive half."""
+    sign = -1 if lower_is_better(metric) else 1
+    ends: dict[str, dict[int, float]] = {arm: {}, of: {}}
+    for row in rows:
+        if row["role"] == RUN and row["arm"] in ends:
+            ends[row["arm"]][row["seed"]] = sign * row.metrics.get(metric, math.nan)
+    rises: dict[int, dict[str, float]] = {}
+    kind = finest([kind for _, kind in parts_in(row for row in rows if row["arm"] == of)])
+    for row in paths(rows, kind, of):
+        rises.setdefault(row["seed"], {})[row["part"]] = row.metrics["fall/train/loss/interpolate"]
+    times = Counter(part for own in rises.values() for part in halves(own)[0])
+    half = ", ".join(f"{short(part)} {n}" for part, n in times.most_common())
+    found = paired(ends[arm], ends[of])
+    measured = f"{found}; in so many of {len(rises)} seeds a part is of the more sensitive half: {half}"
+    claim = f"Options by how sensitive a part is help: {arm} ends better than {of}."
+    return judge(claim, WHAT, found, measured=measured)
 
 
 def _mean(values: dict[int, float]) -> float:

@@ -4,6 +4,7 @@ Also the part of a network that is put back to initial weights before a training
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from accelerando.algorithms.connectivity.walk import evenly_spaced
 from accelerando.algorithms.progress import Progress
 from accelerando.algorithms.snapshots import SnapshotWriter, find_snapshot
 
-from .interpolation_cells import BEGIN, WHOLE
+from .interpolation_cells import BEGIN, WHOLE, alone
 from .measured_paths import END, AtEnd, Curves, Found, check_paths, device_of
 
 MEASURED, TOP = "paths", "top"  # in a run's results
@@ -30,13 +31,14 @@ KINDS = {"layers": "layer", "blocks": "block"}
 class PathsOfTraining(AtEnd):
     """At the end of a run, measures the paths from its beginning, and from later moments, to its end.
 
-    And those along which one part alone goes from its first weights to its last, with all others at the end. The
+    And those along which one part alone goes from its first weights to its last, with all others at one of them. The
     run's snapshots must hold these moments and `1dur`. Loss and error are those of `AtEnd.curves`.
 
     Args:
         steps: moments after the beginning.
         parts: `layers`, `blocks`, or both; a block of one layer is measured once.
         named_parts: patterns of the names of a part's tensors, by a name of its own.
+        part_others: where the others are: at their `end`, at their `begin`, or both in turn.
         points: of a path of all weights, with both ends.
         part_points: of a part's path.
         most_examples: how many there are of each data set at most, by default all.
@@ -51,6 +53,7 @@ class PathsOfTraining(AtEnd):
         steps: list[str] | None = None,
         parts: list[Literal["layers", "blocks"]] | None = None,
         named_parts: dict[str, list[str]] | None = None,
+        part_others: list[Literal["end", "begin"]] | None = None,
         points: int = 50,
         part_points: int = 11,
         most_examples: int | None = None,
@@ -60,6 +63,7 @@ class PathsOfTraining(AtEnd):
         training_batches: Callable[[Device], Iterator[Any]] | None = None,
     ):
         self.steps, self.parts, self.named_parts, self.points = steps or [], parts or [], named_parts or {}, points
+        self.part_others = part_others or ["end"]
         self.part_points, self.keep_top, self.top_folder = part_points, keep_top, top_folder
         super().__init__([], most_examples, own_folder, training_batches)
 
@@ -69,20 +73,24 @@ class PathsOfTraining(AtEnd):
 
     def found(self, run: FinishedRun) -> dict[str, Any]:
         state, device = run.state, device_of(run.state)
-        begin, end = (find_snapshot(self.own_folder, at).weights() for at in (BEGIN, END))
+        ends = {which: find_snapshot(self.own_folder, at).weights() for which, at in (("begin", BEGIN), ("end", END))}
+        begin, end = ends.values()
         measured, top = [], {}
         for step in (BEGIN, *self.steps):
             snapshot = find_snapshot(self.own_folder, step)
-            start = snapshot.weights()
+            start = begin if step == BEGIN else snapshot.weights()
             path = linear_path(start, end, device=device)
             curves, _ = self.curves(state, path, self.points)
             about = {"kind": WHOLE, "part": "all", "start": step, "k": snapshot.place["batch"]}
             measured.append({**about, "distance": distance(start, end), "curves": curves})
             if step == BEGIN and self.keep_top:
                 top = {TOP: self._keep_top(state, path, curves)}
-        for part, (kind, names) in parts_of(composer_model(state), self.parts, self.named_parts).items():
-            path = linear_path(begin, end, include=names, device=device)
+        parts = parts_of(composer_model(state), self.parts, self.named_parts)
+        for others, (part, (kinds, names)) in product(self.part_others, parts.items()):
+            whole = len(names) == len(end)  # a part that is the network has no others
+            path = linear_path(begin, end, include=names, fixed=None if whole else ends[others], device=device)
             curves, _ = self.curves(state, path, self.part_points)
+            kind = kinds if others == "end" else alone(kinds)
             about = {"kind": kind, "part": part, "start": BEGIN, "k": 0}
             measured.append({**about, "distance": distance(begin, end, names), "curves": curves})
         return {MEASURED: measured, **top}

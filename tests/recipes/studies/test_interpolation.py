@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from studies import Watch, config, lines, outcome, refused, results, table, without_seconds
 
-from accelerando.algorithms.connectivity import distance, evaluate_path, interpolate, linear_path
+from accelerando.algorithms.connectivity import distance, evaluate_path, interpolate, layers_of, linear_path
 from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.models.builders import resnet_cifar
@@ -27,17 +28,19 @@ arms:
   top: {from: {top_of: plain}}
   reset: {from: {end_of: plain, reset: ['module.3.*']}}
   linear: {model: {lenet_300_100: {image_size: 8, width: 6}}}
+  slow: {by_sensitivity: {of: plain, sensitive: {weight_decay: 0.1}, insensitive: {lr: 0.01}}}
 origins:
   random_labels: {train_data: {noisy_labels: {of: {digits: {}}, fraction: 1.0}}}
 steps: [2ba]
 parts: [layers, blocks]
+part_others: [end, begin]
 named_parts: {convolutions: ['*conv?.*']}
 points: 5
 part_points: 3
 path_examples: 40
 seeds: [1]
 """
-ARMS = ["plain", "decay", "adversarial", "top", "reset", "linear"]
+ARMS = ["plain", "decay", "adversarial", "top", "reset", "linear", "slow"]
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 FIRST, BLOCK = "module.0.weight", "module.3.conv1.weight"
 LENGTH = 4
@@ -83,7 +86,9 @@ def test_a_study_and_what_it_leaves(whole):
     assert [row["arm"] for row in rows if row["role"] == "run"] == ARMS
     assert [row["arm"] for row in paths if row["start"] == "0ba" and row["kind"] == "training"] == ARMS
     assert [(row["arm"], row["k"]) for row in paths if row["start"] == "2ba"] == [("plain", 2)]
-    parts = {row["part"]: row["kind"] for row in paths if row["kind"] != "training"}
+    parts = {row["part"]: row["kind"] for row in paths if row["kind"] != "training" and "alone" not in row["kind"]}
+    moved = {row["part"]: row["kind"].replace(" alone", "") for row in paths if "alone" in row["kind"]}
+    assert moved == parts
     assert len(parts) == PARTS and parts["module.3"] == "block" and parts["module.8"] == "layer, block"
     assert parts["module.3.conv1"] == "layer" and parts["convolutions"] == "named"
     assert [row["arm"] for row in paths if "fall/test/loss/recompute" not in row.metrics] == ["linear"]
@@ -91,34 +96,45 @@ def test_a_study_and_what_it_leaves(whole):
     assert len(lines(folder / "paths.csv")) == len(paths) and len(lines(folder / "sensitivity.csv")) == 2 * PARTS
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     told = (folder / "claims.md").read_text()
-    assert told.count("arXiv:2012.06898") == 4 and told.count("arXiv:2106.16004") == 4
+    assert told.count("arXiv:2012.06898") == 4 and told.count("arXiv:2106.16004") == 5
 
 
 @pytest.mark.parametrize(
-    ("part", "step", "names"),
-    [("all", "0ba", None), ("all", "2ba", None), ("module.3.conv1", "0ba", ["module.3.conv1.*", "module.3.bn1.*"])],
+    ("part", "step", "names", "others"),
+    [
+        ("all", "0ba", None, "end"),
+        ("all", "2ba", None, "end"),
+        ("module.3.conv1", "0ba", ["module.3.conv1.*", "module.3.bn1.*"], "end"),
+        ("module.3.conv1", "0ba", ["module.3.conv1.*", "module.3.bn1.*"], "begin"),
+    ],
 )
-def test_paths_are_those_of_the_networks(part, step, names, whole):
+def test_paths_are_those_of_the_networks(part, step, names, others, whole):
     """Measured again by a plain loop: load the weights of a point, evaluate."""
     folder, _ = whole
     ends = kept(folder, "plain-seed1", step), kept(folder, "plain-seed1", "1dur")
     (row,) = (
         row
         for row in table(folder)
-        if row["role"] == "path" and (row["arm"], row["part"], row["start"]) == ("plain", part, step)
+        if row["role"] == "path"
+        and (row["arm"], row["part"], row["start"]) == ("plain", part, step)
+        and row["kind"].endswith(" alone") == (others == "begin")
     )
     model, points = resnet_cifar(depth=8, width=4, in_channels=1).eval(), 5 if part == "all" else 3
     for data in ("test", "train"):
         images, labels = first_of(Digits(split=data), (40,))[0]
         for i, alpha in enumerate(np.linspace(0, 1, points)):
-            model.load_state_dict(interpolate(*ends, alpha, include=names or ["*"]))
+            whole_line = interpolate(*ends, alpha)
+            fixed = ends[others == "end"]
+            moves = [name for name in fixed if not names or any(fnmatchcase(name, pattern) for pattern in names)]
+            model.load_state_dict({**fixed, **{name: whole_line[name] for name in moves}})
             with torch.no_grad():
                 logits = model((images, labels))
             loss = torch.nn.functional.cross_entropy(logits, labels).item()
             error = 100 * (logits.argmax(1) != labels).float().mean().item()
             assert row[f"path/{data}/loss/interpolate/{i:03}"] == pytest.approx(loss, rel=1e-4)
             assert row[f"path/{data}/error/interpolate/{i:03}"] == pytest.approx(error)
-    path, train = linear_path(*ends, include=names or ["*"]), first_of(Digits(split="train"), (32, 8))
+    fixed = {"fixed": ends[0]} if others == "begin" else {}
+    path, train = linear_path(*ends, include=names or ["*"], **fixed), first_of(Digits(split="train"), (32, 8))
     own = {"batch_norm": "recompute", "statistics": train, "forward": lambda model, batch: model(batch)}
     found = evaluate_path(model, path, points, first_of(Digits(split="test"), (32, 8)), **own).means["loss"]
     assert [row[f"path/test/loss/recompute/{i:03}"] for i in range(points)] == pytest.approx(found, rel=1e-4)
@@ -148,8 +164,33 @@ def test_each_arm_begins_where_it_says(whole):
     assert torch.equal(begun["module.3.bn1.running_mean"], torch.zeros(4))
 
 
+def test_options_by_sensitivity_are_those_of_the_halves(whole):
+    """By how far the training loss rises, on the plain run's own paths; the first step is taken again by hand."""
+    folder, _ = whole
+    rises = {
+        row["part"]: row["path/train/loss/interpolate/000"] - row["path/train/loss/interpolate/002"]
+        for row in table(folder)
+        if row["role"] == "path" and row["arm"] == "plain" and "layer" in row["kind"].split(", ")
+    }
+    order = sorted(rises, key=rises.get)
+    insensitive, sensitive = order[: len(order) // 2], order[len(order) // 2 :]
+    assert len(order) == 10
+    made = OmegaConf.load(folder / "slow-seed1" / "config.yaml").optimizer.sgd
+    (slow,), (decayed,) = (
+        [key for key, own in made.groups.items() if option in own] for option in ("lr", "weight_decay")
+    )
+    assert made.groups[slow] == {"lr": 0.01} and made.groups[decayed] == {"weight_decay": 0.1}
+    model = resnet_cifar(depth=8, width=4, in_channels=1)
+    layers, trained = layers_of(model), [name for name, _ in model.named_parameters()]
+    for key, half in ((slow, insensitive), (decayed, sensitive)):
+        assert {*key.split("|")} == {name for part in half for name in layers[part] if name in trained}
+    assert {*slow.split("|"), *decayed.split("|")} == {*trained}
+    first = {arm: kept(folder, f"{arm}-seed1", "0ba") for arm in ("plain", "slow")}
+    assert all(torch.equal(first["slow"][name], value) for name, value in first["plain"].items())
+
+
 def test_what_is_done_is_not_done_again(copied, tmp_path):
-    assert dry_run(plan(study(tmp_path))).endswith("7 runs, 7 times 4ba; 0 left, 0 times")
+    assert dry_run(plan(study(tmp_path))).endswith("8 runs, 8 times 4ba; 0 left, 0 times")
     more = study(tmp_path)
     more.study.interpolation.arms.rate = {"optimizer": {"sgd": {"lr": 0.01}}}
     assert [row["arm"] for row in outcome(more).rows if row["role"] == "run"] == [*ARMS, "rate"]
@@ -168,7 +209,7 @@ def without_top(rows):
 
 @pytest.mark.parametrize("kill_at", [6, 11])
 def test_killed_at_any_time_it_goes_on(whole, kill_at, tmp_path):
-    arms = ("plain", "reset") if kill_at == 6 else ("plain", "adversarial")
+    arms = ("plain", "slow") if kill_at == 6 else ("plain", "adversarial")
     given = study(tmp_path)
     for arm in ARMS:
         if arm not in arms:
@@ -210,6 +251,14 @@ def test_a_snapshot_that_is_gone_fails_what_needs_it_in_one_line(copied, tmp_pat
         ("origins.plain={}", "arms.plain: an origin has that name too"),
         ("detailed=[nobody]", "detailed: ['nobody'] given; expected different ones, of plain, decay"),
         ("parts=[neurons]", "parts"),
+        ("arms.slow.by_sensitivity.of=reset", "arms.slow.by_sensitivity.of: 'reset' given, but it is not"),
+        ("arms.slow.by_sensitivity={of: plain}", "arms.slow.by_sensitivity: no options given; expected sensitive or"),
+        ("arms.slow.by_sensitivity.sensitive={lrr: 1}", "arms.slow.by_sensitivity.sensitive.lrr: unknown argument"),
+        ("arms.slow.max_duration=1ba", "arms.slow.max_duration: given beside by_sensitivity, by which all else is as"),
+        ("arms.slow.from={end_of: plain}", "arms.slow.from: given beside by_sensitivity"),
+        ("arms.plain.optimizer.sgd.groups={'*bias': {lr: 1}}", "slow.by_sensitivity.of: the optimizer of plain has"),
+        ("part_others=[begin]", "arms.slow.by_sensitivity.of: 'plain' given, but it is not an arm before it that"),
+        ("part_others=[]", "part_others: [] given; expected different ones, of end, begin"),
         ("named_parts={x: [nothing.*]}", "named_parts.x: no tensor is called 'nothing.*'"),
         ("named_parts={module.3: ['*']}", "named_parts.module.3: module.3 is the name of another part already"),
         ("points=2", "points: 2 given; expected 3 or more"),
@@ -225,6 +274,8 @@ def test_mistakes_in_its_keys_are_one_line(override, message, tmp_path):
     if override.endswith("from={}"):
         given.study.interpolation.arms.top["from"] = {"top_of": "plain", "end_of": "decay"}
         override = "points=5"
+    if override == "arms.slow.by_sensitivity={of: plain}":
+        given.study.interpolation.arms.slow, override = {"by_sensitivity": {"of": "plain"}}, "points=5"
     if override.startswith("arms.top.from={end_of"):
         given.study.interpolation.arms.top = {}
     said = refused(tmp_path, given, f"study.interpolation.{override}")
@@ -267,7 +318,7 @@ def run_and_paths(arm, seed, value, loss, later=None, parts=(), how="interpolate
             yield Row(**none, tags=about, metrics=metrics_of_path(path))
     for i, cost in enumerate(parts):
         about = {**tags, "role": "path", "kind": "layer", "part": f"module.{i}", "start": "0ba", "k": 0}
-        metrics = {f"fall/test/{name}/{how}": cost + seed / 10 for name in ("error", "loss")}
+        metrics = {f"fall/{data}/{how}": cost + seed / 10 for data in ("test/error", "test/loss", "train/loss")}
         yield Row(**none, tags=about, metrics=metrics)
 
 
@@ -278,10 +329,11 @@ MODERN = "In modern settings test loss and error stay high"
 MIDDLE = "From a state in the middle of training the test loss rises"
 SHAPE = "The shape of the path from the beginning to the end does not tell how good the end is."
 LAYERS = "Some layers are more sensitive"
+OPTIONS = "Options by how sensitive a part is help"
 UNTOLD = "cannot be told here"
 
 
-def verdict(claim, setting="modern", loss=PLATEAU, later=HUMP, parts=(0.0, 5.0), values=None, seeds=3):
+def verdict(claim, setting="modern", loss=PLATEAU, later=HUMP, parts=(0.0, 5.0), values=None, seeds=3, custom=0.95):
     """Of made-up arms: one, or, of these accuracies, several whose paths stay high the longer, the later they come."""
     rows = []
     for seed in range(seeds):
@@ -289,7 +341,10 @@ def verdict(claim, setting="modern", loss=PLATEAU, later=HUMP, parts=(0.0, 5.0),
         for i, value in enumerate(values or ()):
             shape = tuple(np.interp(np.linspace(0, 1, 21), [0, (i + 1) / 40, 0.999, 1], [2, 2.0, 2 - i / 30, 0]))
             rows += run_and_paths(f"arm{i}", seed, value, shape)
-    (found,) = (one for one in claims_of(rows, ACCURACY, setting, ["plain"]) if one.claim.startswith(claim))
+        custom_rows = run_and_paths("slow", seed, custom + 0.002 * seed * (custom == 0.9), loss)
+        rows += custom_rows if claim == OPTIONS else []
+    told = claims_of(rows, ACCURACY, setting, ["plain"], {"slow": "plain"})
+    (found,) = (one for one in told if one.claim.startswith(claim))
     assert found.why
     return found.verdict
 
@@ -307,6 +362,9 @@ def verdict(claim, setting="modern", loss=PLATEAU, later=HUMP, parts=(0.0, 5.0),
         (MIDDLE, UNTOLD, {"later": None}),
         (LAYERS, "holds", {}),
         (LAYERS, "fails", {"parts": (3.0, 3.1)}),
+        (OPTIONS, "holds", {}),
+        (OPTIONS, "fails", {"custom": 0.8}),
+        (OPTIONS, UNTOLD, {"custom": 0.9}),
         (SHAPE, UNTOLD, {}),
         (SHAPE, "fails", {"values": [0.5 + i / 50 for i in range(20)]}),
         *((claim, UNTOLD, {"seeds": 1}) for claim in (MODERN, MIDDLE, LAYERS)),
