@@ -67,7 +67,7 @@ def difference(values: ArrayLike) -> Difference:
         nan = math.nan
         return Difference(mean=float(d.mean()) if n else nan, low=nan, high=nan, p=nan, pairs=n, detectable=nan)
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
-    if error < 1e-12 * np.abs(d).max():  # equal but for rounding
+    if error < 1e-4 * np.abs(d).max():  # equal but for rounding: metrics are of 32 bits
         error = 0.0
     reach = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
