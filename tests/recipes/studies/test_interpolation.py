@@ -28,7 +28,7 @@ arms:
   reset: {from: {end_of: plain, reset: ['module.3.*']}}
   linear: {model: {lenet_300_100: {image_size: 8, width: 6}}}
 origins:
-  random_labels: {train_data: {noisy_labels: {of: {digits: {}}, fraction: 1.0}}}
+  random_labels: {train_data: {noisy_labels: {of: {digits: {}}, fraction: 0.9}}}
 steps: [2ba]
 parts: [layers, blocks]
 named_parts: {convolutions: ['*conv?.*']}
