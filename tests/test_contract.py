@@ -198,7 +198,7 @@ def has_path(run: Trainer, plain: Trainer) -> bool:
 
 def has_forgotten(run: Trainer, plain: Trainer) -> bool:
     own = [algorithm.forgetting for algorithm in run.state.algorithms if isinstance(algorithm, ours.ForgettingEvents)]
-    return bool(own) and own[0].looks == run.state.timestamp.batch // 2 and len(own[0].events) == 30
+    return bool(own) and own[0].looks == run.state.timestamp.batch.value // 2 and len(own[0].events) == 30
 
 
 def has_scores(run: Trainer, plain: Trainer) -> bool:
