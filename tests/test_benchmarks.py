@@ -147,5 +147,5 @@ def test_examples_are_scored_beside_scripts_that_find_the_same(script, capsys):
     assert [TIMED.sub("", title) for title in found] == titles
     for lines in found.values():
         assert [line.split()[0] for line in lines] == ["plain", "ours", "ours"]
-        (apart,) = re.findall(r"ours / plain script .*; values at most (\S+) apart", "".join(lines))
+        (apart,) = re.findall(r"ours / plain script .*; at most (\S+) of the largest value apart", "".join(lines))
         assert float(apart) < 1e-5
