@@ -30,8 +30,6 @@ class LooksAtExamples(KeepsWeights):
         name = type(self).__name__
         check(name, "data", data is not None, "a DataLoader or DataSpec of the examples", data)
         check(name, "save_folder", "://" not in (save_folder or ""), "a local folder", save_folder)
-        if not callable(data):
-            check_order(name, ensure_data_spec(data).dataloader)
         self.data, self.target_key = data, target_key
         self._spec: DataSpec | None = None
         super().__init__(save_folder)
@@ -51,9 +49,10 @@ class LooksAtExamples(KeepsWeights):
         return {name: values[0] for name, values in found.items()}
 
     def spec(self, state: State) -> DataSpec:
-        """Returns the examples, which are built when they are first asked for."""
+        """Returns the examples, which are built when training begins; ValueError where they are not in order."""
         if self._spec is None:
             self._spec = ensure_data_spec(self.data(state.device) if callable(self.data) else self.data)
+            check_order(type(self).__name__, self._spec.dataloader)
         return self._spec
 
 

@@ -82,9 +82,11 @@ class Forgetting:
         self.keep(lambda: self.is_correct(model), progress)
 
     def begin(self, weights: Mapping[str, Any], progress: Progress, gone: bool = False) -> None:
-        """Counts from here on, unless a training goes on whose state is loaded."""
+        """Counts from here on, unless a training goes on whose state is loaded; that may have left its file behind."""
         if not self._resumed:
             self._ended = self._intervals(progress)
+        elif self.looks:
+            self._save()
 
     def note(self, place: dict[str, int]) -> None:
         """Does nothing: where an interval ends, the progress tells."""
@@ -102,6 +104,9 @@ class Forgetting:
         check(self.owner, "data", same, f"the {len(self.events)} examples of the looks before", len(correct))
         self.events = self.events + (self.correct & ~correct)
         self.learned, self.correct, self.looks = self.learned | correct, correct, self.looks + 1
+        self._save()
+
+    def _save(self) -> None:
         if self.file and rank() == 0:
             self._digest = self._digest or data_digest(self.data)
             save_scores(self.file, {"forgetting": self.scores()}, self._digest, looks=str(self.looks))
@@ -125,11 +130,13 @@ class Forgetting:
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {name: getattr(self, name) for name in ("events", "learned", "correct")}
-        return {**tensors, "looks": self.looks, "ended": self._ended}
+        return {**tensors, "looks": self.looks, "ended": self._ended, "interval": str(self.interval)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.events, self.learned, self.correct = (state[name].cpu() for name in ("events", "learned", "correct"))
         self.looks, self._ended, self._resumed = state["looks"], state["ended"], True
+        was, now = state["interval"], str(self.interval)
+        check(self.owner, "interval", was == now, f"{was}, as in the training that goes on", now)
 
     def _intervals(self, progress: Progress) -> int:
         return int(progress.elapsed(self.interval.unit) / (self.interval.value * SURELY))

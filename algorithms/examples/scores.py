@@ -33,7 +33,7 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the L2 norm of each example's error, its probabilities less the one-hot label: `(N,)`, 0 to sqrt(2).
 
     Logits are `(N, C)`, labels classes `(N,)` or probabilities `(N, C)`; in float32 at least (arXiv 2107.07075,
-    Definition 2.3, for one network). Raises ValueError for others.
+    where EL2N is the mean of it over networks). Raises ValueError for others.
     """
     return _errors(logits, labels).norm(dim=1)
 

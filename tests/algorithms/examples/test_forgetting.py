@@ -89,6 +89,10 @@ def test_bad_input_is_one_line():
     refused(lambda: Forgetting(shuffled), "Forgetting: data must be a loader in the order of its data set")
     forgetting = Forgetting(data(), "1ba")
     forgetting(noisy_network(), 1)
+    other = Forgetting(data(), "2ba")
+    refused(
+        lambda: other.load_state_dict(forgetting.state_dict()), "interval must be 1ba, as in the training that goes"
+    )
     forgetting.data = [*data()][:2]
     refused(lambda: forgetting(noisy_network(), 2), "data must be the 30 examples of the looks before, got 14")
 
@@ -134,3 +138,10 @@ def test_in_composer_nothing_is_changed(tmp_path):
     work = fit(ForgettingEvents(loader(7), "1ba", save_folder=str(tmp_path)), model=classifier(noisy_network()))
     one, two = plain.state.model.state_dict(), work.state.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_in_composer_data_in_another_order_are_refused_when_training_begins(tmp_path):
+    shuffled = DataLoader(TensorDataset(*examples()), 7, shuffle=True)
+    for data in (shuffled, lambda device: shuffled):
+        with pytest.raises(ValueError, match="ExampleScores: data must be a loader in the order of its data set"):
+            fit(ExampleScores(data, ["1dur"], save_folder=str(tmp_path)))
