@@ -39,6 +39,9 @@ from .connectivity import (
 )
 from .cyclic import Cycles, MultiplicativeCyclicLR, cycle_ends, cyclic_multiplier
 from .distillation import Distiller, add_distillation, distillation_kl, distillation_mse, draw_teachers
+from .examples.files import data_digest, load_scores, save_scores
+from .examples.forgetting import Forgetting
+from .examples.scores import easiest_first, el2n, error_l1, gradient_norms, margins, score_examples
 from .label_smoothing import Smoother, smooth_labels
 from .labelled_positions import HeadPositions, Labelled
 from .mixup import Mixer, mix_targets, mixup_batch
@@ -83,6 +86,8 @@ if TYPE_CHECKING:
         BlurPool,
         ChannelsLast,
         Distillation,
+        ExampleScores,
+        ForgettingEvents,
         LabelledPositions,
         LabelSmoothing,
         LinearPath,
@@ -100,6 +105,8 @@ _OF_COMPOSER = frozenset(
         "BlurPool",
         "ChannelsLast",
         "Distillation",
+        "ExampleScores",
+        "ForgettingEvents",
         "LabelSmoothing",
         "LabelledPositions",
         "LinearPath",
@@ -123,6 +130,9 @@ __all__ = [
     "Cycles",
     "Distillation",
     "Distiller",
+    "ExampleScores",
+    "Forgetting",
+    "ForgettingEvents",
     "HeadPositions",
     "HessianDiagonal",
     "HessianEigenvalues",
@@ -167,6 +177,7 @@ __all__ = [
     "compression_ratio",
     "cycle_ends",
     "cyclic_multiplier",
+    "data_digest",
     "dense_targets",
     "disagreement",
     "distance",
@@ -174,6 +185,9 @@ __all__ = [
     "distillation_kl",
     "distillation_mse",
     "draw_teachers",
+    "easiest_first",
+    "el2n",
+    "error_l1",
     "error_per_example",
     "evaluate_path",
     "evaluate_plane",
@@ -182,6 +196,7 @@ __all__ = [
     "find_snapshot",
     "find_snapshots",
     "gradient_magnitude",
+    "gradient_norms",
     "gradual_density",
     "grasp",
     "hessian_diagonal",
@@ -195,9 +210,11 @@ __all__ = [
     "level_densities",
     "linear_path",
     "load_masks",
+    "load_scores",
     "load_teacher",
     "loss_per_example",
     "magnitude",
+    "margins",
     "mask_gradients",
     "mask_optimizers",
     "mix_targets",
@@ -209,6 +226,8 @@ __all__ = [
     "random_scores",
     "recompute_statistics",
     "save_masks",
+    "save_scores",
+    "score_examples",
     "smooth_labels",
     "snip",
     "support_mismatch",

@@ -5,12 +5,21 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def labels_key(batch: Any, target_key: Any) -> Any:
     """Where the labels stand: at `target_key`; in a batch that is a mapping its default, 1, means "labels"."""
     return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on the device."""
+    if hasattr(batch, "to"):  # a tensor, or a batch of Hugging Face's
+        return batch.to(device)
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, batch)
 
 
 def target_in(name: str, batch: Any, target_key: Any) -> Tensor:

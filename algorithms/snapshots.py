@@ -229,16 +229,20 @@ class SnapshotWriter:
         if not due:
             return
         self.kept |= dict.fromkeys(due, progress.batch)
+        at = [text for text, batch in self.kept.items() if batch == progress.batch]
+        about = {"at": at, "place": self._place, "place_before": self._before}
+        texts = {"seed": str(seed), "shift": str(shift)}
+        self.write(weights, progress.batch, texts | {name: json.dumps(value) for name, value in about.items()})
+
+    def write(self, weights: Callable[[], Mapping[str, Tensor]], batch: int, texts: dict[str, str]) -> None:
+        """Writes what is kept after so many updates, with these metadata; called by all ranks."""
         if rank() != 0:
             return
-        file = self.file(progress.batch)
+        file = self.file(batch)
         if self.full is not None:
             with written_whole(file.with_suffix(".pt")) as path:
                 torch.save({**_states(self.full), _GENERATORS: generator_states()}, path)
-        at = [text for text, batch in self.kept.items() if batch == progress.batch]
-        about = {"at": at, "place": self._place, "place_before": self._before}
-        texts = {"format": "pt", "seed": str(seed), "shift": str(shift)}
-        write_safetensors(file, weights(), texts | {name: json.dumps(value) for name, value in about.items()})
+        write_safetensors(file, weights(), {"format": "pt", **texts})
 
     def _progress(self, step: int) -> Progress:
         told = {"ba": True, "dur": self.steps is not None, "ep": self.batches_per_epoch is not None}

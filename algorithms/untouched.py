@@ -4,12 +4,16 @@ import copy
 import types
 from collections import deque
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+from .generators import untouched_generators
 
 
 class _OfValues(TorchFunctionMode):
@@ -59,6 +63,18 @@ def kept(model: nn.Module) -> Iterator[None]:
         for module, was in saved:
             vars(module).clear()
             vars(module).update(was)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models are in evaluation mode, without gradients; they and the global random generators are afterwards as
+    before, but for weights that are written to."""
+    devices = {tensor.device for model in models for tensor in chain(model.parameters(), model.buffers())}
+    with torch.no_grad(), untouched_generators(each for each in devices if each.type == "cuda"), ExitStack() as stack:
+        for model in models:
+            stack.enter_context(kept(model))
+            model.eval()
+        yield
 
 
 def _copy(value: Any, copies: dict[int, Any]) -> Any:

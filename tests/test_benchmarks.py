@@ -135,3 +135,17 @@ def test_paths_are_timed_beside_a_script_that_finds_the_same(script, capsys):
         assert TIMED.search(title) and all(any(re.match(rf" +{each}", line) for line in lines) for each in promised)
         (apart,) = re.findall(r"losses at most (\S+) of them apart", "".join(lines))
         assert float(apart) < 1e-6
+
+
+def test_examples_are_scored_beside_scripts_that_find_the_same(script, capsys):
+    examples = script("examples")
+    examples.main(examples.parse(["--small"]))
+    found = sections(capsys.readouterr().out)
+    scored, norms = "EL2N of 100 images by 2 networks", "norms of the gradients of 10 images"
+    kinds = (f"{scored}, in memory", f"{scored}, DataLoader", norms)
+    titles = [f"{name}: {kind}" for name in ("LeNet-300-100", "ResNet-8") for kind in kinds]
+    assert [TIMED.sub("", title) for title in found] == titles
+    for lines in found.values():
+        assert [line.split()[0] for line in lines] == ["plain", "ours", "ours"]
+        (apart,) = re.findall(r"ours / plain script .*; at most (\S+) of the largest value apart", "".join(lines))
+        assert float(apart) < 1e-5

@@ -196,8 +196,24 @@ def has_path(run: Trainer, plain: Trainer) -> bool:
     return path.end == run.state.timestamp.batch.value and len(losses) == 3 and losses[0] > losses[-1]
 
 
+def has_forgotten(run: Trainer, plain: Trainer) -> bool:
+    own = [algorithm.forgetting for algorithm in run.state.algorithms if isinstance(algorithm, ours.ForgettingEvents)]
+    return bool(own) and own[0].looks == run.state.timestamp.batch.value // 2 and len(own[0].events) == 30
+
+
+def has_scores(run: Trainer, plain: Trainer) -> bool:
+    own = [algorithm for algorithm in run.state.algorithms if isinstance(algorithm, ours.ExampleScores)]
+    if not own:
+        return False
+    assert [*own[0].kept.values()] == [3, run.state.timestamp.batch.value]
+    early, late = (ours.find_snapshot(SCORES, moment).weights()["loss"] for moment in own[0].kept)
+    return len(early) == len(late) == 30 and bool((early != late).any())
+
+
 SNAPSHOTS = tempfile.mkdtemp()
 PATH = tempfile.mkdtemp()
+FORGETTING = tempfile.mkdtemp()
+SCORES = tempfile.mkdtemp()
 PATTERNS: list[dict[str, Any]] = [
     {"include": ()},
     {"include": "conv"},
@@ -225,6 +241,44 @@ CASES = {
         required=lambda: {"teachers": network()},
         chosen=lambda distillation: distillation.drawn,
         build_on_text=lambda: ours.Distillation([masked_lm(seed=5), masked_lm(seed=6)], teachers_per_step=1),
+    ),
+    "ExampleScores": Case(
+        lambda: ours.ExampleScores(loader(7), ["3ba", "1dur"], ["el2n", "loss"], save_folder=SCORES),
+        has_scores,
+        [
+            *({"at": moments} for moments in ([], "1ep", ["soon"], ["1ep", "1ep"])),
+            *({"scores": names} for names in ([], ["gradient"])),
+            {"data": None},
+            {"save_folder": "s3://bucket/scores"},
+        ],
+        required=lambda: {"data": loader(7), "at": ["1ep"]},
+        changes_training=False,
+        on=("images",),
+        build_on_text=lambda: ours.ExampleScores(token_loader(7), ["3ba"], save_folder=SCORES),
+        chosen=lambda scores: [*scores.kept.values()],
+        shortest="3ba",
+        reads_to_choose=True,
+    ),
+    "ForgettingEvents": Case(
+        lambda: ours.ForgettingEvents(loader(7), "2ba", save_folder=FORGETTING),
+        has_forgotten,
+        [
+            *({"interval": time} for time in ("0ba", "0dur", "soon", "-1ba", "3sec", 3)),
+            {"data": None},
+            {"save_folder": "s3://bucket/forgetting"},
+        ],
+        required=lambda: {"data": loader(7)},
+        changes_training=False,
+        on=("images",),
+        build_on_text=lambda: ours.ForgettingEvents(token_loader(7), "2ba", save_folder=FORGETTING),
+        chosen=lambda forgetting: timeless(forgetting.forgetting.state_dict()),
+        points=lambda forgetting: [
+            {
+                "forgotten": float(forgetting.forgetting.events.sum()),
+                "learned": float(forgetting.forgetting.learned.sum()),
+            }
+        ],
+        reads_to_choose=True,
     ),
     "LabelSmoothing": Case(
         lambda: ours.LabelSmoothing(0.2),

@@ -147,6 +147,11 @@ TECHNIQUES = {
     "BlurPool": Technique(plain=blurpool),
     "ChannelsLast": Technique(plain=channels_last, changes_training=False),
     "Distillation": Technique(plain=distillation, arguments=teachers),
+    "ForgettingEvents": Technique(
+        plain=bare,
+        arguments=lambda: {"data": light.loader("images"), "save_folder": tempfile.mkdtemp()},
+        changes_training=False,
+    ),
     "LabelSmoothing": Technique(plain=label_smoothing, arguments=lambda: {"smoothing": 0.2}),
     "LabelledPositions": Technique(plain=labelled_positions, kind="text", changes_training=False),
     "LinearPath": Technique(

@@ -84,6 +84,15 @@ def saved_masks():
     return ours.load_masks(folder / "masks.safetensors", weights)
 
 
+def scores():
+    return ours.score_examples([linear, linear], [batch])
+
+
+def saved_scores():
+    ours.save_scores(folder / "scores.safetensors", scores(), ours.data_digest(batch))
+    return ours.load_scores(folder / "scores.safetensors", ours.data_digest(batch), 6)
+
+
 def path():
     ends = (linear.state_dict(), {name: value + 1 for name, value in linear.state_dict().items()})
     return ours.evaluate_path(linear, ends, 3, [batch])
@@ -112,6 +121,7 @@ USES = {
     "Curve": lambda: add_point(cycles),
     "Cycles": lambda: [cycles.ended(4), cycles.within(4), cycles.misfit(5), cycles.scaled(0.1).multiplier(0.15)],
     "Distiller": lambda: ours.Distiller(nn.Linear(4, 3))(logits.mean(), linear(batch[0]), batch[0], 0),
+    "Forgetting": lambda: ours.Forgetting([batch], "1ba")(linear, 1) or True,
     "HeadPositions": lambda: refused(TypeError, ours.HeadPositions, linear),
     "HessianDiagonal": lambda: isinstance(diagonal(), ours.HessianDiagonal) or None,
     "HessianEigenvalues": lambda: isinstance(eigenvalues(), ours.HessianEigenvalues) or None,
@@ -146,6 +156,7 @@ USES = {
     "compression_ratio": lambda: ours.compression_ratio(linear),
     "cycle_ends": lambda: next(ours.cycle_ends(1, 1)),
     "cyclic_multiplier": lambda: ours.cyclic_multiplier(1.5, 1, 1),
+    "data_digest": lambda: ours.data_digest(batch),
     "dense_targets": lambda: ours.dense_targets(logits, labels),
     "disagreement": lambda: ours.disagreement([0, 1], [0, 2]),
     "distance": lambda: ours.distance({"w": logits}, {"w": other}),
@@ -153,6 +164,9 @@ USES = {
     "distillation_kl": lambda: ours.distillation_kl(logits, other),
     "distillation_mse": lambda: ours.distillation_mse(logits, other),
     "draw_teachers": lambda: ours.draw_teachers(17, 0, 3, 2),
+    "easiest_first": lambda: ours.easiest_first(scores()["el2n"]),
+    "el2n": lambda: ours.el2n(logits, labels),
+    "error_l1": lambda: ours.error_l1(logits, labels),
     "error_per_example": lambda: ours.error_per_example(logits, labels),
     "evaluate_path": lambda: path().means,
     "evaluate_plane": lambda: plane_metrics().means["loss"],
@@ -161,6 +175,7 @@ USES = {
     "find_snapshot": lambda: write_snapshot() and ours.find_snapshot(folder, "0ba"),
     "find_snapshots": lambda: write_snapshot() and ours.find_snapshots(folder),
     "gradient_magnitude": lambda: ours.gradient_magnitude(linear, weights, [batch], cross_entropy),
+    "gradient_norms": lambda: ours.gradient_norms(linear, *batch),
     "gradual_density": lambda: ours.gradual_density(0.5, 0.1),
     "grasp": lambda: ours.grasp(linear, weights, [batch], cross_entropy),
     "hessian_diagonal": lambda: diagonal().values,
@@ -174,9 +189,11 @@ USES = {
     "level_densities": lambda: ours.level_densities(3, 0.2, "geometric"),
     "linear_path": lambda: ours.linear_path({"w": logits}, {"w": other})(0.3),
     "load_masks": lambda: saved_masks(),
+    "load_scores": lambda: saved_scores(),
     "load_teacher": lambda: ours.load_teacher(folder / "teacher.pt", nn.Linear(4, 3)),
     "loss_per_example": lambda: ours.loss_per_example(logits, labels),
     "magnitude": lambda: ours.magnitude(weights),
+    "margins": lambda: ours.margins(logits, labels),
     "mask_gradients": lambda: ours.mask_gradients(weights, masks) or masks,
     "mask_optimizers": lambda: ours.mask_optimizers([optimizer], weights, masks) or masks,
     "mix_targets": lambda: ours.mix_targets(logits, labels, labels.flip(0), 0.3),
@@ -188,6 +205,8 @@ USES = {
     "random_scores": lambda: ours.random_scores(weights, torch.Generator()),
     "recompute_statistics": lambda: ours.recompute_statistics(norm, [norm.state_dict()] * 2, 3, [batch])(0.5),
     "save_masks": lambda: saved_masks(),
+    "save_scores": lambda: saved_scores(),
+    "score_examples": lambda: scores()["el2n"],
     "smooth_labels": lambda: F.cross_entropy(logits, ours.smooth_labels(logits, labels)),
     "snip": lambda: ours.snip(linear, weights, [batch], cross_entropy),
     "support_mismatch": lambda: ours.support_mismatch({"w": logits}, {"w": other}),

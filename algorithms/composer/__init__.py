@@ -4,6 +4,7 @@ from .blurpool import BlurPool
 from .channels_last import ChannelsLast
 from .cyclic import MultiplicativeCyclicScheduler
 from .distillation import Distillation
+from .examples import ExampleScores, ForgettingEvents
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
 from .linear_path import LinearPath
@@ -16,6 +17,8 @@ __all__ = [
     "BlurPool",
     "ChannelsLast",
     "Distillation",
+    "ExampleScores",
+    "ForgettingEvents",
     "LabelSmoothing",
     "LabelledPositions",
     "LinearPath",

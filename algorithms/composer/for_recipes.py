@@ -24,7 +24,8 @@ class Supply(Enum):
     TRANSFORM = "a function from batches on the device to what the model sees, to be called once training begins"
     FILE = "the path that the YAML gives, which may lie in the folder of all runs"
     FOLDERS = "a list of paths that the YAML gives, each of which may lie in the folder of all runs"
-    TRAINING_DATA = "a function from a device to batches of the training data in evaluation: in order, not augmented"
+    EXAMPLES = "a function from a device to a DataSpec of the training data in evaluation: in order, not augmented"
+    TRAINING_DATA = "a function from a device to the batches of EXAMPLES, on the device and as the model sees them"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,10 @@ class KeepsWeights(ForRecipes, EventAlgorithm):
         """Makes what keeps them in a folder."""
         raise NotImplementedError
 
+    def due(self, state: State) -> Any:
+        """Returns what the writer is given where something is due: by default copies of weights and buffers by name."""
+        return trained_weights(state)
+
     @property
     def kept(self) -> dict[str, int]:
         """The batch of each moment."""
@@ -92,8 +96,7 @@ class KeepsWeights(ForRecipes, EventAlgorithm):
 
     def _keep(self, state: State, logger: Logger) -> None:
         shift = getattr(getattr(state.train_dataloader, "sampler", None), "shift", 0)
-        weights = partial(trained_weights, state)
-        self._writer.keep(weights, progress_of(state), seed=state.rank_zero_seed, shift=int(shift))
+        self._writer.keep(partial(self.due, state), progress_of(state), seed=state.rank_zero_seed, shift=int(shift))
 
     def _finish(self, state: State, logger: Logger) -> None:
         if (missing := self._writer.missing) and is_first():
@@ -155,7 +158,7 @@ class Snapshots(KeepsWeights):
             return
         self._written = now
         with (
-            _trained(state),
+            trained(state),
             _untouched_before_updates(state.optimizers),
             written_whole(self._writer.file(now).with_suffix(".pt"), here=is_first()) as file,
         ):
@@ -165,7 +168,7 @@ class Snapshots(KeepsWeights):
 
 def trained_weights(state: State) -> dict[str, Tensor]:
     """Copies of the weights and buffers that are trained, also where EMA has put its averages in their place."""
-    with _trained(state):
+    with trained(state):
         return copied_weights(composer_model(state))
 
 
@@ -191,7 +194,7 @@ def _untouched_before_updates(optimizers: Iterable[Optimizer]) -> Iterator[None]
 
 
 @contextmanager
-def _trained(state: State) -> Iterator[None]:
+def trained(state: State) -> Iterator[None]:
     """The model holds the trained weights, also where EMA has put its averages in their place for a checkpoint."""
     swapped = [
         algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA) and algorithm.ema_weights_active

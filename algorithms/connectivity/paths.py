@@ -107,7 +107,7 @@ def evaluate_path(
             examples += len(targets)
             # Together, so that the host waits for the device once a batch, and not at every point.
             for name, column in zip(metrics, zip(*rows, strict=True), strict=True):
-                values = _values(name, column, targets.shape[:1])
+                values = stacked("evaluate_path", name, column, targets.shape[:1])
                 sums[name] += values.double().sum(1)
                 if per_example:
                     found[name].append(values)
@@ -120,9 +120,9 @@ def evaluate_path(
     )
 
 
-def _values(name: str, column: Sequence[Any], shape: torch.Size) -> Tensor:
+def stacked(owner: str, name: str, column: Sequence[Any], shape: torch.Size) -> Tensor:
     """A metric of each point and example, on the CPU."""
     shapes = {value.shape if isinstance(value, Tensor) else type(value).__name__ for value in column}
     fits = shapes == {shape}
-    check("evaluate_path", f"metrics[{name!r}]", fits, f"of one value for each example, {tuple(shape)}", shapes)
+    check(owner, f"metrics[{name!r}]", fits, f"of one value for each example, {tuple(shape)}", shapes)
     return torch.stack([*column]).cpu()

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from ..batches import moved
 from ..checkpoints import some
-from ..generators import untouched_generators
-from ..untouched import kept
+from ..untouched import evaluating
 from ..validation import check
 from .interpolation import Path, State, is_averaged, linear_path
 
@@ -21,6 +21,13 @@ Forward = Callable[[nn.Module, Any], Any]
 def evenly_spaced(points: int) -> list[float]:
     """Returns so many places on a path, 2 or more, from 0 to 1."""
     return [number / (points - 1) for number in range(points)]
+
+
+def on_inputs(owner: str, model: nn.Module, batch: Any) -> Any:
+    """Returns the outputs for the inputs of a pair (inputs, targets); ValueError, which names the owner, for others."""
+    pair = isinstance(batch, tuple | list)
+    check(owner, "forward", pair, "given for batches other than (inputs, targets)", type(batch).__name__)
+    return model(batch[0])
 
 
 class Walk:
@@ -39,7 +46,7 @@ class Walk:
         alphas: int | Sequence[float],
         forward: Forward | None,
     ):
-        self.owner, self.forward = owner, forward or self._of_inputs
+        self.owner, self.forward = owner, forward or partial(on_inputs, owner)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         self.model, self.points = model, self._points(alphas)
@@ -58,9 +65,7 @@ class Walk:
         Afterwards the model and the global random generators are as they were.
         """
         saved = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), untouched_generators(devices), kept(self.model):
-            self.model.eval()
+        with evaluating(self.model):
             try:
                 self.own = self.model.state_dict()
                 yield self.own
@@ -72,10 +77,7 @@ class Walk:
     def batches(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches on the model's device."""
         for batch in batches:
-            if hasattr(batch, "to"):  # a tensor, or a batch of Hugging Face's
-                yield batch.to(self.device)
-            else:
-                yield tree_map(lambda value: value.to(self.device) if isinstance(value, Tensor) else value, batch)
+            yield moved(batch, self.device)
 
     def outputs(self, batch: Any) -> Iterator[tuple[float, Any]]:
         """Each point, and the outputs there."""
@@ -97,11 +99,6 @@ class Walk:
                 )
             target.copy_(value)
         torch.clear_autocast_cache()  # which holds the weights of the last point in half precision
-
-    def _of_inputs(self, model: nn.Module, batch: Any) -> Any:
-        pair = isinstance(batch, tuple | list)
-        check(self.owner, "forward", pair, "given for batches other than (inputs, targets)", type(batch).__name__)
-        return model(batch[0])
 
     def _points(self, alphas: int | Sequence[float]) -> list[float]:
         if isinstance(alphas, int):

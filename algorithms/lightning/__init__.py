@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 from .blurpool import BlurPool
 from .channels_last import ChannelsLast
 from .distillation import Distillation
+from .examples import ForgettingEvents
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
 from .linear_path import LinearPath
@@ -23,6 +24,7 @@ __all__ = [
     "BlurPool",
     "ChannelsLast",
     "Distillation",
+    "ForgettingEvents",
     "LabelSmoothing",
     "LabelledPositions",
     "LinearPath",

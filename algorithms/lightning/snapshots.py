@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,10 @@ class KeepsWeights(Counted):
     def new_writer(self, folder: Path) -> SnapshotWriter:
         """Makes what keeps them in a folder."""
         raise NotImplementedError
+
+    def due(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Returns what the writer is given where something is due: by default copies of weights and buffers by name."""
+        return copied_weights(pl_module)
 
     @property
     def kept(self) -> dict[str, int]:
@@ -69,7 +74,7 @@ class KeepsWeights(Counted):
 
     def keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is due."""
-        self._writer.keep(lambda: copied_weights(pl_module), progress_of(trainer), seed=self._seed)
+        self._writer.keep(partial(self.due, trainer, pl_module), progress_of(trainer), seed=self._seed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (missing := self._writer.missing) and trainer.is_global_zero:

@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
     raise ImportError(f"{__name__} {hint}") from None
 
 from .distillation import Distillation
+from .examples import ForgettingEvents
 from .label_smoothing import LabelSmoothing
 from .labelled_positions import LabelledPositions
 from .linear_path import LinearPath
@@ -19,6 +20,7 @@ from .snapshots import Snapshots
 
 __all__ = [
     "Distillation",
+    "ForgettingEvents",
     "LabelSmoothing",
     "LabelledPositions",
     "LinearPath",

@@ -207,12 +207,14 @@ def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
     for key in ("train_data", "eval_data"):
-        if {key, "validation_data"} <= parts.keys() and _overlap(sources["validation_data"], sources[key]):
+        if {key, "validation_data"} <= parts.keys() and overlap(sources["validation_data"], sources[key]):
             part = parts["validation_data"]
             hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
             raise part.source.error(part.key, f"holds examples of {key}; {hint}")
     return {key: replace(part, target=sources[key].build, arguments={}) for key, part in parts.items()}
 
 
-def _overlap(one: Any, other: Any) -> bool:
-    return one == other or (hasattr(one, "overlaps") and one.overlaps(other))
+def overlap(one: Any, other: Any) -> bool:
+    """Whether two sources of data hold some of the same examples, as far as one of them can tell."""
+    pairs = ((one, other), (other, one))  # one that changes another's data knows of it, and is not known to it
+    return one == other or any(hasattr(own, "overlaps") and own.overlaps(others) for own, others in pairs)

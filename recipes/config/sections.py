@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise"))
+DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise", "subset"))
 SECTIONS = {
     "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),
@@ -79,7 +79,7 @@ def check_parts(source: Source, section: str, entries: dict[str, dict[str, Any]]
             if supply is Supply.NETWORKS
         }
         with source.blame(key, TypeError, ValueError):
-            whole = (Supply.SCHEDULER, Supply.TRANSFORM, Supply.TRAINING_DATA)
+            whole = (Supply.SCHEDULER, Supply.TRANSFORM, Supply.EXAMPLES, Supply.TRAINING_DATA)
             made = [name for name, supply in supplied.items() if supply in whole]
             given = {name: value for name, value in arguments.items() if name not in references}
             if section == "optimizer":

@@ -23,6 +23,7 @@ class Facts:
     least_side: int | None = None  # of the images that a model takes, where it takes several sizes
     words: int | None = None  # in the vocabulary
     positions: int | None = None  # tokens in a text
+    changed: tuple[int, ...] = ()  # the places of the examples whose labels are wrong on purpose
 
 
 class Described(DataSpec):

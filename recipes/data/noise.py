@@ -1,83 +1,56 @@
 """Labels that are wrong on purpose, whatever data they belong to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from composer.core import DataSpec
 from torch import Tensor
-from torchvision.datasets import DatasetFolder
 
-from ..config.errors import REFUSALS, ArgumentError, ConfigError, Source
-from ..config.lookup import Part
-from ..config.sections import check_section
-from .facts import Described
-from .loaders import AnyDevice, TensorLoader
-
-SECTION = "train_data"  # any of those of data
+from ..config.errors import ArgumentError
+from .wrapped import Examples, Wrapped
 
 
 @dataclass
-class NoisyLabels:
-    """The data of another source, of whose examples a share, chosen at random, has labels that are drawn anew.
+class NoisyLabels(Wrapped):
+    """The data of another source, of whose examples a share, chosen at random, has wrong labels.
 
-    They are drawn uniformly from all classes, so that some stay what they were; with a fraction of 1 the labels say
-    nothing of the images. Which examples these are, and their labels, follow from `seed` and the number of examples
-    alone: they are the same in every epoch, on every rank, in training and in evaluation. The source must hold classes
-    in memory, or in a folder of images.
+    Each is drawn uniformly from the other classes: labels that say nothing of the images are a fraction of 1 - 1/C of
+    C classes, .9 of ten. Which examples these are, and their labels, follow from `seed` and the data alone: they are
+    the same in every epoch, on every rank, in training and in evaluation. `changed_by` tells which they are, and the
+    facts of the data that are built (`changed`). The source must hold classes in memory, or in a folder of images.
     """
 
-    of: dict[str, Any]  # the other source with its arguments, such as {fashion_mnist: {split: train}}
-    fraction: float = 0.15  # of the examples, above 0 and at most 1
+    fraction: float = 0.15  # of the examples, from 0, which leaves all labels as they are, and below 1
     seed: int = 0
 
     def check(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ArgumentError("fraction", f"{self.fraction} given; expected a share above 0 and at most 1")
+        if not 0 <= self.fraction < 1:
+            raise ArgumentError("fraction", f"{self.fraction} given; expected a share from 0 and below 1")
         if not 0 <= self.seed < 2**32:
             raise ArgumentError("seed", f"{self.seed} given; expected a whole number from 0 to {2**32 - 1}")
-        try:
-            part = self._part()
-            with part.source.blame(part.key, *REFUSALS):
-                part.build().check()
-        except ConfigError as error:
-            raise ArgumentError(f"of{error.key.removeprefix(SECTION)}", error.message) from error
+        super().check()
 
-    def overlaps(self, other: Any) -> bool:
-        own, others = self._source(), other._source() if isinstance(other, NoisyLabels) else other
-        return own == others or (hasattr(own, "overlaps") and own.overlaps(others))
+    def change(self, examples: Examples) -> None:
+        labels, classes = examples.labels, examples.facts.classes or 0
+        if classes < 2:
+            raise ArgumentError("of", f"{examples.source} has a single class; expected two or more")
+        examples.labels = noisy(labels, classes, self.fraction, self.seed)
+        examples.tell(changed=tuple(changed_by(len(labels), self.fraction, self.seed).tolist()))
 
-    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        spec = self._source().build(batch_size, train, seed, device)
-        loader, classes = spec.dataloader, spec.facts.classes if isinstance(spec, Described) else None
-        dataset = getattr(loader, "dataset", None)
-        if isinstance(loader, TensorLoader) and classes:
-            *inputs, labels = loader.tensors
-            loader.tensors = (*inputs, noisy(labels, classes, self.fraction, self.seed))
-            loader.dataset.tensors = loader.tensors  # type: ignore[attr-defined]
-        elif isinstance(dataset, DatasetFolder) and classes:
-            dataset.targets = noisy(torch.tensor(dataset.targets), classes, self.fraction, self.seed).tolist()
-            files = [file for file, _ in dataset.samples]
-            dataset.samples = dataset.imgs = [*zip(files, dataset.targets, strict=True)]  # type: ignore[attr-defined]
-        else:
-            hint = "expected images in memory, or in a folder with one folder per class"
-            raise ArgumentError("of", f"the labels of {next(iter(self.of))} are not told one by one; {hint}")
-        return spec
 
-    def _source(self) -> Any:
-        return self._part().build()
-
-    def _part(self) -> Part:
-        return check_section(Source(), SECTION, self.of)[0]
+def changed_by(size: int, fraction: float, seed: int) -> Tensor:
+    """Returns the places of the examples, of so many, whose labels `noisy` changes: round(fraction * size) of them."""
+    return _chosen(size, fraction, torch.Generator().manual_seed(seed)).sort().values
 
 
 def noisy(labels: Tensor, classes: int, fraction: float, seed: int) -> Tensor:
-    """Returns labels (N,) of which round(fraction * N), chosen at random, are drawn anew from so many classes."""
+    """Returns labels (N,) of which round(fraction * N), chosen at random, are others of so many classes."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-    drawn = torch.randint(classes, (len(chosen),), generator=generator)
+    chosen = _chosen(len(labels), fraction, generator).to(labels.device)
+    steps = torch.randint(1, classes, (len(chosen),), generator=generator).to(labels)
     found = labels.clone()
-    found[chosen.to(labels.device)] = drawn.to(labels)
+    found[chosen] = (labels[chosen] + steps) % classes
     return found
+
+
+def _chosen(size: int, fraction: float, generator: torch.Generator) -> Tensor:
+    return torch.randperm(size, generator=generator)[: round(fraction * size)]

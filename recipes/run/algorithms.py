@@ -33,6 +33,8 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
                 made[name] = scheduler
             case Supply.TRANSFORM:
                 made[name] = transform
+            case Supply.EXAMPLES:
+                made[name] = partial(_examples, recipe)
             case Supply.TRAINING_DATA:
                 made[name] = partial(_training_data, recipe)
             case Supply.NETWORKS:
@@ -40,9 +42,13 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
     return replace(part, arguments=part.arguments | made).build()
 
 
-def _training_data(recipe: Recipe, device: Device) -> Iterator[Any]:
+def _examples(recipe: Recipe, device: Device) -> DataSpec:
     """This rank's share of the training data, in evaluation."""
-    return as_seen(recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device), device)
+    return recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device)
+
+
+def _training_data(recipe: Recipe, device: Device) -> Iterator[Any]:
+    return as_seen(_examples(recipe, device), device)
 
 
 def as_seen(data: Iterable[Any] | DataSpec, device: Device) -> Iterator[Any]:

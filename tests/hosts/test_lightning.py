@@ -206,6 +206,11 @@ def has_path(run: Run, plain: Run) -> bool:
     return path.end == run.trainer.global_step and len(losses) == 3 and losses[0] > losses[-1]
 
 
+def has_forgotten(run: Run, plain: Run) -> bool:
+    own = run.callbacks.get("ForgettingEvents")
+    return own is not None and own.forgetting.looks == run.trainer.global_step // 2 and own.forgetting.learned.any()
+
+
 def loss_of(module: nn.Module, batch: Any) -> torch.Tensor:
     outputs = module(batch)
     return F.cross_entropy(outputs, batch[1]) if isinstance(outputs, torch.Tensor) else outputs.loss
@@ -213,6 +218,7 @@ def loss_of(module: nn.Module, batch: Any) -> torch.Tensor:
 
 SNAPSHOTS = tempfile.mkdtemp()
 PATH = tempfile.mkdtemp()
+FORGETTING = tempfile.mkdtemp()
 EVERY_TWO: dict[str, Any] = {"val_check_interval": 2, "check_val_every_n_epoch": None}
 PATTERNS: list[dict[str, Any]] = [{"include": ()}, {"include": "conv"}, {"exclude": "conv"}, {"scope": "local"}]
 CASES = {
@@ -232,6 +238,19 @@ CASES = {
         build_on_text=lambda: ours.Distillation(
             [hugging_face_lm(seed=5), hugging_face_lm(seed=6)], teachers_per_step=1
         ),
+    ),
+    "ForgettingEvents": Case(
+        build=lambda: ours.ForgettingEvents(loader("images", 7), "2ba", save_folder=FORGETTING),
+        changed=has_forgotten,
+        refused=[
+            *({"interval": time} for time in ("0ba", "soon", "3sp", 3)),
+            {"save_folder": "s3://bucket/forgetting"},
+        ],
+        required=lambda: {"data": loader("images", 7)},
+        changes_training=False,
+        on=("images",),
+        build_on_text=lambda: ours.ForgettingEvents(loader("text", 7), "2ba", save_folder=FORGETTING),
+        chosen=lambda forgetting: timeless(forgetting.forgetting.state_dict()),
     ),
     "LabelSmoothing": Case(
         build=lambda: ours.LabelSmoothing(0.2),

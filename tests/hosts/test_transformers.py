@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -31,6 +32,7 @@ from accelerando.algorithms import find_snapshot, transformers
 from accelerando.algorithms.pruning import apply_masks
 from accelerando.algorithms.transformers import (
     Distillation,
+    ForgettingEvents,
     LabelledPositions,
     LabelSmoothing,
     LinearPath,
@@ -112,6 +114,7 @@ def accuracy(outputs: Any, batch: Any) -> torch.Tensor:
 
 CASES = {
     "Distillation": Case(make=distillation),
+    "ForgettingEvents": Case(make=lambda: ForgettingEvents(DataLoader(sentences(), 7), "2ba"), same=True),  # type: ignore
     "LabelSmoothing": Case(make=lambda: LabelSmoothing(0.2)),
     "LabelledPositions": Case(make=LabelledPositions, model=BertForMaskedLM, data=masked, same=True),
     "LinearPath": Case(
@@ -215,6 +218,9 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(name, tmp_path):
         assert all("eval_loss" in level for level in callback(later).results)
     if name == "LinearPath":
         assert callback(later).result == path
+    if name == "ForgettingEvents":
+        one, two = (callback(each).forgetting for each in (first, later))
+        assert one.looks == two.looks == 4 and one.learned.any() and one.scores().tolist() == two.scores().tolist()
     if name == "Snapshots":
         assert callback(later).kept == {"0ba": 0, "1ep": 4, "1dur": 8}
         assert (tmp_path / "b" / "snapshots" / "ba8.safetensors").exists()

@@ -30,7 +30,7 @@ arms:
   linear: {model: {lenet_300_100: {image_size: 8, width: 6}}}
   slow: {by_sensitivity: {of: plain, sensitive: {weight_decay: 0.1}, insensitive: {lr: 0.01}}}
 origins:
-  random_labels: {train_data: {noisy_labels: {of: {digits: {}}, fraction: 1.0}}}
+  random_labels: {train_data: {noisy_labels: {of: {digits: {}}, fraction: 0.9}}}
 steps: [2ba]
 parts: [layers, blocks]
 part_others: [end, begin]

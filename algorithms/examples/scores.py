@@ -1,0 +1,217 @@
+"""Scores of training examples, which tell how hard each one is for a network; the easiest have the lowest.
+
+Sources: EL2N, the other error norms and GraNd (the norm of the gradient) are those of Paul et al., "Deep Learning on a
+Data Diet" (arXiv 2107.07075); Paul et al., "Lottery Tickets on a Data Diet" (arXiv 2206.01278) pre-train on the lowest.
+
+    scores = score_examples([one, another], DataLoader(train_set, 1000))["el2n"]  # (replicates, examples)
+    easiest = easiest_first(scores)[:512]
+    train_on(Subset(train_set, easiest))
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+
+from ..batches import moved, target_in
+from ..connectivity.paths import Metric, error_per_example, loss_per_example, stacked
+from ..connectivity.walk import Forward, on_inputs
+from ..ranks import gathered
+from ..targets import dense_targets, logits_in
+from ..teachers import ask_by_name
+from ..untouched import evaluating
+from ..validation import check
+
+
+def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the L2 norm of each example's error, its probabilities less the one-hot label: `(N,)`, 0 to sqrt(2).
+
+    Logits are `(N, C)`, labels classes `(N,)` or probabilities `(N, C)`; in float32 at least (arXiv 2107.07075,
+    where EL2N is the mean of it over networks). Raises ValueError for others.
+    """
+    return _errors(logits, labels).norm(dim=1)
+
+
+def error_l1(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the L1 norm of each example's error, `(N,)`, from 0 to 2; otherwise as `el2n`."""
+    return _errors(logits, labels).abs().sum(1)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns by how much the likeliest other class is more probable than the label, `(N,)`, from -1 to 1.
+
+    It is the `max_margin` of the authors' code: high for a hard example, as all scores are. Labels are classes, `(N,)`.
+    """
+    fits = logits.ndim == 2 and logits.shape[1] > 1
+    check("margins", "logits", fits, "(N, C) of two classes or more", tuple(logits.shape))
+    own = dense_targets(logits, labels) > 0
+    probabilities = _probabilities(logits)
+    return probabilities.masked_fill(own, -1).amax(1) - probabilities.masked_fill(~own, 0).sum(1)
+
+
+SCORES: Mapping[str, Metric] = {
+    "el2n": el2n,
+    "error_l1": error_l1,
+    "margin": margins,
+    "loss": loss_per_example,
+    "error": error_per_example,
+}
+
+
+def _errors(logits: Tensor, labels: Tensor) -> Tensor:
+    return _probabilities(logits) - dense_targets(logits, labels)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def gradient_norms(
+    model: nn.Module,
+    inputs: Any,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    chunk_size: int | None = 64,
+) -> Tensor:
+    """Returns the L2 norm of each example's gradient by all weights that are trained, `(N,)`, on the model's device.
+
+    The model is in evaluation mode, so that batch norm, too, sees each example alone; it is left as it was. What cannot
+    be vmapped is a forward pass that reads values on its way (`.item()`, an `if` on them), writes into tensors in
+    place, draws random numbers in evaluation too, or calls an `autograd.Function` without `setup_context`.
+
+    Args:
+        inputs: a tensor `(N, ...)`; or a mapping of such tensors, which the model takes by name.
+        labels: `(N, ...)`.
+        loss: of outputs (or the logits among them) and labels of one example, a number.
+        chunk_size: how many gradients are in memory at once, as large as the weights each; None: all.
+
+    Raises ValueError for a model that cannot be vmapped.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    others = {n: v.detach() for n, v in chain(model.named_parameters(), model.named_buffers()) if n not in trained}
+    device = next(model.parameters()).device
+
+    def loss_of(weights: dict[str, Tensor], example: Any, label: Tensor) -> Tensor:
+        by_name = isinstance(example, Mapping)
+        named = {name: value[None] for name, value in example.items()} if by_name else {}
+        outputs = functional_call(model, {**others, **weights}, () if by_name else (example[None],), named)
+        return loss(logits_in("gradient_norms", outputs), label[None])
+
+    def norm(example: Any, label: Tensor) -> Tensor:
+        gradients = grad(loss_of)(trained, example, label).values()
+        wide = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in gradients)
+        return torch.stack([each.square().sum() for each in wide]).sum().sqrt()
+
+    with evaluating(model):
+        try:
+            return vmap(norm, chunk_size=chunk_size)(moved(inputs, device), labels.to(device))
+        except (RuntimeError, ValueError) as error:
+            if not any(word in str(error) for word in ("vmap", "functorch")):
+                raise
+            kind, why = type(model).__name__, " ".join(str(error).split())[:200]
+            raise ValueError(f"gradient_norms: a forward pass of this {kind} cannot be vmapped: {why}") from error
+
+
+def score_examples(
+    models: nn.Module | Sequence[nn.Module],
+    data: Iterable[Any],
+    scores: Mapping[str, Metric] | Sequence[str] = ("el2n",),
+    *,
+    forward: Forward | None = None,
+    target_key: Any = 1,
+    owner: str = "score_examples",
+) -> dict[str, Tensor]:
+    """Returns by name the scores of each example by each network, `(replicates, examples)`, on the CPU.
+
+    The data are read and moved once for all networks, which are in evaluation mode, and afterwards as they were; the
+    global random generators, too. How the data are batched makes no difference. The examples stand in the order of the
+    data set. Of several ranks each may read a share, by a `DistributedSampler` that does not shuffle, or all: every
+    rank gets all scores, and all ranks call it.
+
+    Args:
+        models: one network or several replicates, on one device.
+        data: a DataLoader over the data set, not shuffled and not augmented; or any batches.
+        scores: names among `SCORES`; or functions (logits, targets) -> a value for each example, `(N,)`, by name.
+        forward: a function (model, batch) -> outputs, the logits or a mapping with them; by default `model(batch[0])`,
+            and of a mapping, by name, what the model takes of it but for the labels.
+        target_key: where a batch holds its labels; in a mapping the default means "labels".
+        owner: what errors call it.
+
+    Raises ValueError for data in another order or without labels, and for scores that are not one number an example.
+    """
+    several = [models] if isinstance(models, nn.Module) else [*models]
+    check(owner, "models", len(several) > 0, "one network or more", several)
+    chosen, forward = chosen_scores(owner, scores), forward or partial(_forward, owner)
+    check_order(owner, data)
+    device, order = next(several[0].parameters()).device, [*data.sampler] if isinstance(data, DataLoader) else None
+    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    with evaluating(*several):
+        for whole in data:
+            batch = moved(whole, device)
+            targets = target_in(owner, batch, target_key)
+            outputs = [logits_in(owner, forward(model, batch)) for model in several]
+            kinds = {f"{tuple(each.shape)} for labels of {tuple(targets.shape)}" for each in outputs if each.ndim != 2}
+            check(owner, "data", not kinds and targets.ndim < 3, "of one class an example, so logits (N, C)", kinds)
+            for name, score in chosen.items():
+                column = [score(logits, targets) for logits in outputs]
+                found[name].append(stacked(owner, name, column, targets.shape[:1]))
+    check(owner, "data", all(found.values()), "batches of (inputs, labels)", "none")
+    own = {name: torch.cat(values, 1) for name, values in found.items()}
+    return _in_order(owner, order, len(data.dataset) if order else None, own)  # type: ignore[attr-defined]
+
+
+def chosen_scores(owner: str, scores: Mapping[str, Metric] | Sequence[str]) -> dict[str, Metric]:
+    """Returns the functions of scores by name, of those that are given by their names alone, too."""
+    names = [scores] if isinstance(scores, str) else [*scores]
+    unknown = [] if isinstance(scores, Mapping) else [name for name in names if name not in SCORES]
+    check(owner, "scores", names and not unknown, f"one or more of {', '.join(SCORES)}", unknown or names)
+    return {name: (scores if isinstance(scores, Mapping) else SCORES)[name] for name in names}
+
+
+def easiest_first(scores: Tensor) -> Tensor:
+    """Returns the numbers of the examples, `(N,)`, from the lowest score to the highest, by the mean over replicates.
+
+    The scores are `(N,)`, or `(replicates, N)`; among equals the first example of the data set comes first. Raises
+    ValueError for NaN, of a training that diverged.
+    """
+    check("easiest_first", "scores", scores.ndim in (1, 2), "(N,) or (replicates, N)", tuple(scores.shape))
+    mean = scores.double().reshape(-1, scores.shape[-1]).mean(0)
+    check("easiest_first", "scores", not mean.isnan().any(), "numbers", "NaN")
+    return mean.argsort(stable=True)
+
+
+def _forward(owner: str, model: nn.Module, batch: Any) -> Any:
+    return ask_by_name(model, batch) if isinstance(batch, Mapping) else on_inputs(owner, model, batch)
+
+
+def check_order(owner: str, data: Any) -> None:
+    """Raises ValueError for a loader that does not go through its data set in order, as one that shuffles does."""
+    if isinstance(data, DataLoader):
+        sampler, kind = data.sampler, type(data.batch_sampler)
+        plain = isinstance(sampler, SequentialSampler) or not getattr(sampler, "shuffle", True)
+        fits = plain and isinstance(sampler, SequentialSampler | DistributedSampler) and kind is BatchSampler
+        found = f"{type(sampler).__name__} and {kind.__name__}"
+        check(owner, "data", fits, "a loader in the order of its data set, not shuffled", found)
+
+
+def _in_order(owner: str, order: list[int] | None, size: int | None, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What all ranks have found, in the order of the data set."""
+    read = next(iter(own.values())).shape[1]
+    places = [*range(read)] if order is None else order
+    check(owner, "data", len(places) == read, f"all {len(places)} examples of their sampler", read)
+    whole = {name: values.new_zeros(len(values), size or read) for name, values in own.items()}
+    seen = torch.zeros(size or read, dtype=torch.bool)
+    for theirs, values in gathered((places, own)):
+        seen[theirs] = True
+        for name, part in values.items():
+            whole[name][:, theirs] = part
+    check(owner, "data", seen.all(), f"all {len(seen)} examples of their data set", int(seen.sum()))
+    return whole

@@ -1,0 +1,120 @@
+"""Sources that change the data of another one, example by example, in memory or in a folder of images."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from composer.core import DataSpec
+from torch import Tensor
+from torchvision.datasets import DatasetFolder
+
+from ..config.errors import REFUSALS, ArgumentError, ConfigError, Source
+from ..config.recipe import overlap
+from ..config.sections import check_section
+from .facts import Described, Facts
+from .loaders import AnyDevice, TensorLoader, worker_loader
+
+SECTION = "train_data"  # any of those of data
+
+
+@dataclass
+class Wrapped:
+    """The data of another source, changed."""
+
+    of: dict[str, Any]  # the other source with its arguments, such as {fashion_mnist: {split: train}}
+
+    def check(self) -> None:
+        with self._source() as source:
+            source.check()
+
+    def overlaps(self, other: Any) -> bool:
+        with self._source() as own:
+            return overlap(own, other)
+
+    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
+        with self._source() as source:
+            spec = source.build(batch_size, train, seed, device)
+        examples = Examples(spec, next(iter(self.of)), train, seed)
+        self.change(examples)
+        return examples.spec
+
+    def change(self, examples: "Examples") -> None:
+        """Changes what is held."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _source(self) -> Iterator[Any]:
+        """The other source; what is wrong with it is told of the argument `of`."""
+        try:
+            (part,) = check_section(Source(), SECTION, self.of)
+            with part.source.blame(part.key, *REFUSALS):
+                yield part.build()
+        except ConfigError as error:
+            raise ArgumentError(f"of{error.key.removeprefix(SECTION)}", error.message) from error
+
+
+class Examples:
+    """What a source has built, whose examples are told one by one. ArgumentError at `of` where they are not."""
+
+    def __init__(self, spec: Any, source: str, train: bool, seed: int):
+        self.source, self.train, self.seed = source, train, seed
+        self._loader: Any = getattr(spec, "dataloader", None)
+        if not isinstance(spec, Described) or not (self._in_memory or isinstance(self.dataset, DatasetFolder)):
+            self._refuse("the examples")
+        self.spec = spec
+
+    @property
+    def dataset(self) -> Any:
+        return getattr(self._loader, "dataset", None)
+
+    @property
+    def facts(self) -> Facts:
+        return self.spec.facts
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of the examples, `(N,)`, on the CPU."""
+        if not self.facts.classes:
+            self._refuse("the labels")
+        return self._loader.tensors[-1].cpu() if self._in_memory else torch.tensor(self.dataset.targets)
+
+    @labels.setter
+    def labels(self, labels: Tensor) -> None:
+        if self._in_memory:
+            *inputs, before = self._loader.tensors
+            self._loader.tensors = self.dataset.tensors = (*inputs, labels.to(before))
+        else:
+            files = [file for file, _ in self.dataset.samples]
+            self._set_samples([*zip(files, labels.tolist(), strict=True)])
+
+    def tell(self, **facts: Any) -> None:
+        self.spec.facts = replace(self.facts, **facts)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Leaves these examples alone, in this order."""
+        if self._in_memory:
+            old, index = self._loader, torch.tensor(rows, device=self._loader.tensors[0].device)
+            tensors = [tensor[index] for tensor in old.tensors]
+            options = {"transform": old.transform, "noise_shape": old.noise_shape, "drop_last": old.drop_last}
+            self._loader = TensorLoader(tensors, old.samples_per_batch, self.train, self.seed, **options)
+        else:
+            self._set_samples([self.dataset.samples[row] for row in rows])
+            old, size = self._loader, self._loader.batch_size
+            self._loader = worker_loader(self.dataset, old.collate_fn, size, self.train, self.seed, old.num_workers)
+        self.spec.dataloader, self.spec.num_samples = self._loader, len(rows)
+        places = {row: place for place, row in enumerate(rows)}
+        self.tell(changed=tuple(places[row] for row in self.facts.changed if row in places))
+
+    @property
+    def _in_memory(self) -> bool:
+        return isinstance(self._loader, TensorLoader)
+
+    def _set_samples(self, samples: list[tuple[str, int]]) -> None:
+        self.dataset.samples = self.dataset.imgs = samples
+        self.dataset.targets = [label for _, label in samples]
+
+    def _refuse(self, what: str) -> NoReturn:
+        hint = "expected images or texts in memory, or images in a folder with one folder per class"
+        raise ArgumentError("of", f"{what} of {self.source} are not told one by one; {hint}")
