@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.errors import REFUSALS
@@ -115,14 +116,14 @@ class Generalization(PruningStudy):
 
     def _on_fewer(self, noise: float, done: Mapping[str, Result]) -> Iterator[Train]:
         """Their changes are None until the optimum is known; there are none where that is the dense network."""
-        found = {level: dict[str, Result | None]() for level in range(self.rounds + 1)}
-        for level, own in found.items():
-            names = (name_of(self._rounds.first if level else DENSE, noise, seed, level) for seed in self.seeds)
-            own |= {name: done.get(name) for name in names}
-        after = tuple(name for own in found.values() for name in own)
-        metric, level = self.chosen_by or self.metric or "", None
+        first, metric, level = self._rounds.first, self.chosen_by or self.metric or "", None
+        names = {
+            at: [name_of(first if at else DENSE, noise, seed, at) for seed in self.seeds]
+            for at in range(self.rounds + 1)
+        }
+        after = tuple(chain.from_iterable(names.values()))
         if all(name in done for name in after):
-            values = {at: [number(done[name].metrics.get(metric)) for name in own] for at, own in found.items()}
+            values = {at: [number(done[name].metrics.get(metric)) for name in own] for at, own in names.items()}
             level = best_level(values, metric)
         if level != 0:
             for seed in self.seeds:

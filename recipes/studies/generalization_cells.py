@@ -58,13 +58,14 @@ def parts_in(folders: Sequence[Path], at: str, noise: float, count: int) -> Part
 def parts_of(changed: Tensor, el2n: Tensor, count: int) -> dict[str, Tensor]:
     """Which training examples there are in each part, by its name.
 
-    These are all; those whose labels are right, and those that are `changed`, if some are; and groups of about the same
+    These are all; those whose labels are right and those that are `changed`, if some are; and groups of about the same
     size by percentile of EL2N, `(replicates, examples)`, from the easiest.
     """
-    right = torch.ones(el2n.shape[1], dtype=torch.bool)
-    right[changed] = False
-    parts = {ALL: torch.arange(len(right)), CLEAN: right.nonzero()[:, 0]}
-    parts |= {WRONG: changed} if len(changed) else {}
+    wrong = torch.zeros(el2n.shape[1], dtype=torch.bool)
+    wrong[changed] = True
+    parts = {ALL: torch.arange(len(wrong))}
+    if len(changed):
+        parts |= {CLEAN: (~wrong).nonzero()[:, 0], WRONG: wrong.nonzero()[:, 0]}
     ends = [percent(share / count).removesuffix(" %") for share in range(count + 1)]
     own = torch.tensor_split(easiest_first(el2n), count)
     return parts | {f"{EL2N} {ends[i]} to {ends[i + 1]} %": group for i, group in enumerate(own)}
