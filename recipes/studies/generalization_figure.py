@@ -15,6 +15,7 @@ from ..run.results import label
 from .density import DENSE
 from .density_figure import over_density
 from .generalization_cells import ALL, CLEAN, EL2N, EXTENDED, LOSS, NARROWER, ONCE, WRONG
+from .plotting import round_ticks
 from .statistics import mean_and_deviation
 from .table import Row, groups
 
@@ -39,10 +40,10 @@ def draw(found: Mapping[str, tuple[Sequence[Row], int]], ladders: Sequence[str],
         parts = {CLEAN: "right labels", WRONG: "wrong labels"} if noisy[name] else {ALL: "all examples"}
         for part, words in parts.items():
             _over_density(axes := next(panels), rows, looks, f"{LOSS}{part}")
+            _of_loss(axes, f"training, {words}")
             _mark(axes, rows, level)
-            axes.set(title=f"training, {words}", ylabel="loss", yscale="log")
         _by_group(axes := next(panels), rows, looks, level)
-        axes.set(title="training, at the optimum", ylabel="loss", yscale="log")
+        _of_loss(axes, "training, at the optimum")
         for axes in panels:
             axes.set_visible(False)
         for axes in own:
@@ -76,6 +77,16 @@ def _over_density(axes: Axes, rows: Sequence[Row], looks: Looks, name: str) -> N
         axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.1, lw=0)
     over_density(axes, min((row["density"] for row in rows), default=1.0))
     axes.set_xlabel("weights remaining (%)")
+
+
+def _of_loss(axes: Axes, title: str) -> None:
+    """Logarithmic, and as high as its lines are: where a deviation is as large as its mean, its end is at 0."""
+    axes.set(title=title, ylabel="loss", yscale="log")
+    heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    heights = heights[np.isfinite(heights) & (heights > 0)]
+    if len(heights):
+        axes.set_ylim(heights.min() / 1.3, heights.max() * 1.3)
+        round_ticks(axes.yaxis, axes.get_ylim())
 
 
 def _mark(axes: Axes, rows: Sequence[Row], level: int) -> None:
