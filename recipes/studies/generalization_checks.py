@@ -83,24 +83,12 @@ def training_data(base: Base) -> dict[str, Any]:
 
 def check_data(base: Base, rounds: Rounds, noise: Collection[float], improved: float | None) -> None:
     """Builds the data, and finds how many examples are left without those that improve most."""
-    spec = _built(base, Train(name="probe"))
+    spec: Any = base.training_data(Train(name="probe"))
     if getattr(getattr(spec, "facts", None), "changed", ()):
         raise base.source.error("train_data", "holds wrong labels already; expected the right ones, and noise")
     if improved is not None:
         size = len(spec.dataloader.dataset)
         rounds.left = size - round(improved * size)
-        _built(base, rounds.without("random", max(noise), rounds.seeds[0], 0))
+        base.training_data(rounds.without("random", max(noise), rounds.seeds[0], 0))
     elif max(noise):
-        _built(base, rounds.of(DENSE, max(noise), rounds.seeds[0], 0))
-
-
-def _built(base: Base, node: Train) -> Any:
-    from composer.core import ensure_data_spec
-    from composer.utils import get_device
-
-    from accelerando.algorithms.generators import untouched_generators
-
-    recipe = base.recipe_of(node)
-    with untouched_generators():
-        device = get_device(recipe.trainer.get("device"))
-        return ensure_data_spec(recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device))
+        base.training_data(rounds.of(DENSE, max(noise), rounds.seeds[0], 0))

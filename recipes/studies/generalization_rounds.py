@@ -59,7 +59,7 @@ class Rounds:
         base, dense = self.base, name_of(DENSE, noise, seed, 0)
         algorithms: dict[str, Any] = {"example_scores": {"at": ["1dur"], "scores": ["loss", "error"]}}
         sets: dict[str, Any] = {"seed": seed, "algorithms": algorithms}
-        made_from, before = {"train_data": "noise"}, ""
+        made_from, before = {"train_data.noisy_labels.fraction": "noise"}, ""
         if noise:  # these labels are the same for all seeds
             sets["train_data"] = {"noisy_labels": {"of": self.data, "fraction": noise}}
         if level:
@@ -131,7 +131,7 @@ class Rounds:
             name=f"{name}{tail}",
             changes=None if level is None else {},
             sets={"seed": seed, "train_data": {"subset": subset}},
-            made_from={"train_data": "improved"},
+            made_from={**node.made_from, **{f"train_data.subset.{key}": "improved" for key in ("count", "scores")}},
             after=after,
             tags={**node.tags, "arm": LEFT_OUT[kind], "level": level or 0},
             problem=problem,

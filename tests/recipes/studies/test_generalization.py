@@ -1,6 +1,7 @@
 """A whole study of `generalization` on the real digits: rounds, masks, losses of examples, kills; tables, verdicts."""
 
 import shutil
+from contextlib import chdir
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -46,6 +47,7 @@ seeds: [1, 2]
 """
 LENGTH, SIZE, NOISE = 3, 160, 0.3
 ACCURACY = "metrics/eval/MulticlassAccuracy"
+VALIDATED = "metrics/eval/validation/MulticlassAccuracy"
 FIRST = "module.1.weight"
 TAIL = "noise0.3-seed1"
 ARMS = ["dense", *["magnitude"] * 2, *["synflow"] * 2, *["extended"] * 2, *["once"] * 2, *["narrower"] * 3]
@@ -68,10 +70,10 @@ def whole(tmp_path_factory):
     """A study's folder, and what its runs started from, pruned and saw, by their names."""
     Watch.reset()
     folder = tmp_path_factory.mktemp("whole")
-    given = study(folder)
-    assert not outcome(given).failures
-    assert Watch.batches == 2 * (len(ARMS) + 2) * LENGTH
-    assert dry_run(plan(given)).endswith("28 runs, 28 times 3ba; 0 left, 0 times")
+    with chdir(folder):
+        assert not outcome(study(".")).failures
+        assert Watch.batches == 2 * (len(ARMS) + 2) * LENGTH
+        assert dry_run(plan(study("."))).endswith("28 runs, 28 times 3ba; 0 left, 0 times")
     return folder / "study", Watch.starts, Watch.masks, Watch.orders
 
 
@@ -181,13 +183,13 @@ def test_losses_of_examples_are_those_of_a_plain_loop(whole):
                 assert row[f"train/{metric}/{part}"] == pytest.approx(own[[*places]].mean(), rel=1e-4), (name, part)
 
 
-def test_what_improves_most_on_average_is_left_out(whole):
+def test_what_improves_most_on_average_is_left_out(whole, monkeypatch):
     folder, *_ = whole
     (level,) = {row["level"] for row in table(folder) if row["arm"] in LEFT_OUT.values()}
     chosen = {at: [] for at in range(3)}
     for row in table(folder):
         if row["arm"] in ("dense", "magnitude"):
-            chosen[row["level"]].append(row["metrics/validation/MulticlassAccuracy"])
+            chosen[row["level"]].append(row[VALIDATED])
     assert level == max(chosen, key=lambda at: np.mean(chosen[at])) > 0
     gained = []
     for seed in (1, 2):
@@ -200,6 +202,7 @@ def test_what_improves_most_on_average_is_left_out(whole):
     left = sorted(np.argsort(np.mean(gained, axis=0))[: SIZE - 16])
     images, labels = images_and_labels()
     held = {}
+    monkeypatch.chdir(folder.parent)
     for begin in ("without-improved", "without-random"):
         for seed in (1, 2):
             recipe = check(*load(named(folder, begin, seed) / "config.yaml"))
@@ -211,31 +214,33 @@ def test_what_improves_most_on_average_is_left_out(whole):
     assert not torch.equal(held["without-random", 1][0], held["without-random", 2][0])
 
 
-def test_killed_at_any_time_it_goes_on(copied, tmp_path):
+def test_killed_at_any_time_it_goes_on(copied, tmp_path, monkeypatch):
     """From a study that lacks a ladder's last round, and what follows from it."""
     folder = tmp_path / "study"
+    monkeypatch.chdir(tmp_path)
     for begin in ("magnitude-round2", "once-round2", "without-improved", "without-random"):
         shutil.rmtree(named(folder, begin))
     Watch.reset(kill_at=2)
     with pytest.raises(KeyboardInterrupt):
-        outcome(study(tmp_path))
-    assert without_seconds(outcome(study(tmp_path)).rows) == without_seconds(copied)
+        outcome(study("."))
+    assert without_seconds(outcome(study(".")).rows) == without_seconds(copied)
     assert 0 <= Watch.batches - 4 * LENGTH <= 2
 
 
-def test_what_is_missing_fails_what_needs_it_in_one_line(copied, tmp_path):
+def test_what_is_missing_fails_what_needs_it_in_one_line(copied, tmp_path, monkeypatch):
     folder = tmp_path / "study"
+    monkeypatch.chdir(tmp_path)
     shutil.rmtree(named(folder, "once-round1"))
     shutil.rmtree(named(folder, "without-improved"))
     (level,) = {row["level"] for row in copied if row["arm"] in LEFT_OUT.values()}
     (folder / f"magnitude-round1-{TAIL}" / "round" / "masks.safetensors").unlink()
     (folder / f"magnitude-round{level}-{TAIL}" / "round" / "improvement.safetensors").unlink()
-    failures = outcome(study(tmp_path)).failures
+    failures = outcome(study(".")).failures
     assert ["once" in name for name in failures] == [True, False] and Watch.batches == 0
     assert all("train it again" in problem and "\n" not in problem for problem in failures.values())
     # Scores that are gone leave no table.
     shutil.rmtree(folder / f"extended-round1-{TAIL}" / "scores")
-    assert "scores" in refused_report(study(tmp_path))
+    assert "scores" in refused_report(study("."))
 
 
 def refused_report(given):
@@ -250,7 +255,7 @@ def refused_report(given):
 
 def fake(metric):
     found = {"round": {"digest": "0" * 40}}
-    return SimpleNamespace(metrics={ACCURACY.replace("eval", "validation"): metric}, found=found)
+    return SimpleNamespace(metrics={VALIDATED: metric}, found=found)
 
 
 def test_the_optimum_is_chosen_on_validation_data(tmp_path):
@@ -283,7 +288,7 @@ def test_the_optimum_is_chosen_on_validation_data(tmp_path):
         ("rounds=0", "rounds: 0 given; expected 1 or more"),
         ("groups=0", "groups: 0 given; expected 1 or more"),
         ("improved=0", "improved: 0.0 given; expected above 0 and below 1, or null"),
-        ("improved=0.9", "improved.subset: 16 samples do not fill a batch of 32"),
+        ("improved=0.9", "improved: 16 given, but 16 samples do not fill a batch of 32"),
         ("score_at=3ba", "score_at: '3ba' given; expected a moment before the end, 3ba"),
         ("score_at=1dur", "score_at: '1dur' given; expected a moment before the end, 3ba"),
         ("score_at=soon", "score_at: 'soon' given; expected a moment before the end, 3ba"),
