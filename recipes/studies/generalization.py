@@ -99,7 +99,7 @@ class Generalization(PruningStudy):
             improved=self.improved or 0,
         )
         check_data(base, self._rounds, self.noise, self.improved)
-        self._parts = dict[float, Parts]()
+        self._parts = dict[float, Parts | None]()
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         rounds, levels = self._rounds, range(1, self.rounds + 1)
@@ -147,7 +147,9 @@ class Generalization(PruningStudy):
             dense = [base.folder / name_of(DENSE, noise, seed, 0) for seed in self.seeds]
             finished = [folder for folder in dense if (folder / "results.json").is_file()]
             self._parts[noise] = parts_in(finished, self.score_at, noise, self.groups)
-        parts, (scores, digest) = self._parts[noise], scores_of(base.folder / name, "1dur")
+        if (parts := self._parts[noise]) is None:
+            return {}
+        scores, digest = scores_of(base.folder / name, "1dur")
         if digest != parts.digest:
             raise ValueError(f"{base.folder / name} has scores of other data than the dense networks")
         return means_over(parts.rows, scores)

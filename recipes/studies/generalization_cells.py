@@ -43,29 +43,36 @@ class Parts:
     rows: Mapping[str, Tensor]
 
 
-def parts_in(folders: Sequence[Path], at: str, noise: float, count: int) -> Parts:
-    """By the EL2N of a moment that dense networks have left in these folders, averaged; ValueError for other data."""
+def parts_in(folders: Sequence[Path], at: str, noise: float, count: int) -> Parts | None:
+    """By the EL2N of a moment that dense networks have left in these folders, averaged over those that are finite.
+
+    None where there is no folder. Raises ValueError where their data differ.
+    """
     from ..data.noise import changed_by
 
     found = [scores_of(folder, at) for folder in folders]
-    if len({digest for _, digest in found}) != 1:
+    if not found:
+        return None
+    if len({digest for _, digest in found}) > 1:
         raise ValueError(f"the dense networks in {', '.join(map(str, folders))} have scores of different data")
     el2n = torch.stack([scores["el2n"] for scores, _ in found])
     changed = changed_by(el2n.shape[1], noise, 0)
-    return Parts(digest=found[0][1], rows=parts_of(changed, el2n, count))
+    return Parts(digest=found[0][1], rows=parts_of(changed, el2n[el2n.isfinite().all(1)], count))
 
 
 def parts_of(changed: Tensor, el2n: Tensor, count: int) -> dict[str, Tensor]:
     """Which training examples there are in each part, by its name.
 
-    These are all; those whose labels are right and those that are `changed`, if some are; and groups of about the same
-    size by percentile of EL2N, `(replicates, examples)`, from the easiest.
+    These are all; those whose labels are right and those that are `changed`, if some are; and, if there are replicates,
+    groups of about the same size by percentile of EL2N, `(replicates, examples)`, from the easiest.
     """
     wrong = torch.zeros(el2n.shape[1], dtype=torch.bool)
     wrong[changed] = True
     parts = {ALL: torch.arange(len(wrong))}
     if len(changed):
         parts |= {CLEAN: (~wrong).nonzero()[:, 0], WRONG: wrong.nonzero()[:, 0]}
+    if not len(el2n):
+        return parts
     ends = [percent(share / count).removesuffix(" %") for share in range(count + 1)]
     own = torch.tensor_split(easiest_first(el2n), count)
     return parts | {f"{EL2N} {ends[i]} to {ends[i + 1]} %": group for i, group in enumerate(own)}

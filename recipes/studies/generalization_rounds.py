@@ -27,6 +27,7 @@ class Rounds:
     """What all trainings have in common.
 
     Attributes:
+        base: the base run.
         ladders: arguments of PruneAtInit by criterion, of which the first is the one whose masks are trained once.
         given: by criterion, what the study's block has there.
         widths: what the narrower networks change in the base run, by name.

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from accelerando.algorithms.checkpoints import read_weights
 from accelerando.algorithms.pruning import load_masks
 from accelerando.algorithms.snapshots import find_snapshot
+from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.data.noise import changed_by, noisy
 from accelerando.recipes.models.builders import lenet_300_100
 from accelerando.recipes.studies.claims import judge_some
-from accelerando.recipes.studies.driver import dry_run
+from accelerando.recipes.studies.driver import dry_run, report_only
 from accelerando.recipes.studies.generalization_cells import (
     LEFT_OUT,
     PARAMETERS,
@@ -238,15 +239,17 @@ def test_what_is_missing_fails_what_needs_it_in_one_line(copied, tmp_path, monke
     failures = outcome(study(".")).failures
     assert ["once" in name for name in failures] == [True, False] and Watch.batches == 0
     assert all("train it again" in problem and "\n" not in problem for problem in failures.values())
+    # What is finished before the dense network has no parts of examples yet.
+    shutil.move(folder / f"dense-{TAIL}", tmp_path / "kept")
+    shutil.move(folder / "dense-noise0.3-seed2", tmp_path / "too")
+    assert not any("train/loss/all" in row.metrics for row in report_only(plan(study("."))).rows)
+    shutil.move(tmp_path / "kept", folder / f"dense-{TAIL}")
     # Scores that are gone leave no table.
     shutil.rmtree(folder / f"extended-round1-{TAIL}" / "scores")
     assert "scores" in refused_report(study("."))
 
 
 def refused_report(given):
-    from accelerando.recipes.config.errors import ConfigError
-    from accelerando.recipes.studies.driver import report_only
-
     with pytest.raises(ConfigError) as error:
         report_only(plan(given))
     assert "\n" not in str(error.value)
@@ -336,7 +339,9 @@ def test_parts_and_means_by_hand():
         "EL2N 0 to 50 %": [0, 2, 3],
         "EL2N 50 to 100 %": [4, 1],
     }
-    assert [*parts_of(torch.tensor([], dtype=torch.long), el2n, 1)] == ["all", "EL2N 0 to 100 %"]
+    none = torch.tensor([], dtype=torch.long)
+    assert [*parts_of(none, el2n, 1)] == ["all", "EL2N 0 to 100 %"]
+    assert [*parts_of(none, el2n[:0], 2)] == ["all"]  # all dense networks have diverged
     scores = {"loss": torch.tensor([1.0, 8, 2, 3, 4]), "error": torch.tensor([0.0, 1, 0, 1, 1])}
     found = means_over(parts, scores)
     assert (found["train/loss/all"], found["train/loss/clean"], found["train/error/wrong"]) == (3.6, 2, 1)
