@@ -91,6 +91,30 @@ def judge_each(
     return Claim(claim=claim, source=source, measured=measured, verdict=told[0], why=told[1])
 
 
+def judge_some(claim: str, source: str, found: Mapping[str, Sequence[Difference]], *, precondition: str = "") -> Claim:
+    """The verdict on a claim that somewhere all differences are above 0, by t tests at Bonferroni's level.
+
+    It holds for the best of all places, if that tells; and fails if everywhere one of the differences denies it.
+    """
+    told = {name: own for name, own in found.items() if all(one.pairs > 1 for one in own)}
+    of_place = {name: max(one.p_above for one in own) for name, own in told.items()}
+    verdict: Verdict = "cannot be told here"
+    if precondition or not told:
+        hint = "one seed has no interval; give two or more" if found else "there is nothing to compare"
+        return Claim(claim=claim, source=source, measured="nothing", verdict=verdict, why=precondition or hint)
+    best = min(of_place, key=lambda name: of_place[name])
+    p = min(1.0, len(told) * of_place[best])
+    why = f"{best}, by t tests, p {p:.2g} for {len(told)} places"
+    if p < 0.025:
+        verdict = "holds"
+    elif all(any(one.high <= 0 for one in own) for own in told.values()):
+        verdict, why = "fails", f"at none of {len(told)} places"
+    else:
+        why = f"best {why}; {min(one.pairs for one in told[best])} seeds do not tell more"
+    measured = f"{best} {', '.join(map(str, told[best]))}"
+    return Claim(claim=claim, source=source, measured=measured, verdict=verdict, why=why)
+
+
 def to_markdown(claims: Sequence[Claim]) -> str:
     """A table, a line each."""
     lines = ["| claim | source | measured here | verdict |", "|---|---|---|---|"]

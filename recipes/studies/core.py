@@ -29,7 +29,7 @@ from .claims import Claim
 from .table import Row
 
 if TYPE_CHECKING:
-    from composer.core import Time
+    from composer.core import DataSpec, Time
     from matplotlib.figure import Figure
 
     from ..run.results import Result
@@ -111,6 +111,18 @@ class Base:
         recipe = self.recipe_of(node)
         with self._renamed(node.made_from):
             refuse_another_run(recipe, as_long)
+
+    def training_data(self, node: Train) -> DataSpec:
+        """Builds those of a training: what is wrong with them must not come up after hours."""
+        from composer.core import ensure_data_spec
+        from composer.utils import get_device
+
+        from accelerando.algorithms.generators import untouched_generators
+
+        recipe = self.recipe_of(node)
+        with self._renamed(node.made_from), untouched_generators():
+            device = get_device(recipe.trainer.get("device"))
+            return ensure_data_spec(recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device))
 
     @contextmanager
     def _renamed(self, names: Mapping[str, str]) -> Iterator[None]:

@@ -90,26 +90,17 @@ class PruneAtInit(PruningStudy):
 
     def _arms_of(self, base: Base, name: str, given: Mapping[str, Any]) -> Iterator[Arm]:
         """The criterion's own and those of its ablations."""
-        from accelerando.algorithms import PruneAtInit as Algorithm
-        from accelerando.algorithms.pruning.criteria import CRITERIA
-
-        source, key = base.source, f"criteria.{name}"
+        key = f"criteria.{name}"
         if name in (DENSE, AFTER_FOLDER):
-            raise source.error(key, "is what the study calls something else; choose another name")
-        if (criterion := given.get("criterion", name)) not in CRITERIA:
-            where = f"{key}.criterion" if "criterion" in given else key
-            raise source.error(where, f"unknown criterion{nearest(str(criterion), CRITERIA)}")
-        _refuse_text(base, key, criterion, given)
+            raise base.source.error(key, "is what the study calls something else; choose another name")
         places = {"pruning": self.pruning, key: given}
-        for ablation in (None, *(self.ablations if criterion != "random" else [])):
-            added = {"criterion": criterion, "density": self.densities[0]} | ({ablation: True} if ablation else {})
-            taken = ("density", "ticket", *ABLATIONS)
+        for ablation in (None, *(self.ablations if given.get("criterion", name) != "random" else [])):
             labels = [name, ablation] if ablation else [name]
             yield Arm(
                 name=", ".join(labels),
                 folder="-".join(labels),
                 algorithm="prune_at_init",
-                arguments=arguments_of(Algorithm, source, places, added, taken),
+                arguments=checked_criterion(base, name, places, self.densities[0], ablation),
                 made_from=origins("prune_at_init", places),
             )
 
@@ -184,6 +175,22 @@ class PruneAtInit(PruningStudy):
         seeds = min(one.pairs for one in told)
         hint = f"differs by at most {most:.4f}, where {seeds} seeds could show {shown:.4f}"
         return replace(judged, measured=f"{judged.measured}; {hint}")
+
+
+def checked_criterion(
+    base: Base, name: str, places: Mapping[str, Mapping[str, Any]], density: float, ablation: str | None = None
+) -> dict[str, Any]:
+    """The arguments of PruneAtInit at these keys of the study, of which the last one's is the criterion's own."""
+    from accelerando.algorithms import PruneAtInit as Algorithm
+    from accelerando.algorithms.pruning.criteria import CRITERIA
+
+    key, given = [*places.items()][-1]
+    if (criterion := given.get("criterion", name)) not in CRITERIA:
+        where = f"{key}.criterion" if "criterion" in given else key
+        raise base.source.error(where, f"unknown criterion{nearest(str(criterion), CRITERIA)}")
+    _refuse_text(base, key, criterion, given)
+    added = {"criterion": criterion, "density": density} | ({ablation: True} if ablation else {})
+    return arguments_of(Algorithm, base.source, places, added, ("density", "ticket", *ABLATIONS))
 
 
 def _refuse_text(base: Base, key: str, criterion: str, arguments: Mapping[str, Any]) -> None:

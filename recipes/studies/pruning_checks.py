@@ -121,10 +121,16 @@ def ticket_of(
     are `checked` once.
     """
     digest, file = found.found["levels"][level]["digest"], f"{ladder}/tickets/level-{level}.safetensors"
+    name, problem = named_by_masks(base, file, digest, run, f"-seed{seed}", checked)
+    return name, file, problem
+
+
+def named_by_masks(base: Base, file: str, digest: str, run: str, tail: str, checked: set[str]) -> tuple[str, str]:
+    """The name of a run, less its `tail`, by the masks in a file of that digest; and what is wrong with that file."""
     name, problem = f"{run}-{digest[:6]}", ""
-    finished = (base.folder / f"{name}-seed{seed}" / "results.json").is_file()  # the masks may be gone then
+    finished = (base.folder / f"{name}{tail}" / "results.json").is_file()  # the masks may be gone then
     if file not in checked and not finished:
         problem = wrong_masks(base.folder / file, digest)
         if not problem:
             checked.add(file)
-    return name, file, problem
+    return name, problem

@@ -40,6 +40,11 @@ class Difference:
         return self.p < LEVEL
 
     @property
+    def p_above(self) -> float:
+        """One-sided, that it is not above 0."""
+        return self.p / 2 if self.mean > 0 else 1 - self.p / 2
+
+    @property
     def is_alike(self) -> bool:
         """Whether all of several pairs have the same difference, so that there is no deviation to test it by."""
         return self.low == self.high

@@ -55,7 +55,11 @@ INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist"
     "fashion_mnist/interpolation_lenet",
     "cifar10/interpolation_vgg16",
 }
+GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
+    "cifar10/generalization_vgg16"
+}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
+STUDIES |= GENERALIZATIONS
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -212,6 +216,36 @@ def test_the_length_of_the_studies_of_cifar10(name, model, runs, cost):
     assert len(nodes) == runs and round(sum(node.cost for node in nodes), 1) == cost
 
 
+def a_small_generalization(name, *but):
+    """One seed, one share of wrong labels, one round and the narrowest network; two batches each."""
+    block = "study.generalization"
+    *others, _ = load(f"{name}.yaml")[0].study.generalization.widths
+    own = ["seeds=[17]", "noise=[0.3]", "rounds=1", "score_at=1ba", "groups=2", "tolerance=0.1"]
+    own += [f"widths.{width}=false" for width in others]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+ROUNDS = ["dense", "magnitude", "synflow", "extended", "once", "narrower", "narrower"]
+
+
+@pytest.mark.parametrize(("name", "but"), [("digits/generalization", [WARMUP]), ("fashion_mnist/generalization", [])])
+def test_small_generalization(name, but, tmp_path):
+    file, *overrides = a_small_generalization(name, *but, FEW, f"folder={tmp_path}")
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    assert [row["arm"] for row in found.rows][: len(ROUNDS)] == ROUNDS
+
+
+@pytest.mark.parametrize(("name", "model"), [("generalization", "resnet_cifar"), ("generalization_vgg16", "vgg_cifar")])
+def test_the_generalizations_of_cifar10(name, model):
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {split: 'train[:80%]'}}", "eval_data={digits: {split: test}}"]
+    data += ["validation_data={digits: {split: 'train[80%:]'}}", f"model.{model}.in_channels=1"]
+    one = ["study.generalization.seeds=[17]", "study.generalization.noise=[0.3]", "study.generalization.rounds=2"]
+    found = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *one]))
+    assert len(found.nodes({})) == 1 + 4 * 2 + 3 * 3 + 2
+
+
 def a_small_interpolation(name, *but, arms=()):
     """One seed and few points, two batches each, of these arms and those that begin with them."""
     block = "study.interpolation"
@@ -334,6 +368,9 @@ def big(tmp_path_factory):
     commands["resnet50/interpolation"] = a_small_interpolation(
         "resnet50/interpolation", *small, "run_name=resnet50/interpolation", arms=["plain"]
     )
+    commands["resnet50/generalization"] = a_small_generalization(
+        "resnet50/generalization", *small, "run_name=resnet50/generalization"
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -399,6 +436,16 @@ def test_landscape_under_two_ranks(big):
     (run,) = (big / "resnet50" / "landscape").glob("wandb/offline-run-*")
     names = {path.name.split("_")[0] for path in run.glob("files/media/table/*")}
     assert names >= {"landscape", "planes", "diagonals", "claims"}
+
+
+@pytest.mark.programs
+def test_generalization_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "generalization" / "table.csv")
+    arms = [row["arm"] for row in rows]
+    assert arms[:6] == ["dense", "magnitude", "extended", "once", "narrower", "narrower"]
+    assert all(row.samples == 8 and np.isfinite(row["train/loss/wrong"]) for row in rows[:6])
+    (run,) = (big / "resnet50" / "generalization").glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"generalization", "claims"}
 
 
 @pytest.mark.programs
