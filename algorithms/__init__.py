@@ -39,6 +39,7 @@ from .connectivity import (
 )
 from .cyclic import Cycles, MultiplicativeCyclicLR, cycle_ends, cyclic_multiplier
 from .distillation import Distiller, add_distillation, distillation_kl, distillation_mse, draw_teachers
+from .examples.distillation import DatasetDistiller, DistilledSet, load_distilled, save_distilled
 from .label_smoothing import Smoother, smooth_labels
 from .labelled_positions import HeadPositions, Labelled
 from .mixup import Mixer, mix_targets, mixup_batch
@@ -121,7 +122,9 @@ __all__ = [
     "ChannelsLast",
     "Curve",
     "Cycles",
+    "DatasetDistiller",
     "Distillation",
+    "DistilledSet",
     "Distiller",
     "HeadPositions",
     "HessianDiagonal",
@@ -194,6 +197,7 @@ __all__ = [
     "layers_of",
     "level_densities",
     "linear_path",
+    "load_distilled",
     "load_masks",
     "load_teacher",
     "loss_per_example",
@@ -208,6 +212,7 @@ __all__ = [
     "prune_at_init",
     "random_scores",
     "recompute_statistics",
+    "save_distilled",
     "save_masks",
     "smooth_labels",
     "snip",

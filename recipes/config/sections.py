@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise"))
+MODELS = ("accelerando.recipes.models.builders", "accelerando.recipes.models.distilling")
+DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise", "distilled"))
 SECTIONS = {
-    "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
+    "model": Namespace(modules=MODELS, makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),
     "eval_data": Namespace(modules=DATA, methods=("check", "build")),
     "validation_data": Namespace(modules=DATA, methods=("check", "build")),

@@ -1,6 +1,7 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
 from .distillation import Distillation
+from .distilled_tickets import DistilledTickets
 from .glue import Glue
 from .interpolation import Interpolation
 from .landscape import Landscape
@@ -9,4 +10,14 @@ from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "Interpolation", "Landscape", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]
+__all__ = [
+    "Distillation",
+    "DistilledTickets",
+    "Glue",
+    "Interpolation",
+    "Landscape",
+    "PruneAtInit",
+    "Stability",
+    "Tickets",
+    "Tradeoff",
+]

@@ -22,6 +22,8 @@ from .twins import StudyOfTwins, is_reached, pairs_of, pruned, twins
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from accelerando.algorithms.examples.distillation import DistilledSet
+
     from ..config.recipe import Recipe
     from ..run.results import Result
 
@@ -97,14 +99,25 @@ class Landscape(StudyOfTwins):
         others = named(source, "tickets_on", self.tickets_on, (*FIXED, "model")) if self.tickets_on else {}
         for name, changes in {"": {}, **others}.items():
             arm, folder = (f"{TICKETS} on {name}", f"{LADDER}-on-{name}") if name else (TICKETS, LADDER)
-            own = {**self.ladder, "levels": self.levels[-1], "rewind_to": "0ba"}
-            ladder = checked_ladder(base, folder, {"ladder": own})
-            node = replace(ladder.node(self.seeds[0]), changes=changes, key=f"tickets_on.{name}" if name else "")
-            cost = node.cost * (_times_as_long(base, base.recipe_of(node)) if changes else 1.0)
-            self._ladders[arm] = ladder, replace(node, cost=cost, tags={"role": LADDER, "arm": arm})
+            own = Train(name=folder, changes=changes, key=f"tickets_on.{name}" if name else "")
+            self.add_ladder(base, arm, own)
         check_weights(base, {"ladder": self._ladders[TICKETS][0].arguments})
         if "reinitialize" in self.controls:
             check_seeds_matter(base, "controls", self._ladders[TICKETS][0].arguments)
+
+    def add_ladder(self, base: Base, arm: str, own: Train, examples: int | None = None) -> None:
+        """A ladder of that name, whose tickets are an arm's, with what it changes and sets of its own.
+
+        So many are the `examples` that it trains on; by default its data are built to find out.
+        """
+        arguments = {**self.ladder, "levels": self.levels[-1], "rewind_to": "0ba"}
+        ladder, times = checked_ladder(base, own.name, {"ladder": arguments}), 1.0
+        node = ladder.node(self.seeds[0])
+        sets, made_from = {**node.sets, **own.sets}, {**node.made_from, **own.made_from}
+        node = replace(node, changes=own.changes, key=own.key, sets=sets, made_from=made_from)
+        if arm != TICKETS:
+            times = times_as_long(base, base.recipe_of(node), examples)
+        self._ladders[arm] = ladder, replace(node, cost=times * node.cost, tags={"role": LADDER, "arm": arm})
 
     def _check_measures(self, base: Base) -> None:
         from accelerando.algorithms.connectivity.curvature import MOST_EXACT
@@ -133,15 +146,20 @@ class Landscape(StudyOfTwins):
         for seed in self.seeds:
             if 0 in self.levels:
                 yield from self._copies(base, self._copy(seed, DENSE, DENSE))
-            for arm, (ladder, first) in self._ladders.items():
-                name = f"{ladder.name}-seed{seed}"
-                yield replace(first, name=name, sets={**first.sets, "seed": seed}, tags={**first.tags, "seed": seed})
+            for arm, (ladder, _) in self._ladders.items():
+                yield (finds := self.ladder_of(base, arm, seed, done))
                 arms = (arm, *(self.controls if arm == TICKETS else ()))
                 for level, of_level in ((level, one) for level in self.levels if level for one in arms):
-                    found = done.get(name)
+                    found = done.get(finds.name)
                     if is_reached(of_level, level, found):
                         copy = self._copy(seed, of_level, f"{of_level.replace(' ', '-')}-level{level}")
                         yield from self._copies(base, pruned(base, copy, ladder, level, "0ba", found, self._checked))
+
+    def ladder_of(self, base: Base, arm: str, seed: int, done: Mapping[str, Result]) -> Train:
+        """The run that finds this arm's tickets."""
+        ladder, first = self._ladders[arm]
+        name, sets, tags = f"{ladder.name}-seed{seed}", {**first.sets, "seed": seed}, {**first.tags, "seed": seed}
+        return replace(first, name=name, sets=sets, tags=tags)
 
     def _copy(self, seed: int, arm: str, name: str) -> Train:
         """What all copies of a network have in common, before anything is pruned; they have its name."""
@@ -192,7 +210,12 @@ class Landscape(StudyOfTwins):
         if not (cells := self.cells(rows)):
             return None
         planes, diagonals = planes_of(base, rows), histograms_of(base, rows)
-        return draw(cells, planes, diagonals, self.metric or "", self.stable_below, base.folder.name)
+        sets = self.sets_of(base, rows)
+        return draw(cells, planes, diagonals, self.metric or "", self.stable_below, base.folder.name, sets)
+
+    def sets_of(self, base: Base, rows: Sequence[Row]) -> Mapping[str, DistilledSet]:
+        """Distilled images to draw, by their titles."""
+        return {}
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         others = [arm for arm in self._ladders if arm != TICKETS]
@@ -200,17 +223,28 @@ class Landscape(StudyOfTwins):
             yield from claims_of(self.cells(rows), others)
 
 
-def _times_as_long(base: Base, recipe: Recipe) -> float:
-    """How much longer than the base run a training is that changes it, as far as its unit tells.
+def times_as_long(base: Base, recipe: Recipe, examples: int | None = None) -> float:
+    """How much longer than the base run a training is, in batches, of so many `examples`, by default of its data."""
+    length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
+    if not length:
+        raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
+    return _batches(recipe, length) / _batches(base.recipe, len(loader_of(base.recipe)))
 
-    Its data are built, as the base run's are: that they do not fill a batch must not come up after hours.
-    """
+
+def loader_of(recipe: Recipe) -> Any:
+    """The training data, built: that they do not fill a batch must not come up after hours."""
+    from composer.core import ensure_data_spec
     from composer.utils import get_device
 
     from accelerando.algorithms.generators import untouched_generators
 
     with untouched_generators():
         device = get_device(recipe.trainer.get("device"))
-        recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device)
-    own, length = duration(recipe), duration(base.recipe)
-    return own.value / length.value if own.unit == length.unit else 1.0
+        data = recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device)
+    return ensure_data_spec(data).dataloader
+
+
+def _batches(recipe: Recipe, epoch: int) -> float:
+    length, most = duration(recipe), recipe.trainer.get("train_subset_num_batches", -1)
+    each = {"ep": min(epoch, most) if most > 0 else epoch, "sp": 1 / recipe.config["global_batch_size"]}
+    return length.value * each.get(length.unit.value, 1)
