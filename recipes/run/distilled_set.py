@@ -116,7 +116,7 @@ class _Read:
         for batch in self._batches:
             self.examples += len(batch[1])
             for own, part in zip(self._hashes, batch, strict=True):
-                own.update(part.cpu().contiguous().numpy())
+                own.update(part.cpu().numpy().tobytes())
             yield batch
 
     def read_on(self) -> None:

@@ -10,10 +10,10 @@ from ..run.results import aligned, percent
 from .claims import Claim
 from .core import FIXED, Base, Changes, Train, row_of
 from .distilled_tickets_claims import claims_of_the_set
-from .landscape import LADDER, Landscape, loader_of, times_as_long
+from .landscape import LADDER, Landscape, loader_of
 from .stability_cells import TICKETS
-from .statistics import mean_and_deviation
 from .table import Row, groups
+from .tickets import Control  # noqa: F401, as the types of Landscape's fields are looked up here
 
 if TYPE_CHECKING:
     from accelerando.algorithms.examples.distillation import DistilledSet
@@ -36,9 +36,9 @@ class DistilledTickets(Landscape):
 
     Args:
         distilling: what the run that distils changes of the base run, such as {model: {dataset_distiller: {...}},
-            optimizer: {sgd: {lr: 1.0, momentum: 0.5}}, scheduler: null, max_duration: 1000ba}.
+            optimizer: {sgd: {lr: 1.0, momentum: 0.5}}, scheduler: null, max_duration: 1000ba}; null with `data.file`.
         begin: whether a set begins with `real` images or with `noise`.
-        data: arguments of the data source `distilled`. With a `file`, the set is that one, and nothing is distilled.
+        data: arguments of the data source `distilled`.
         finding: what the ladder on the set changes of the base run besides its data, such as {max_duration: 300ep,
             algorithms: {cut_mix: {}}}.
         levels, copies, ladder, tickets_on, controls, points, path_examples, plane, hessian, stable_below: see there.
@@ -48,7 +48,7 @@ class DistilledTickets(Landscape):
         "The training data are distilled to a small set, on which alone a ladder finds tickets; these are then trained "
         f"on the real data, as all networks here are (arXiv 2310.18769). {Landscape.about}"
     )
-    distilling: Changes = field(default_factory=dict)
+    distilling: Changes | None = None
     begin: Literal["real", "noise"] = "real"
     data: dict[str, Any] = field(default_factory=dict)
     finding: Changes = field(default_factory=dict)
@@ -65,18 +65,18 @@ class DistilledTickets(Landscape):
             raise source.error("distilling", f"{given}; expected either distilling or data.file")
         fixed = {"distilling": ("eval_data", "validation_data"), "finding": ("model", "train_data")}
         for key, names in fixed.items():
-            for inner in {*FIXED, *names} & getattr(self, key).keys():
+            for inner in {*FIXED, *names} & (getattr(self, key) or {}).keys():
                 raise source.error(f"{key}.{inner}", "the study sets it for every run; leave it out")
         own = Train(name=f"{LADDER}-on-distilled", changes=self.finding, key="finding")
         if self.distilling:
             self._small = self._images_of_model(base)
-            self._times = times_as_long(base, base.recipe_of(self._distills(base, self.seeds[0], 1.0)))
+            self._times = self.times_as_long(base, base.recipe_of(self._distills(base, self.seeds[0], 1.0)))
             self.add_ladder(base, ON_SET, own, self._small)
         else:
             own = self._on_set(own, self.data["file"])
             self._small = len(loader_of(base.recipe_of(own)).dataset)
             self.add_ladder(base, ON_SET, own)
-        self._real = len(loader_of(base.recipe).dataset)
+        _, self._real = self.data_of(base)
 
     def _images_of_model(self, base: Base) -> int:
         """How many there are to train on in a set."""
@@ -97,15 +97,18 @@ class DistilledTickets(Landscape):
 
     def _distills(self, base: Base, seed: int, cost: float) -> Train:
         """Without the base run's algorithms, which concern its network."""
+        given = self.distilling or {}
         off = dict.fromkeys((part.key.removeprefix("algorithms.") for part in base.recipe.algorithms), False)
         return Train(
             name=f"{DISTILLING}-seed{seed}",
-            changes={**self.distilling, "algorithms": {**off, **(self.distilling.get("algorithms") or {})}},
+            changes={**given, "algorithms": {**off, **(given.get("algorithms") or {})}},
             key="distilling",
             sets={
                 "seed": seed,
                 "eval_data": None,
                 "validation_data": None,
+                "eval_interval": 1,
+                "eval_subset_num_batches": -1,
                 "algorithms": {KEEPER: {"begin": self.begin}},
             },
             made_from={f"algorithms.{KEEPER}.begin": "begin"},
@@ -139,7 +142,7 @@ class DistilledTickets(Landscape):
         found = result.found["distilled"]
         return f"{found['images']} images distilled from {found['examples']}, loss {found['loss']:.4f}"
 
-    def summaries(self, base: Base, rows: Sequence[Row]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         """Those of `landscape`, and `costs.csv`: what it took to find the tickets of each level."""
         costs = {"costs": lines} if (lines := self._costs(rows)) else {}
         return {**super().summaries(base, rows), **costs}
@@ -147,17 +150,16 @@ class DistilledTickets(Landscape):
     def _costs(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A line for each kind of tickets and level, means over seeds; what distilling took is told apart."""
         lines = []
-        distilled = [row for row in rows if row["role"] == DISTILLING]
-        for (arm, level), own in groups((row for row in rows if row["role"] == LADDER), "arm", "level").items():
-            if level not in self.levels or not level:
+        ladders, distilled = ([row for row in rows if row["role"] == role] for role in (LADDER, DISTILLING))
+        for (arm, level), own in groups(ladders, "arm", "level").items():
+            if not level or level not in self.levels:
                 continue
-            # The masks of a level are known when the training of the level before has ended.
-            found = [row for row in rows if row["role"] == LADDER and (row["arm"], row["level"]) == (arm, level - 1)]
+            # The masks of a level are known when the trainings of all levels before have ended.
+            before = [row for row in ladders if row["arm"] == arm and row["level"] < level]
             images = {TICKETS: self._real, ON_SET: self._small}.get(arm)
             line = {"arm": arm, "density": own[0]["density"], "images": images}
-            line |= {name: _mean(found, name) for name in ("samples", "seconds")}
-            before = distilled if arm == ON_SET else []
-            line |= {f"distilling, {name}": _mean(before, name) for name in ("samples", "seconds")}
+            for kind, spent in (("", before), ("distilling, ", distilled if arm == ON_SET else [])):
+                line |= {f"{kind}{name}": _by_seed(spent, name) for name in ("samples", "seconds")}
             lines.append(line)
         return lines
 
@@ -183,6 +185,6 @@ class DistilledTickets(Landscape):
         yield from claims_of_the_set(self.cells(rows), ON_SET, self._real, self._small)
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
-    """Over seeds; 0 without a row."""
-    return mean_and_deviation([row[name] for row in rows])[0] if rows else 0.0
+def _by_seed(rows: Sequence[Row], name: str) -> float:
+    """What they cost together, a seed in the mean."""
+    return sum(row[name] for row in rows) / max(1, len({row["seed"] for row in rows}))

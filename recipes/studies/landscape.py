@@ -87,6 +87,7 @@ class Landscape(StudyOfTwins):
         self.levels = sorted(self.levels)
         self._check_measures(base)
         self._ladders, self._checked = dict[str, tuple[Ladder, Train]](), set[str]()  # by arm; files of masks
+        self._data: tuple[int, int] | None = None
         given = next((name for name in ("ladder", "tickets_on", "controls") if getattr(self, name)), "")
         if not self.levels[-1]:
             if given:
@@ -116,8 +117,22 @@ class Landscape(StudyOfTwins):
         sets, made_from = {**node.sets, **own.sets}, {**node.made_from, **own.made_from}
         node = replace(node, changes=own.changes, key=own.key, sets=sets, made_from=made_from)
         if arm != TICKETS:
-            times = times_as_long(base, base.recipe_of(node), examples)
+            times = self.times_as_long(base, base.recipe_of(node), examples)
         self._ladders[arm] = ladder, replace(node, cost=times * node.cost, tags={"role": LADDER, "arm": arm})
+
+    def times_as_long(self, base: Base, recipe: Recipe, examples: int | None = None) -> float:
+        """How much longer than the base run a training is, in batches, of so many examples, by default of its data."""
+        length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
+        if not length:
+            raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
+        return _batches(recipe, length) / _batches(base.recipe, self.data_of(base)[0])
+
+    def data_of(self, base: Base) -> tuple[int, int]:
+        """How many batches an epoch of the base run has, and how many examples there are; its data are built once."""
+        if self._data is None:
+            loader = loader_of(base.recipe)
+            self._data = len(loader), len(loader.dataset)
+        return self._data
 
     def _check_measures(self, base: Base) -> None:
         from accelerando.algorithms.connectivity.curvature import MOST_EXACT
@@ -221,14 +236,6 @@ class Landscape(StudyOfTwins):
         others = [arm for arm in self._ladders if arm != TICKETS]
         if self._ladders:
             yield from claims_of(self.cells(rows), others)
-
-
-def times_as_long(base: Base, recipe: Recipe, examples: int | None = None) -> float:
-    """How much longer than the base run a training is, in batches, of so many `examples`, by default of its data."""
-    length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
-    if not length:
-        raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
-    return _batches(recipe, length) / _batches(base.recipe, len(loader_of(base.recipe)))
 
 
 def loader_of(recipe: Recipe) -> Any:

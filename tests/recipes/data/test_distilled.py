@@ -22,7 +22,7 @@ def file(tmp_path):
 
 
 def served(source, train, epoch=0):
-    loader = source.build(40, train, 3, "cpu").dataloader
+    loader = source.build(20, train, 3, "cpu").dataloader
     loader.sampler.set_epoch(epoch)
     return [torch.cat(part) for part in zip(*loader, strict=True)]
 
@@ -31,7 +31,7 @@ def test_images_are_enlarged_and_augmented_as_the_file_tells(file):
     large, labels = enlarged(IMAGES, LABELS, 2)
     images, of = served(Distilled(file), train=False)
     assert torch.equal(images, large) and torch.equal(of, labels)
-    loader = Distilled(file).build(40, True, 3, "cpu").dataloader
+    loader = Distilled(file).build(20, True, 3, "cpu").dataloader
     order, noise = torch.tensor([*loader.sampler]), loader._noise(0)
     images, of = served(Distilled(file), train=True)
     assert torch.equal(of, labels[order])
@@ -48,8 +48,8 @@ def test_images_of_others_are_normalized_as_is_said(file):
 
 
 def test_the_file_may_lie_in_the_folder_of_all_runs(file, tmp_path):
-    config = settings(tmp_path) | {"train_data": {"distilled": {"file": "set.safetensors"}}, "algorithms": {}}
-    result, _ = trained(config | {"max_duration": "3ba"})
+    config = settings(tmp_path) | {"train_data": {"distilled": {"file": "set.safetensors"}}, "scheduler": None}
+    result, _ = trained(config | {"max_duration": "3ba", "train_subset_num_batches": -1})
     assert result.samples == 96
     # The run is the same wherever its folder lies.
     assert check(config).config["train_data"] == {"distilled": {"file": "set.safetensors"}}

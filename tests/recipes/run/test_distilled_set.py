@@ -24,6 +24,7 @@ def distilling(folder, begin="real", **changes):
     return settings(folder) | {
         "model": {"dataset_distiller": sizes | changes},
         "eval_data": None,
+        "eval_subset_num_batches": -1,
         "optimizer": {"sgd": {"lr": 1.0, "momentum": 0.5}},
         "scheduler": None,
         "algorithms": {KEEPER: {"begin": begin}},
