@@ -10,7 +10,8 @@ from ..run.results import aligned, percent
 from .claims import Claim
 from .core import FIXED, Base, Changes, Train, row_of
 from .distilled_tickets_claims import claims_of_the_set
-from .landscape import LADDER, Landscape, loader_of
+from .landscape import LADDER, Landscape
+from .lengths import loader_of
 from .stability_cells import TICKETS
 from .table import Row, groups
 from .tickets import Control  # noqa: F401, as the types of Landscape's fields are looked up here

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .core import FIXED, Base, Changes, Train, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
+from .lengths import batches_of, loader_of
 from .pruning_checks import arguments_of, check_seeds_matter, check_weights
 from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies
@@ -125,7 +126,7 @@ class Landscape(StudyOfTwins):
         length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
         if not length:
             raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
-        return _batches(recipe, length) / _batches(base.recipe, self.data_of(base)[0])
+        return batches_of(recipe, length) / batches_of(base.recipe, self.data_of(base)[0])
 
     def data_of(self, base: Base) -> tuple[int, int]:
         """How many batches an epoch of the base run has, and how many examples there are; its data are built once."""
@@ -236,22 +237,3 @@ class Landscape(StudyOfTwins):
         others = [arm for arm in self._ladders if arm != TICKETS]
         if self._ladders:
             yield from claims_of(self.cells(rows), others)
-
-
-def loader_of(recipe: Recipe) -> Any:
-    """The training data, built: that they do not fill a batch must not come up after hours."""
-    from composer.core import ensure_data_spec
-    from composer.utils import get_device
-
-    from accelerando.algorithms.generators import untouched_generators
-
-    with untouched_generators():
-        device = get_device(recipe.trainer.get("device"))
-        data = recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device)
-    return ensure_data_spec(data).dataloader
-
-
-def _batches(recipe: Recipe, epoch: int) -> float:
-    length, most = duration(recipe), recipe.trainer.get("train_subset_num_batches", -1)
-    each = {"ep": min(epoch, most) if most > 0 else epoch, "sp": 1 / recipe.config["global_batch_size"]}
-    return length.value * each.get(length.unit.value, 1)
