@@ -39,6 +39,7 @@ from .connectivity import (
 )
 from .cyclic import Cycles, MultiplicativeCyclicLR, cycle_ends, cyclic_multiplier
 from .distillation import Distiller, add_distillation, distillation_kl, distillation_mse, draw_teachers
+from .examples.distillation import DatasetDistiller, DistilledSet, load_distilled, save_distilled
 from .examples.files import data_digest, load_scores, save_scores
 from .examples.forgetting import Forgetting
 from .examples.scores import easiest_first, el2n, error_l1, gradient_norms, margins, score_examples
@@ -128,7 +129,9 @@ __all__ = [
     "ChannelsLast",
     "Curve",
     "Cycles",
+    "DatasetDistiller",
     "Distillation",
+    "DistilledSet",
     "Distiller",
     "ExampleScores",
     "Forgetting",
@@ -209,6 +212,7 @@ __all__ = [
     "layers_of",
     "level_densities",
     "linear_path",
+    "load_distilled",
     "load_masks",
     "load_scores",
     "load_teacher",
@@ -225,6 +229,7 @@ __all__ = [
     "prune_at_init",
     "random_scores",
     "recompute_statistics",
+    "save_distilled",
     "save_masks",
     "save_scores",
     "score_examples",

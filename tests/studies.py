@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from accelerando.algorithms.composer.pruning.sparsity import Pruning
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
+from accelerando.recipes.studies.density import DENSE
 from accelerando.recipes.studies.driver import run
 from accelerando.recipes.studies.plan import plan
+from accelerando.recipes.studies.stability_cells import Cell
 from accelerando.recipes.studies.table import read_table
 from runs import settings
 
@@ -121,3 +123,21 @@ class Watch(Callback):
     def fit_end(self, state, logger):
         name = state.run_name.rpartition("/")[2]
         Watch.masks[name] = next((dict(one.masks) for one in state.algorithms if isinstance(one, Pruning)), {})
+
+
+def cells(arm, barrier, gap, density=0.1, error=10.0, spread=(0.02, -0.03, 0.01), how="interpolate"):
+    """Those of a network of three seeds, made up: their barrier in points, and by how much they beat the dense one."""
+    for seed, more in enumerate(spread):
+        along = {f"path/{how}/{place:02}": error + bump for place, bump in enumerate((0, barrier, 0))}
+        yield Cell(
+            arm=arm,
+            density=1.0 if arm == DENSE else density,
+            step="0ba",
+            k=0,
+            share=0.0,
+            seed=seed,
+            value=0.9 + gap,
+            gap=gap + more / 1000,
+            tolerance=0.002,
+            measured={f"barrier/test/error/{how}": barrier + more, **along},
+        )

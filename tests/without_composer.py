@@ -93,6 +93,11 @@ def saved_scores():
     return ours.load_scores(folder / "scores.safetensors", ours.data_digest(batch), 6)
 
 
+def saved_set():
+    ours.save_distilled(folder / "set.safetensors", image, labels)
+    return ours.load_distilled(folder / "set.safetensors")
+
+
 def path():
     ends = (linear.state_dict(), {name: value + 1 for name, value in linear.state_dict().items()})
     return ours.evaluate_path(linear, ends, 3, [batch])
@@ -120,6 +125,8 @@ USES = {
     "BlurPool2d": lambda: ours.BlurPool2d(16)(image),
     "Curve": lambda: add_point(cycles),
     "Cycles": lambda: [cycles.ended(4), cycles.within(4), cycles.misfit(5), cycles.scaled(0.1).multiplier(0.15)],
+    "DatasetDistiller": lambda: ours.DatasetDistiller(network, 1, 3, (16, 8, 8))(image, labels),
+    "DistilledSet": lambda: isinstance(saved_set(), ours.DistilledSet) or None,
     "Distiller": lambda: ours.Distiller(nn.Linear(4, 3))(logits.mean(), linear(batch[0]), batch[0], 0),
     "Forgetting": lambda: ours.Forgetting([batch], "1ba")(linear, 1) or True,
     "HeadPositions": lambda: refused(TypeError, ours.HeadPositions, linear),
@@ -188,6 +195,7 @@ USES = {
     "layers_of": lambda: ours.layers_of(linear),
     "level_densities": lambda: ours.level_densities(3, 0.2, "geometric"),
     "linear_path": lambda: ours.linear_path({"w": logits}, {"w": other})(0.3),
+    "load_distilled": lambda: saved_set(),
     "load_masks": lambda: saved_masks(),
     "load_scores": lambda: saved_scores(),
     "load_teacher": lambda: ours.load_teacher(folder / "teacher.pt", nn.Linear(4, 3)),
@@ -204,6 +212,7 @@ USES = {
     "prune_at_init": lambda: ours.prune_at_init(linear, "snip", 0.5, [batch], F.cross_entropy),
     "random_scores": lambda: ours.random_scores(weights, torch.Generator()),
     "recompute_statistics": lambda: ours.recompute_statistics(norm, [norm.state_dict()] * 2, 3, [batch])(0.5),
+    "save_distilled": lambda: saved_set(),
     "save_masks": lambda: saved_masks(),
     "save_scores": lambda: saved_scores(),
     "score_examples": lambda: scores()["el2n"],

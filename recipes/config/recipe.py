@@ -97,7 +97,7 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     parts = {key: check_parts(source, key, entries[key]) for key in SECTIONS}
     counts_tokens = getattr(parts["train_data"][0].target, "counts_tokens", False)
     _check_duration(source, trainer["max_duration"], (*DURATIONS, "tok") if counts_tokens else DURATIONS)
-    data = _check_data({key: parts[key][0] for key in DATA_SECTIONS if parts[key]})
+    data = _check_data({key: parts[key][0] for key in DATA_SECTIONS if parts[key]}, Path(config["folder"]))
     return Recipe(
         source=source,
         config=config,
@@ -196,7 +196,7 @@ def _check_duration(source: Source, value: Any, units: tuple[str, ...]) -> None:
         raise source.error("max_duration", f"{value} given; {hint}")
 
 
-def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
+def _check_data(parts: Mapping[str, Part], runs: Path) -> dict[str, Part]:
     """Returns each part with its source's `build`, once all sources have found their data.
 
     Raises ConfigError for validation data that overlap another part's, as far as their source tells by `overlaps`.
@@ -204,6 +204,8 @@ def _check_data(parts: Mapping[str, Part]) -> dict[str, Part]:
     sources = {}
     for key, part in parts.items():
         sources[key] = part.build()
+        if hasattr(sources[key], "look_in"):
+            sources[key].look_in(runs)
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
     for key in ("train_data", "eval_data"):

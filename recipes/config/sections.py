@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-DATA = tuple(f"accelerando.recipes.data.{module}" for module in ("images", "image_files", "text", "noise", "subset"))
+MODELS = ("accelerando.recipes.models.builders", "accelerando.recipes.models.distilling")
+SOURCES = ("images", "image_files", "text", "noise", "subset", "distilled")
+DATA = tuple(f"accelerando.recipes.data.{module}" for module in SOURCES)
 SECTIONS = {
-    "model": Namespace(modules=("accelerando.recipes.models.builders",), makes="composer:ComposerModel"),
+    "model": Namespace(modules=MODELS, makes="composer:ComposerModel"),
     "train_data": Namespace(modules=DATA, methods=("check", "build")),
     "eval_data": Namespace(modules=DATA, methods=("check", "build")),
     "validation_data": Namespace(modules=DATA, methods=("check", "build")),

@@ -165,7 +165,8 @@ def takes(model: ComposerModel) -> Facts:
         channels = said.channels or _channels(model.module)
         inputs = "images" if channels else None
         return replace(said, inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
-    return Facts()
+    said = getattr(model, "takes", None)
+    return said if isinstance(said, Facts) else Facts()
 
 
 def _channels(module: nn.Module) -> int | None:

@@ -1,6 +1,7 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
 from .distillation import Distillation
+from .distilled_tickets import DistilledTickets
 from .generalization import Generalization
 from .glue import Glue
 from .interpolation import Interpolation
@@ -12,6 +13,7 @@ from .tradeoff import Tradeoff
 
 __all__ = [
     "Distillation",
+    "DistilledTickets",
     "Generalization",
     "Glue",
     "Interpolation",

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .core import FIXED, Base, Changes, Train, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
+from .lengths import batches_of, loader_of
 from .pruning_checks import arguments_of, check_seeds_matter, check_weights
 from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies
@@ -21,6 +22,8 @@ from .twins import StudyOfTwins, is_reached, pairs_of, pruned, twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from accelerando.algorithms.examples.distillation import DistilledSet
 
     from ..config.recipe import Recipe
     from ..run.results import Result
@@ -85,6 +88,7 @@ class Landscape(StudyOfTwins):
         self.levels = sorted(self.levels)
         self._check_measures(base)
         self._ladders, self._checked = dict[str, tuple[Ladder, Train]](), set[str]()  # by arm; files of masks
+        self._data: tuple[int, int] | None = None
         given = next((name for name in ("ladder", "tickets_on", "controls") if getattr(self, name)), "")
         if not self.levels[-1]:
             if given:
@@ -97,14 +101,39 @@ class Landscape(StudyOfTwins):
         others = named(source, "tickets_on", self.tickets_on, (*FIXED, "model")) if self.tickets_on else {}
         for name, changes in {"": {}, **others}.items():
             arm, folder = (f"{TICKETS} on {name}", f"{LADDER}-on-{name}") if name else (TICKETS, LADDER)
-            own = {**self.ladder, "levels": self.levels[-1], "rewind_to": "0ba"}
-            ladder = checked_ladder(base, folder, {"ladder": own})
-            node = replace(ladder.node(self.seeds[0]), changes=changes, key=f"tickets_on.{name}" if name else "")
-            cost = node.cost * (_times_as_long(base, base.recipe_of(node)) if changes else 1.0)
-            self._ladders[arm] = ladder, replace(node, cost=cost, tags={"role": LADDER, "arm": arm})
+            own = Train(name=folder, changes=changes, key=f"tickets_on.{name}" if name else "")
+            self.add_ladder(base, arm, own)
         check_weights(base, {"ladder": self._ladders[TICKETS][0].arguments})
         if "reinitialize" in self.controls:
             check_seeds_matter(base, "controls", self._ladders[TICKETS][0].arguments)
+
+    def add_ladder(self, base: Base, arm: str, own: Train, examples: int | None = None) -> None:
+        """A ladder of that name, whose tickets are an arm's, with what it changes and sets of its own.
+
+        So many are the `examples` that it trains on; by default its data are built to find out.
+        """
+        arguments = {**self.ladder, "levels": self.levels[-1], "rewind_to": "0ba"}
+        ladder, times = checked_ladder(base, own.name, {"ladder": arguments}), 1.0
+        node = ladder.node(self.seeds[0])
+        sets, made_from = {**node.sets, **own.sets}, {**node.made_from, **own.made_from}
+        node = replace(node, changes=own.changes, key=own.key, sets=sets, made_from=made_from)
+        if arm != TICKETS:
+            times = self.times_as_long(base, base.recipe_of(node), examples)
+        self._ladders[arm] = ladder, replace(node, cost=times * node.cost, tags={"role": LADDER, "arm": arm})
+
+    def times_as_long(self, base: Base, recipe: Recipe, examples: int | None = None) -> float:
+        """How much longer than the base run a training is, in batches, of so many examples, by default of its data."""
+        length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
+        if not length:
+            raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
+        return batches_of(recipe, length) / batches_of(base.recipe, self.data_of(base)[0])
+
+    def data_of(self, base: Base) -> tuple[int, int]:
+        """How many batches an epoch of the base run has, and how many examples there are; its data are built once."""
+        if self._data is None:
+            loader = loader_of(base.recipe)
+            self._data = len(loader), len(loader.dataset)
+        return self._data
 
     def _check_measures(self, base: Base) -> None:
         from accelerando.algorithms.connectivity.curvature import MOST_EXACT
@@ -133,15 +162,20 @@ class Landscape(StudyOfTwins):
         for seed in self.seeds:
             if 0 in self.levels:
                 yield from self._copies(base, self._copy(seed, DENSE, DENSE))
-            for arm, (ladder, first) in self._ladders.items():
-                name = f"{ladder.name}-seed{seed}"
-                yield replace(first, name=name, sets={**first.sets, "seed": seed}, tags={**first.tags, "seed": seed})
+            for arm, (ladder, _) in self._ladders.items():
+                yield (finds := self.ladder_of(base, arm, seed, done))
                 arms = (arm, *(self.controls if arm == TICKETS else ()))
                 for level, of_level in ((level, one) for level in self.levels if level for one in arms):
-                    found = done.get(name)
+                    found = done.get(finds.name)
                     if is_reached(of_level, level, found):
                         copy = self._copy(seed, of_level, f"{of_level.replace(' ', '-')}-level{level}")
                         yield from self._copies(base, pruned(base, copy, ladder, level, "0ba", found, self._checked))
+
+    def ladder_of(self, base: Base, arm: str, seed: int, done: Mapping[str, Result]) -> Train:
+        """The run that finds this arm's tickets."""
+        ladder, first = self._ladders[arm]
+        name, sets, tags = f"{ladder.name}-seed{seed}", {**first.sets, "seed": seed}, {**first.tags, "seed": seed}
+        return replace(first, name=name, sets=sets, tags=tags)
 
     def _copy(self, seed: int, arm: str, name: str) -> Train:
         """What all copies of a network have in common, before anything is pruned; they have its name."""
@@ -192,25 +226,14 @@ class Landscape(StudyOfTwins):
         if not (cells := self.cells(rows)):
             return None
         planes, diagonals = planes_of(base, rows), histograms_of(base, rows)
-        return draw(cells, planes, diagonals, self.metric or "", self.stable_below, base.folder.name)
+        sets = self.sets_of(base, rows)
+        return draw(cells, planes, diagonals, self.metric or "", self.stable_below, base.folder.name, sets)
+
+    def sets_of(self, base: Base, rows: Sequence[Row]) -> Mapping[str, DistilledSet]:
+        """Distilled images to draw, by their titles."""
+        return {}
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         others = [arm for arm in self._ladders if arm != TICKETS]
         if self._ladders:
             yield from claims_of(self.cells(rows), others)
-
-
-def _times_as_long(base: Base, recipe: Recipe) -> float:
-    """How much longer than the base run a training is that changes it, as far as its unit tells.
-
-    Its data are built, as the base run's are: that they do not fill a batch must not come up after hours.
-    """
-    from composer.utils import get_device
-
-    from accelerando.algorithms.generators import untouched_generators
-
-    with untouched_generators():
-        device = get_device(recipe.trainer.get("device"))
-        recipe.train_data.build(recipe.batch_size, True, recipe.data_seed, device)
-    own, length = duration(recipe), duration(base.recipe)
-    return own.value / length.value if own.unit == length.unit else 1.0

@@ -6,7 +6,7 @@ Their tickets are found on distilled data. Seeds are the clusters: each differen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from .claims import Claim, judge_each
@@ -16,6 +16,7 @@ from .stability_cells import TICKETS, Cell, treatments_of
 from .statistics import paired
 
 SOURCE = "arXiv:2310.18769, abstract, of distilled data"
+Networks = Mapping[str, Mapping[str, Mapping[int, Cell]]]  # by arm, density, seed
 LEARNT = 0.5  # of what the dense network classifies correctly
 NOT_GIVEN = "no tickets were found on other data: tickets_on is not given"
 NO_DENSE = "there is no dense network: 0 is not among the levels"
@@ -23,10 +24,7 @@ NO_DENSE = "there is no dense network: 0 is not among the levels"
 
 def claims_of(cells: Sequence[Cell], others: Sequence[str]) -> Iterator[Claim]:
     """The verdicts, those on barriers for each treatment of batch norm; `others` are arms of tickets on other data."""
-    networks: dict[str, dict[str, dict[int, Cell]]] = {}
-    for cell in cells:
-        arm, density, _ = cell.place
-        networks.setdefault(arm, {}).setdefault(density, {})[cell.seed] = cell
+    networks = networks_of(cells)
     treatments = treatments_of(cells)
     for how in treatments:
         named = f" ({TREATMENTS[how]})" if len(treatments) > 1 else ""
@@ -40,12 +38,21 @@ def claims_of(cells: Sequence[Cell], others: Sequence[str]) -> Iterator[Claim]:
                 found = _more_stable(claim, SOURCE, networks, arm, other, how)
                 yield replace(found, claim=found.claim + named)
     for arm in others or [""]:
-        yield _as_good(networks, arm)
+        elsewhere = arm or f"{TICKETS} found on other data"
+        claim = f"{elsewhere.capitalize()} are as good as those of all real data, but for the tolerance."
+        yield as_good(claim, networks, arm, "" if arm else NOT_GIVEN)
 
 
-def _more_stable(
-    claim: str, source: str, networks: Mapping[str, Mapping[str, Mapping[int, Cell]]], arm: str, other: str, how: str
-) -> Claim:
+def networks_of(cells: Iterable[Cell]) -> Networks:
+    """The cells by arm, density and seed."""
+    networks: dict[str, dict[str, dict[int, Cell]]] = {}
+    for cell in cells:
+        arm, density, _ = cell.place
+        networks.setdefault(arm, {}).setdefault(density, {})[cell.seed] = cell
+    return networks
+
+
+def _more_stable(claim: str, source: str, networks: Networks, arm: str, other: str, how: str) -> Claim:
     """By how much lower the barrier is, at each density at which both have learnt something."""
     counted, left = {}, []
     for density, own in networks.get(arm, {}).items():
@@ -69,7 +76,7 @@ def _more_stable(
     return replace(judged, measured="; ".join([*measured, *left]) or "nothing")
 
 
-def _has_learnt(cell: Cell, networks: Mapping[str, Mapping[str, Mapping[int, Cell]]], how: str) -> bool:
+def _has_learnt(cell: Cell, networks: Networks, how: str) -> bool:
     """Whether it classifies half as many correctly as the same seed's dense network, if there is one."""
     dense = next(iter(networks.get(DENSE, {}).values()), {}).get(cell.seed)
     return dense is None or _correct(cell, how) >= LEARNT * _correct(dense, how)
@@ -81,17 +88,25 @@ def _correct(cell: Cell, how: str) -> float:
     return 100 - (along[0] + along[-1]) / 2
 
 
-def _as_good(networks: Mapping[str, Mapping[str, Mapping[int, Cell]]], arm: str) -> Claim:
-    """By the gaps to the dense network, which a seed's tickets share."""
-    counted, margin = {}, math.nan
+def as_good(
+    claim: str, networks: Networks, arm: str, lacking: str = "", left: Mapping[str, str] | None = None
+) -> Claim:
+    """By the gaps to the dense network, which a seed's tickets share; of densities that are `left` out it tells why."""
+    counted, margin, left = {}, math.nan, left or {}
     for density, own in networks.get(arm, {}).items():
         theirs = networks.get(TICKETS, {}).get(density, {})
-        values = [{seed: cell.gap for seed, cell in of.items()} for of in (own, theirs)]
         margin = next((cell.tolerance for cell in own.values()), math.nan)
-        if values[0].keys() & values[1].keys() and math.isfinite(margin):
-            counted[f"at {density}"] = paired(*values)
-    elsewhere = arm or f"{TICKETS} found on other data"
-    claim = f"{elsewhere.capitalize()} are as good as those of all real data, but for the tolerance."
-    lacking = NOT_GIVEN if not arm else "" if DENSE in networks else NO_DENSE
+        found = paired(gaps(own), gaps(theirs))
+        if found.pairs and math.isfinite(margin) and density not in left:
+            counted[f"at {density}"] = found
+    lacking = lacking or ("" if DENSE in networks else NO_DENSE)
+    lacking = lacking or ("none of the densities counts" if left and not counted else "")
     judged = judge_each(claim, SOURCE, counted, precondition=lacking, at_least=-margin if counted else 0.0)
-    return replace(judged, measured=f"better by {judged.measured}, tolerance {margin:.4f}" if counted else "nothing")
+    measured = [f"better by {judged.measured}, tolerance {margin:.4f}"] if counted else []
+    others = [f"{density} (not counted: {why})" for density, why in left.items()]
+    return replace(judged, measured="; ".join([*measured, *others]) or "nothing")
+
+
+def gaps(cells: Mapping[int, Cell]) -> dict[int, float]:
+    """By how much each seed's network is better than the dense one."""
+    return {seed: cell.gap for seed, cell in cells.items()}

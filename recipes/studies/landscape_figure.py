@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from accelerando.algorithms.examples.distillation import DistilledSet
+
+from ..run.distilled_set import draw_images
 from ..run.figures import COLOURS
 from ..run.results import label, percent
 from .density import DENSE
@@ -31,12 +34,13 @@ def draw(
     metric: str,
     stable_below: float,
     title: str,
+    sets: Mapping[str, DistilledSet],
 ) -> Figure:
-    """Means over seeds and their standard deviations; planes, if there are some, and Hessians, if there are."""
+    """Means over seeds and their standard deviations; planes, Hessians and distilled `sets`, if there are some."""
     shown = [found for found in planes if found[0]["seed"] == planes[0][0]["seed"]]
     curved = any(name.startswith(HESSIAN) for cell in cells for name in cell.measured)
-    colours, rows = _colours(cells), [1, -(-len(shown) // ACROSS), int(curved)]
-    heights = [height for height in (3.3, 3.0 * rows[1], 3.3 * rows[2]) if height]
+    colours, rows = _colours(cells), -(-len(shown) // ACROSS)
+    heights = [height for height in (3.3, 3.0 * rows, 3.3 * curved, 3.3 * bool(sets)) if height]
     figure = Figure(figsize=(13, 0.8 + sum(heights)), dpi=150, layout="constrained")
     figure.suptitle(title)
     parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
@@ -50,7 +54,7 @@ def draw(
     _over_density(others[-1], cells, colours, lambda cell: cell.value)
     others[-1].set(title="at the ends", ylabel=f"evaluation {label(metric)}")
     if shown:
-        _planes(next(parts), shown, rows[1])
+        _planes(next(parts), shown, rows)
     if curved:
         left, middle, right = next(parts).subplots(1, 3, width_ratios=(2, 1, 1))
         _diagonals(left, diagonals, colours)
@@ -59,6 +63,11 @@ def draw(
         for axes, name in ((middle, MEAN), (right, LARGEST)):
             _over_density(axes, cells, colours, lambda cell, name=name: cell.measured.get(name, math.nan))
             axes.set_ylabel("in units of the loss")
+    if sets:
+        panels = next(parts).subplots(1, len(sets), squeeze=False).flat
+        for axes, (name, own) in zip(panels, sets.items(), strict=True):
+            draw_images(axes, own.images, own.labels)
+            axes.set_title(f"distilled images, {name}")
     for axes in figure.get_axes():
         axes.title.set_fontsize("medium")
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

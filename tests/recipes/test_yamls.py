@@ -51,6 +51,7 @@ STABILITIES = {f"{name}/stability" for name in ("digits", "fashion_mnist", "cifa
 LANDSCAPES = {f"{name}/landscape" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "fashion_mnist/landscape_lenet"
 }
+DISTILLED_TICKETS = {f"{name}/distilled_tickets" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "fashion_mnist/interpolation_lenet",
     "cifar10/interpolation_vgg16",
@@ -59,7 +60,15 @@ GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnis
     "cifar10/generalization_vgg16"
 }
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS
+# Of the small images in the place of ImageNet.
+SMALL_SET = [
+    f"study.distilled_tickets.distilling.{change}"
+    for change in (
+        "global_batch_size=4",
+        "model.dataset_distiller={per_class: 2, num_classes: 2, image_size: 64, factor: 1, embedding: null}",
+    )
+]
 FEW = "eval_subset_num_batches=1"
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
@@ -201,6 +210,27 @@ def test_small_landscape(name, but, more, tmp_path):
     assert [row["arm"] for row in found.rows if row["role"] == "pair"] == ["dense", "tickets", *more]
 
 
+def a_small_search_on_distilled_data(name, *but):
+    """One seed, the dense network and one level, pruned at once; two batches each, and sets of a few images."""
+    own = ["seeds=[17]", "levels=[0,1]", "ladder={fraction: 0.5}", "controls=[]", "points=2", "path_examples=8"]
+    own += ["tolerance=0.1", "finding.max_duration=2ba", "distilling.max_duration=2ba"]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.distilled_tickets.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize(
+    ("name", "but"),
+    [
+        ("digits/distilled_tickets", [WARMUP, f"study.distilled_tickets.finding.{WARMUP}"]),
+        ("fashion_mnist/distilled_tickets", []),
+    ],
+)
+def test_small_search_on_distilled_data(name, but, tmp_path):
+    file, *overrides = a_small_search_on_distilled_data(name, *but, FEW, f"folder={tmp_path}")
+    found = run(plan(*load(file, overrides)))
+    arms = ["dense", "tickets", "tickets on distilled data"]
+    assert [row["arm"] for row in found.rows if row["role"] == "pair"] == arms
+
+
 @pytest.mark.parametrize(
     ("name", "model", "runs", "cost"),
     [
@@ -244,6 +274,15 @@ def test_the_generalizations_of_cifar10(name, model):
     one = ["study.generalization.seeds=[17]", "study.generalization.noise=[0.3]", "study.generalization.rounds=2"]
     found = plan(*load(f"cifar10/{name}.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *one]))
     assert len(found.nodes({})) == 1 + 4 * 2 + 3 * 3 + 2
+
+
+def test_the_search_on_distilled_data_of_cifar10():
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {}}", "eval_data={digits: {split: test}}", "model.convnet.in_channels=1"]
+    own = ["train_data={cifar10: false, digits: {}}", "global_batch_size=640"]
+    data += [f"study.distilled_tickets.distilling.{change}" for change in own]
+    found = plan(*load("cifar10/distilled_tickets.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data]))
+    assert len(found.nodes({})) == 51
 
 
 def a_small_interpolation(name, *but, arms=()):
@@ -371,6 +410,9 @@ def big(tmp_path_factory):
     commands["resnet50/generalization"] = a_small_generalization(
         "resnet50/generalization", *small, "run_name=resnet50/generalization"
     )
+    commands["resnet50/distilled_tickets"] = a_small_search_on_distilled_data(
+        "resnet50/distilled_tickets", *small, "run_name=resnet50/distilled_tickets", *SMALL_SET
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -446,6 +488,14 @@ def test_generalization_under_two_ranks(big):
     assert all(row.samples == 8 and np.isfinite(row["train/loss/wrong"]) for row in rows[:6])
     (run,) = (big / "resnet50" / "generalization").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"generalization", "claims"}
+
+
+@pytest.mark.programs
+def test_distilled_tickets_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "distilled_tickets" / "table.csv")
+    arms = ["dense", "tickets", "tickets on distilled data"]
+    assert [row["arm"] for row in rows if row["role"] == "pair"] == arms
+    assert [row["samples"] for row in rows if row["role"] == "distilling"] == [8]
 
 
 @pytest.mark.programs

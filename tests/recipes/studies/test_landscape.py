@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from studies import Watch, lines, of_pruning, outcome, refused, results, table
+from studies import Watch, cells, lines, of_pruning, outcome, refused, results, table
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -264,23 +264,6 @@ FEW_THAN_DENSE = "Tickets on few are more stable than the dense network."
 FEW_THAN_TICKETS = "Tickets on few are more stable than tickets of all real data."
 AS_GOOD = "Tickets on few are as good as those of all real data, but for the tolerance."
 PAPERS = {DENSE: (8.0, 0.0), TICKETS: (4.0, -0.001), FEW: (0.5, -0.002)}  # barriers, gaps
-
-
-def cells(arm, barrier, gap, density=0.1, error=10.0, spread=(0.02, -0.03, 0.01), how="interpolate"):
-    for seed, more in enumerate(spread):
-        along = {f"path/{how}/{place:02}": error + bump for place, bump in enumerate((0, barrier, 0))}
-        yield Cell(
-            arm=arm,
-            density=1.0 if arm == DENSE else density,
-            step="0ba",
-            k=0,
-            share=0.0,
-            seed=seed,
-            value=0.9 + gap,
-            gap=gap + more / 1000,
-            tolerance=0.002,
-            measured={f"barrier/test/error/{how}": barrier + more, **along},
-        )
 
 
 def verdicts(others=(FEW,), more=(), **arms):

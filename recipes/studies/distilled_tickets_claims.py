@@ -1,0 +1,46 @@
+"""What else McDermott and Cummings say of tickets that are found on distilled data; the verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .claims import Claim, judge_each
+from .landscape_claims import Networks, as_good, gaps, networks_of
+from .stability_cells import TICKETS, Cell
+from .statistics import paired
+
+RANDOM = "random"
+FEWER = 150  # times, in the abstract
+COMPANION = "arXiv:2307.03364, of which the notebooks of luke-mcdermott-mi/distilled-pruning show it"
+
+
+def claims_of_the_set(cells: Sequence[Cell], arm: str, real: int, small: int) -> Iterator[Claim]:
+    """`arm` are tickets that are found on `small` images in the place of `real` ones."""
+    networks = networks_of(cells)
+    random = {
+        density: paired(gaps(own), gaps(networks[RANDOM][density]))
+        for density, own in networks.get(arm, {}).items()
+        if density in networks.get(RANDOM, {})
+    }
+    lacking = "" if random else "as many random weights were not tried"
+    named = {f"at {density}": found for density, found in random.items()}
+    yield judge_each(f"{arm.capitalize()} are better than random weights.", COMPANION, named, precondition=lacking)
+    few = f"the real data are {real / small:.3g} times as many as the distilled: {real} and {small} images"
+    lacking = "" if real >= FEWER * small else few
+    claim = f"{arm.capitalize()} match those of all real data with {FEWER} times fewer training points."
+    yield as_good(claim, networks, arm, lacking, _like_random(networks))
+
+
+def _like_random(networks: Networks) -> dict[str, str]:
+    """The densities at which it does not matter which weights are kept, and why that is known."""
+    left = {}
+    for density, own in networks.get(TICKETS, {}).items():
+        if not (random := networks.get(RANDOM, {}).get(density)):
+            left[density] = "as many random weights were not tried"
+            continue
+        found = paired(gaps(own), gaps(random))
+        margin = next((cell.tolerance for cell in own.values()), math.nan)
+        if not (found.mean > 0 and found.is_told) and not found.mean > margin:
+            left[density] = "tickets of all real data are not told from random weights"
+    return left
