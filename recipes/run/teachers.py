@@ -107,8 +107,8 @@ def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | No
         made = optimizer.build(module) if optimizer else torch.optim.SGD(module.parameters(), 0.1)
         state = State(module, 0, "teacher", get_device("cpu"), optimizers=made)
         groups = KeepsGroups(module, made)
-    # What is given networks or a scheduler leaves the model as it is.
-    given = {Supply.NETWORKS, Supply.SCHEDULER}
+    # What is given networks, a scheduler or the examples leaves the model as it is.
+    given = {Supply.NETWORKS, Supply.SCHEDULER, Supply.EXAMPLES}
     parts = [part for part in algorithms if given.isdisjoint(supplied_to(part.target).values())]
     state.algorithms = [part.build() for part in parts]
     for part, algorithm in zip(parts, state.algorithms, strict=True):

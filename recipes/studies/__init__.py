@@ -1,5 +1,6 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
+from .data_diet import DataDiet
 from .distillation import Distillation
 from .glue import Glue
 from .interpolation import Interpolation
@@ -9,4 +10,14 @@ from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
 
-__all__ = ["Distillation", "Glue", "Interpolation", "Landscape", "PruneAtInit", "Stability", "Tickets", "Tradeoff"]
+__all__ = [
+    "DataDiet",
+    "Distillation",
+    "Glue",
+    "Interpolation",
+    "Landscape",
+    "PruneAtInit",
+    "Stability",
+    "Tickets",
+    "Tradeoff",
+]
