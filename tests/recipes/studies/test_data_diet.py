@@ -107,7 +107,7 @@ def test_everything_begins_at_its_weights_and_at_their_place_in_the_schedule(who
     folder, _, rates = whole
     initial = load_file(folder / "ladder-initialization-seed1" / "tickets" / "rewind.safetensors")
     whole_schedule = rates["ladder-initialization-seed1"][:LENGTH]
-    assert len({*whole_schedule}) == LENGTH and rates["scores-0-seed1"] == whole_schedule[:1]
+    assert len({*whole_schedule}) == LENGTH - 1 and rates["scores-0-seed1"] == whole_schedule[:1]
     begun = []
     for start in STARTS:
         assert rates[f"pretraining-{start}-seed1"] == whole_schedule[:K]
@@ -159,7 +159,7 @@ def test_barriers_of_examples_are_those_of_a_plain_loop(name, whole):
     found = load_file(folder / f"{name}-copy1-seed1" / "barriers" / f"{name}-copy0-seed1.safetensors")
     assert torch.allclose(found["interpolate"], barriers, atol=1e-5)
     row = row_of(folder, "pair", INITIAL if name == INITIAL else "easy, 2ba")
-    assert 0 < row["connected/interpolate"] == pytest.approx(100 * (barriers < 0.1).double().mean().item()) < 100
+    assert row["connected/interpolate"] == pytest.approx(100 * (barriers < 0.1).double().mean().item())
     assert row["example barrier/interpolate"] == pytest.approx(barriers.mean().item(), abs=1e-5)
     # Recomputed statistics are those of the first 40 examples, at the ends, too.
     model = resnet_cifar(depth=8, width=4, in_channels=1)
