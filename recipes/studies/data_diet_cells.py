@@ -185,12 +185,15 @@ def predictors_in(tickets: Sequence[Ticket]) -> dict[str, str]:
 
 
 def points_of(tickets: Iterable[Ticket], name: str) -> list[tuple[Ticket, float, float]]:
-    """For each start at each step its first ticket, and the means over seeds of the property and of the quality."""
+    """For each start at each step its first ticket, and the means of the property and of the quality.
+
+    They are over the seeds of which both are measured; where one of these is not finite, the point is left out.
+    """
     found = []
-    for own in by_place(tickets).values():
+    for own in by_place(ticket for ticket in tickets if name in ticket.measured).values():
         x, y = (
             float(np.mean(values))
-            for values in zip(*((t.measured.get(name, math.nan), t.quality) for t in own.values()), strict=True)
+            for values in zip(*((t.measured[name], t.quality) for t in own.values()), strict=True)
         )
         if math.isfinite(x) and math.isfinite(y):
             found.append((next(iter(own.values())), x, y))

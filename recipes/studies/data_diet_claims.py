@@ -22,7 +22,6 @@ from .data_diet_cells import (
     match,
     needed_of,
     points_of,
-    predictors_in,
     treatments_of,
 )
 from .paths import TREATMENTS
@@ -148,9 +147,6 @@ def _connected_examples_predict(tickets: Sequence[Ticket], judged: Judged, how: 
         own = [(x, y) for ticket, x, y in points if ticket.step == step]
         if at := spearman(*zip(*own, strict=True)):
             words.append(f"at {step} alone {at.value:+.2f} ({at.low:+.2f} to {at.high:+.2f})")
-    for other, its in predictors_in(tickets).items():
-        if other != name and (one := correlation_of(tickets, other)):
-            words.append(f"{its} {one.value:+.2f} ({one.low:+.2f} to {one.high:+.2f})")
     verdict: Verdict = "cannot be told here"
     why = lacking or f"fewer than {LEAST} starts and steps are measured and differ; give more"
     if found and not lacking:
@@ -160,6 +156,6 @@ def _connected_examples_predict(tickets: Sequence[Ticket], judged: Judged, how: 
     told = (
         f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f}, {found.points} starts and steps)" if found else ""
     )
-    measured = f"Spearman's correlation {told}; {'; '.join(words)}" if found else "nothing"
+    measured = f"Spearman's correlation {'; '.join([told, *words])}" if found else "nothing"
     claim = f"The more examples are linearly connected, the better are the tickets.{named}"
     return Claim(claim=claim, source=SOURCE, measured=measured, verdict=verdict, why=why)

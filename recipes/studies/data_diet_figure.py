@@ -19,7 +19,7 @@ from .density_figure import heights, over_density
 from .paths import TREATMENTS
 from .statistics import mean_and_deviation
 
-ACROSS = 4  # panels in a row
+ACROSS = 4  # panels in a single row
 MARKERS = "osD^v<>p"
 Looks = Mapping[str, Mapping[str, Any]]
 
@@ -31,7 +31,7 @@ def draw(
     steps = {t.step: t.k for t in sorted(tickets, key=lambda t: t.k) if t.start != INITIAL}
     treatments, sign = treatments_of(tickets), -1 if lower_is_better(metric) else 1
     count = len(steps) + 1 + len(treatments)
-    columns = min(count, ACROSS)
+    columns = count if count <= ACROSS else 3
     rows = -(-count // columns)
     figure = Figure(figsize=(1 + 3.2 * columns, 0.9 + 3.1 * rows), dpi=150, layout="constrained")
     figure.suptitle(title)

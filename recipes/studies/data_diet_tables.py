@@ -79,14 +79,16 @@ def table(tickets: Sequence[Ticket], rows: Sequence[Row], metric: str, density: 
         lines = [["start", *steps]]
         for start in shown:
             cells = [[*places.get((start, step), {}).values()] for step in steps]
-            lines.append([start, *(_cell([value(t) for t in own], own if marked else [], digits) for own in cells)])
+            values = [[one for one in map(value, own) if one is not None] for own in cells]
+            told = zip(values, cells if marked else [[]] * len(cells), strict=True)
+            lines.append([start, *(_cell(*each, digits) for each in told)])
         return f"{title}\n{aligned(lines, left=('start',))}"
 
     parts = [by_step(f"{label(metric)} of tickets with {percent(density)}", lambda t: sign * t.quality, 4, True)]
     for name, words in predictors_in(tickets).items():
         unit = " (%)" if name.startswith(CONNECTED) else ""
         digits = 1 if name.startswith((CONNECTED, HESSIAN)) else 2
-        parts.append(by_step(f"{words}{unit}", lambda t, name=name: t.measured.get(name, math.nan), digits))
+        parts.append(by_step(f"{words}{unit}", lambda t, name=name: t.measured.get(name), digits))
     seeds = [*dict.fromkeys(ticket.seed for ticket in tickets)]
     lines = [["start", *(f"seed {seed}" for seed in seeds)]]
     for start in starts:
