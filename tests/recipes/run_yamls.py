@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerando.recipes import study, train
 
-NAMES = ("distillation", "tradeoff", "tickets", "prune_at_init", "stability", "interpolation", "landscape")
+NAMES = ("distillation", "tradeoff", "tickets", "prune_at_init", "stability", "interpolation", "landscape", "data_diet")
 STUDIES = {f"{name}.yaml" for name in NAMES}
 
 if __name__ == "__main__":
