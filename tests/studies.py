@@ -103,14 +103,19 @@ class Watch(Callback):
     starts: dict[str, torch.Tensor]
     masks: dict[str, dict[str, torch.Tensor]]
     orders: dict[str, list[list[int]]]  # the labels of its batches
+    rates: dict[str, list[float]]  # of its updates
 
     @classmethod
     def reset(cls, kill_at=-1, stop_at=-1):
         cls.batches, cls.kill_at, cls.stop_at, cls.starts, cls.masks = 0, kill_at, stop_at, {}, {}
-        cls.orders = {}
+        cls.orders, cls.rates = {}, {}
 
     def fit_start(self, state, logger):
         Watch.starts[state.run_name.rpartition("/")[2]] = next(state.model.parameters()).detach().clone()
+
+    def batch_start(self, state, logger):
+        rate = state.optimizers[0].param_groups[0]["lr"]
+        Watch.rates.setdefault(state.run_name.rpartition("/")[2], []).append(rate)
 
     def batch_end(self, state, logger):
         Watch.batches += 1

@@ -1,5 +1,6 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
+from .data_diet import DataDiet
 from .distillation import Distillation
 from .distilled_tickets import DistilledTickets
 from .generalization import Generalization
@@ -12,6 +13,7 @@ from .tickets import Tickets
 from .tradeoff import Tradeoff
 
 __all__ = [
+    "DataDiet",
     "Distillation",
     "DistilledTickets",
     "Generalization",

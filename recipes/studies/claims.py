@@ -71,10 +71,24 @@ def _judged(
 
 
 def judge_each(
-    claim: str, source: str, found: Mapping[str, Difference], *, precondition: str = "", at_least: float = 0.0
+    claim: str,
+    source: str,
+    found: Mapping[str, Difference],
+    *,
+    precondition: str = "",
+    at_least: float = 0.0,
+    within: float | None = None,
 ) -> Claim:
-    """The verdict on a claim of several differences: it holds if each interval says so, and fails if one denies it."""
-    each = {name: judge(claim, source, one, at_least=at_least) for name, one in found.items()}
+    """The verdict on a claim of several differences: it holds if each interval says so, and fails if one denies it.
+
+    With `within`, the claim is that none of them is there, as `judge_equal` has it.
+    """
+    each = {
+        name: judge(claim, source, one, at_least=at_least)
+        if within is None
+        else judge_equal(claim, source, one, within=within)
+        for name, one in found.items()
+    }
     named: dict[Verdict, list[str]] = {}
     for name, one in each.items():
         named.setdefault(one.verdict, []).append(name)

@@ -11,24 +11,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from .claims import Claim, Verdict, judge, judge_each, judge_some
 from .core import lower_is_better
 from .interpolation_arms import finest, halves
 from .interpolation_cells import BEGIN, RUN, WHOLE, parts_in, paths, short, treatments_of, with_treatment
 from .paths import TREATMENTS
-from .statistics import difference, paired
+from .statistics import LEAST, difference, paired, spearman
 from .table import Row, groups
 
 REVISITING, WHAT = "arXiv:2012.06898", "arXiv:2106.16004"
 TOLERANCE = 0.01  # of the fall from the beginning to the end: what rises by less is numerical, or that of few examples
 CLOSE = 0.75  # the place on the path from which on it is close to the end; a straight fall is midway at 0.5
 TELLS = 0.5  # a correlation of arms that tells
-LEAST = 4  # arms of which a correlation has an interval
 POINTS = 1.0  # of error, by which parts differ that are unlike
 
 
@@ -117,13 +115,11 @@ def _shape_and_metric(rows: Sequence[Row], metric: str, how: str) -> Claim:
         told_arms = [arm for arm in ends if math.isfinite(means[arm]) and math.isfinite(ends[arm])]
         # Those that are equal are one training, such as from a top that is the beginning.
         arms = [*{(means[arm], ends[arm]): arm for arm in told_arms}.values()]
-        x, y = (stats.rankdata([of[arm] for arm in arms]) for of in (means, ends))
-        if len(arms) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
+        if (found := spearman(*([of[arm] for arm in arms] for of in (means, ends)))) is None:
             continue
-        found: Any = stats.pearsonr(x, y)
-        low, high = found.confidence_interval(0.95)
-        told.append((float(low), float(high)))
-        words.append(f"{shape} of the test loss {found.statistic:+.2f} ({low:+.2f} to {high:+.2f}, {len(arms)} arms)")
+        told.append((found.low, found.high))
+        span = f"{found.low:+.2f} to {found.high:+.2f}, {found.points} arms"
+        words.append(f"{shape} of the test loss {found.value:+.2f} ({span})")
     measured = f"Spearman's correlation with the metric: {'; '.join(words)}" if words else "nothing"
     how_told = f"95 % by Fisher's transformation, which must lie within {TELLS:g} of 0 for each shape"
     verdict: Verdict = "cannot be told here"

@@ -136,9 +136,7 @@ class Landscape(StudyOfTwins):
         return self._data
 
     def _check_measures(self, base: Base) -> None:
-        from accelerando.algorithms.connectivity.curvature import MOST_EXACT
-
-        from .landscape_measures import HessianAtEnd, PlaneOfTwins
+        from .landscape_measures import PlaneOfTwins
 
         source = base.source
         if self.plane is not None:
@@ -148,15 +146,7 @@ class Landscape(StudyOfTwins):
             made = {"twins": []} | {name: value for name, value in most.items() if name not in self.plane}
             taken = ("twins", "own_folder", "training_batches")
             self._plane = arguments_of(PlaneOfTwins, source, {"plane": self.plane}, made, taken)
-        if self.hessian is not None:
-            if find_spec("curvlinops") is None:
-                hint = "pip install 'accelerando[landscape]', or leave it out"
-                raise source.error("hessian", f"needs curvlinops-for-pytorch, which is missing; {hint}")
-            arguments_of(HessianAtEnd, source, {"hessian": self.hessian}, {}, ("own_folder", "training_batches"))
-            weights = sum(p.numel() for p in base.recipe.model.build().parameters() if p.requires_grad)
-            if self.hessian.get("probes", 0) is None and weights > MOST_EXACT:
-                hint = f"beyond {MOST_EXACT:,} weights, of which there are {weights:,}, it takes too long"
-                raise source.error("hessian.probes", f"null given, for the exact diagonal, but {hint}")
+        check_hessian(base, self.hessian)
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         for seed in self.seeds:
@@ -237,3 +227,22 @@ class Landscape(StudyOfTwins):
         others = [arm for arm in self._ladders if arm != TICKETS]
         if self._ladders:
             yield from claims_of(self.cells(rows), others)
+
+
+def check_hessian(base: Base, hessian: Mapping[str, Any] | None) -> None:
+    """Raises an error at the key `hessian` where `HessianAtEnd` cannot measure with these arguments; None for none."""
+    from accelerando.algorithms.connectivity.curvature import MOST_EXACT
+
+    from .landscape_measures import HessianAtEnd
+
+    source = base.source
+    if hessian is None:
+        return
+    if find_spec("curvlinops") is None:
+        hint = "pip install 'accelerando[landscape]', or leave it out"
+        raise source.error("hessian", f"needs curvlinops-for-pytorch, which is missing; {hint}")
+    arguments_of(HessianAtEnd, source, {"hessian": hessian}, {}, ("own_folder", "training_batches"))
+    weights = sum(p.numel() for p in base.recipe.model.build().parameters() if p.requires_grad)
+    if hessian.get("probes", 0) is None and weights > MOST_EXACT:
+        hint = f"beyond {MOST_EXACT:,} weights, of which there are {weights:,}, it takes too long"
+        raise source.error("hessian.probes", f"null given, for the exact diagonal, but {hint}")

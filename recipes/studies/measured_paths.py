@@ -83,6 +83,15 @@ class AtEnd(ForRecipes, Algorithm):
         assert self._training_batches is not None
         return _first_of(self._training_batches(state.device), self.most_examples)
 
+    def treatments(self, state: State, path: Found, alphas: Sequence[float]) -> dict[str, Found]:
+        """The path with the statistics of batch norm interpolated, and, if there are some, recomputed at each point."""
+        model = network_of(state)
+        paths: dict[str, Found] = {"interpolate": path}
+        if batch_norms(model):
+            recomputed = recompute_statistics(model, path, alphas, self.train(state), forward=plain_forward)
+            paths["recompute"] = averaged_over_ranks(recomputed, alphas, model)
+        return paths
+
     def curves(self, state: State, path: Found, points: int) -> tuple[Curves, torch.Tensor]:
         """Errors and losses at each point by data, treatment of batch norm, and metric.
 
@@ -95,11 +104,7 @@ class AtEnd(ForRecipes, Algorithm):
         curves: Curves = {"test": {}, "train": {}}
         alphas, predicted = evenly_spaced(points), list[torch.Tensor]()
         with get_precision_context(state.precision):
-            paths: dict[str, Found] = {"interpolate": path}
-            if batch_norms(model):
-                recomputed = recompute_statistics(model, path, alphas, self.train(state), forward=plain_forward)
-                paths["recompute"] = averaged_over_ranks(recomputed, alphas, model)
-            for how, along in paths.items():
+            for how, along in self.treatments(state, path, alphas).items():
                 test, train = (
                     evaluate_path(model, along, alphas, batches, METRICS, forward=plain_forward, per_example=is_test)
                     for batches, is_test in ((self.test(state), True), (self.train(state), False))

@@ -24,7 +24,7 @@ def check_copies(base: Base, study: Any) -> None:
     for key, least in {"copies": 2, "points": 2, "path_examples": 1}.items():
         if (given := getattr(study, key)) is not None and given < least:
             raise source.error(key, f"{given} given; expected {least} or more")
-    if not study.stable_below > 0:
+    if not getattr(study, "stable_below", 1.0) > 0:
         raise source.error("stable_below", f"{study.stable_below} given; expected points of error, above 0")
 
 

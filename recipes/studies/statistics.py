@@ -14,6 +14,7 @@ from scipy import stats
 LEVEL = 0.05
 POWER = 0.8
 RESAMPLES = 2000
+LEAST = 4  # points of which a correlation has an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,26 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike, resamples: i
     values = np.array([statistic(*(array[draw] for array in arrays)) for draw in few])[which.ravel()]
     low, high = np.nanquantile(values, (LEVEL / 2, 1 - LEVEL / 2), method="inverted_cdf")
     return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Spearman's, of so many points, and its interval of 95 % by Fisher's transformation."""
+
+    value: float
+    low: float
+    high: float
+    points: int
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> Correlation | None:
+    """The correlation of the ranks of (points,); None of fewer than four, and where all of one are equal."""
+    ranks = stats.rankdata(x), stats.rankdata(y)
+    if len(ranks[0]) < LEAST or any(np.ptp(each) == 0 for each in ranks):
+        return None
+    found: Any = stats.pearsonr(*ranks)
+    low, high = found.confidence_interval(1 - LEVEL)
+    return Correlation(value=float(found.statistic), low=float(low), high=float(high), points=len(ranks[0]))
 
 
 def mean_and_deviation(values: ArrayLike) -> tuple[float, float]:

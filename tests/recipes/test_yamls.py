@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from formats import write_images, write_texts
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 import accelerando.yamls
@@ -56,11 +57,12 @@ INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist"
     "fashion_mnist/interpolation_lenet",
     "cifar10/interpolation_vgg16",
 }
+DIETS = {f"{name}/data_diet" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "cifar10/generalization_vgg16"
 }
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -329,6 +331,44 @@ def test_the_interpolations_of_cifar10(name, model, runs):
     assert len(found.nodes({})) == runs
 
 
+def a_small_diet(name, *but, starts, count=128):
+    """One seed, of each of these subsets so many examples, one step, and one level; two batches each."""
+    given = load(f"{name}.yaml")[0].study.data_diet.starts
+    own = ["seeds=[17]", "steps=[0ba,1ba]", "ladder={levels: 1, fraction: 0.5}", "density=0.5", "points=2"]
+    own += ["path_examples=8", "hessian=null", "score_at=1ba", "replicates=1", "tolerance=0.1"]
+    own += [f"starts.{start}.count={count}" for start in starts if "count" in given[start]]
+    own += [f"starts.{start}=false" for start in given if start not in starts]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"study.data_diet.{change}" for change in own), *but]
+
+
+IMAGENET_DIETS = ("all", "random_12800", "easy_12800")
+FEWER = ["train_data.fashion_mnist.split=train[:512]", "validation_data.fashion_mnist.split=train[512:600]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "but", "starts"),
+    [
+        ("digits/data_diet", [WARMUP], ("all", "easy_128", "random_labels")),
+        ("fashion_mnist/data_diet", FEWER, ("all", "easy_512", "random_labels")),
+    ],
+)
+def test_small_data_diet(name, but, starts, tmp_path):
+    file, *overrides = a_small_diet(name, *but, FEW, f"folder={tmp_path}", starts=starts)
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    assert [row["start"] for row in found.rows if row["role"] == "pair"] == ["initialization", *starts]
+
+
+def test_the_length_of_the_data_diet_of_cifar10():
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {}}", "eval_data={digits: {split: test}}", "validation_data=null"]
+    given = load("cifar10/data_diet.yaml")[0].study.data_diet.starts
+    data += [f"study.data_diet.starts.{start}.count=128" for start, diet in given.items() if "count" in diet]
+    overrides = ["variables.cifar10=/nowhere", "loggers=null", "model.resnet_cifar.in_channels=1", *data]
+    nodes = plan(*load("cifar10/data_diet.yaml", overrides)).nodes({})
+    assert len(nodes) == 676 and round(sum(node.cost for node in nodes)) == 3493
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -413,6 +453,9 @@ def big(tmp_path_factory):
     commands["resnet50/distilled_tickets"] = a_small_search_on_distilled_data(
         "resnet50/distilled_tickets", *small, "run_name=resnet50/distilled_tickets", *SMALL_SET
     )
+    commands["resnet50/data_diet"] = a_small_diet(
+        "resnet50/data_diet", *small, "run_name=resnet50/data_diet", "max_duration=3ba", starts=IMAGENET_DIETS, count=8
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -469,6 +512,19 @@ def test_stability_under_two_ranks(big):
     assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
     (run,) = (big / "resnet50" / "stability").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"stability", "claims"}
+
+
+@pytest.mark.programs
+def test_data_diet_under_two_ranks(big):
+    """The ranks share the examples, of which the file has all."""
+    folder = big / "resnet50" / "data_diet"
+    rows = [row for row in read_table(folder / "table.csv") if row["role"] == "pair"]
+    assert [row["start"] for row in rows] == ["initialization", *IMAGENET_DIETS]
+    for row in rows:
+        barriers = load_file(next((folder / row.node / "barriers").glob("*.safetensors")))
+        for how, values in barriers.items():
+            assert row[f"connected/{how}"] == pytest.approx(100 * (values < 0.1).double().mean().item())
+            assert row[f"example barrier/{how}"] == pytest.approx(values.double().mean().item())
 
 
 @pytest.mark.programs
