@@ -84,10 +84,14 @@ def claims_of(
 
 
 def _each(claim: str, pairs: Mapping[str, tuple[Values, Values]], best: int) -> Claim:
-    if best == 0:
-        return judge_each(claim, ABSTRACT, {}, precondition=IS_DENSE)
-    lacking = next((f"{name}: {why}" for name, pair in pairs.items() if (why := _lacking([pair]))), "")
-    return judge_each(claim, ABSTRACT, {name: paired(*pair) for name, pair in pairs.items()}, precondition=lacking)
+    """One that is denied by one pair is denied, also where another one is lacking."""
+    problems = {name: _lacking([pair]) for name, pair in pairs.items()}
+    told = {name: paired(*pair) for name, pair in pairs.items() if not problems[name]}
+    judged = judge_each(claim, ABSTRACT, told if best else {}, precondition="" if best else IS_DENSE)
+    lacking = "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
+    if best == 0 or not lacking or judged.verdict == "fails":
+        return judged
+    return replace(judged, verdict="cannot be told here", why=lacking)
 
 
 def _some(claim: str, pairs: Mapping[str, Sequence[tuple[Values, Values]]], lacking: str) -> Claim:
