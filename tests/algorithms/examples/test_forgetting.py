@@ -87,6 +87,7 @@ def test_bad_input_is_one_line():
     refused(lambda: Forgetting(data(), "never"), "Forgetting: interval must be above 0, in ep, ba")
     shuffled = DataLoader(TensorDataset(*examples()), 7, shuffle=True)
     refused(lambda: Forgetting(shuffled), "Forgetting: data must be a loader in the order of its data set")
+    refused(lambda: Forgetting(iter(data())), "Forgetting: data must be batches that are there at every look")
     forgetting = Forgetting(data(), "1ba")
     forgetting(noisy_network(), 1)
     other = Forgetting(data(), "2ba")
