@@ -166,22 +166,35 @@ def score_examples(
     order = None if sampler is None else [*sampler]
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with evaluating(*several):
-        for whole in data:
-            batch = moved(whole, device)
-            targets = target_in(owner, batch, target_key)
-            outputs = [logits_in(owner, forward(model, batch)) for model in several]
-            for logits in outputs:
-                fits = logits.ndim == 2 and logits.shape[1] > 1 and targets.shape in (logits.shape[:1], logits.shape)
-                shapes = f"{tuple(logits.shape)} for labels of {tuple(targets.shape)}"
-                check(owner, "data", fits, "of one class an example, so logits (N, C) of two or more", shapes)
-            classes = targets.long()  # torch compares bytes with -100 as if it were 156
-            check(owner, "data", (classes != IGNORED).all(), "examples that all have a class", f"labels of {IGNORED}")
-            for name, score in chosen.items():
-                column = [score(logits, targets) for logits in outputs]
-                found[name].append(stacked(owner, f"scores[{name!r}]", column, targets.shape[:1]))
+        for batch in data:
+            for name, values in score_batch(several, moved(batch, device), chosen, forward, target_key, owner).items():
+                found[name].append(values)
     check(owner, "data", all(found.values()), "batches of (inputs, labels)", "none")
     own = {name: torch.cat(values, 1) for name, values in found.items()}
     return _in_order(owner, order, len(data.dataset) if order else None, own)  # type: ignore[attr-defined]
+
+
+def score_batch(
+    models: Sequence[nn.Module],
+    batch: Any,
+    scores: Mapping[str, Metric],
+    forward: Forward,
+    target_key: Any,
+    owner: str,
+) -> dict[str, Tensor]:
+    """Returns by name the scores of a batch that is on the device, `(replicates, N)`; as `score_examples`."""
+    targets = target_in(owner, batch, target_key)
+    outputs = [logits_in(owner, forward(model, batch)) for model in models]
+    for logits in outputs:
+        fits = logits.ndim == 2 and logits.shape[1] > 1 and targets.shape in (logits.shape[:1], logits.shape)
+        shapes = f"{tuple(logits.shape)} for labels of {tuple(targets.shape)}"
+        check(owner, "data", fits, "of one class an example, so logits (N, C) of two or more", shapes)
+    classes = targets.long()  # torch compares bytes with -100 as if it were 156
+    check(owner, "data", (classes != IGNORED).all(), "examples that all have a class", f"labels of {IGNORED}")
+    return {
+        name: stacked(owner, f"scores[{name!r}]", [score(logits, targets) for logits in outputs], targets.shape[:1])
+        for name, score in scores.items()
+    }
 
 
 def chosen_scores(owner: str, scores: Mapping[str, Metric] | Sequence[str]) -> dict[str, Metric]:

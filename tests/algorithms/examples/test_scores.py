@@ -93,6 +93,15 @@ def test_the_data_are_read_once_for_all_networks():
         assert torch.equal(score_examples(model, loader(8), "el2n")["el2n"][0], own)
 
 
+@pytest.mark.parametrize("look", [score_examples, lambda model, batches: gradient_norms(model, *batches[0])])
+def test_within_an_autocast_a_training_goes_on_with_all_its_gradients(look):
+    model, (inputs, labels) = network(), examples()
+    with torch.autocast("cpu", torch.bfloat16):
+        look(model, [(inputs, labels)])
+        F.cross_entropy(model(inputs), labels).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_score_of_ones_own_and_batches_of_other_forms():
     own = {"confidence": lambda logits, targets: logits.softmax(1).amax(1)}
     inputs, labels = examples()
