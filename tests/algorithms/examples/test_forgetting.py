@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from composer import Callback
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -110,6 +111,13 @@ def run(folder, *callbacks, **options):
     return work, algorithms
 
 
+class Begun(Callback):
+    batches = 0
+
+    def batch_start(self, state, logger):
+        self.batches += 1
+
+
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
 @pytest.mark.filterwarnings("ignore:No batches were trained")
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
@@ -146,3 +154,12 @@ def test_in_composer_data_in_another_order_are_refused_when_training_begins(tmp_
     for data in (shuffled, lambda device: shuffled):
         with pytest.raises(ValueError, match="ExampleScores: data must be a loader in the order of its data set"):
             fit(ExampleScores(data, ["1dur"], save_folder=str(tmp_path)))
+
+
+def test_in_composer_what_cannot_be_scored_is_refused_when_training_begins(tmp_path):
+    inputs, labels = examples()
+    data, begun = DataLoader(TensorDataset(inputs, labels[:, None]), 7), Begun()
+    for algorithm in (ForgettingEvents(data, save_folder=str(tmp_path)), ExampleScores(data, ["1dur"])):
+        with pytest.raises(ValueError, match=r"data must be of one class an example.* for labels of \(7, 1\)"):
+            fit(algorithm, callbacks=begun)
+    assert not begun.batches
