@@ -74,6 +74,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
         for model in models:
             stack.enter_context(kept(model))
             model.eval()
+        # An autocast around it keeps weights in half precision: those of here are without gradients.
+        stack.callback(torch.clear_autocast_cache)
         yield
 
 

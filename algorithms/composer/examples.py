@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,12 @@ from composer.devices import Device
 from composer.loggers import Logger
 from torch import Tensor
 
+from ..batches import moved
 from ..examples.files import data_digest, save_scores
 from ..examples.forgetting import Forgetting
-from ..examples.scores import check_order, chosen_scores, score_examples
+from ..examples.scores import check_order, chosen_scores, score_batch, score_examples
 from ..snapshots import SnapshotWriter
+from ..untouched import evaluating
 from ..validation import check
 from .for_recipes import Folder, Supply
 from .host import composer_model
@@ -26,6 +29,8 @@ Examples = Data | Callable[[Device], Data]
 class LooksAtExamples(KeepsWeights):
     """The base of what looks at all training examples at moments of a run, in evaluation mode and not augmented."""
 
+    scores: Sequence[str]
+
     def __init__(self, data: Examples, target_key: Any, save_folder: str | None):
         name = type(self).__name__
         check(name, "data", data is not None, "a DataLoader or DataSpec of the examples", data)
@@ -34,14 +39,25 @@ class LooksAtExamples(KeepsWeights):
         self._spec: DataSpec | None = None
         super().__init__(save_folder)
 
-    def scored(self, state: State, scores: Sequence[str]) -> dict[str, Tensor]:
+    def _start(self, state: State, logger: Logger) -> None:
+        """Tries the first batch: that it cannot be scored must not come up after hours."""
+        writer: Any = self._writer
+        spec, model, owner = self.spec(state), composer_model(state), type(self).__name__
+        writer.data, device, forward = spec.dataloader, next(model.parameters()).device, partial(_outputs, state, spec)
+        with trained(state), evaluating(model):
+            for batch in islice(spec.dataloader, 1):
+                chosen = chosen_scores(owner, self.scores)
+                score_batch([model], moved(batch, device), chosen, forward, self.target_key, owner)
+        super()._start(state, logger)
+
+    def scored(self, state: State) -> dict[str, Tensor]:
         """Returns scores of each example by name, `(N,)`, by the network that is trained, in the run's precision."""
         spec, model = self.spec(state), composer_model(state)
         with trained(state):
             found = score_examples(
                 model,
                 spec.dataloader,
-                scores,
+                self.scores,
                 forward=partial(_outputs, state, spec),
                 target_key=self.target_key,
                 owner=type(self).__name__,
@@ -83,6 +99,7 @@ class ForgettingEvents(LooksAtExamples):
     """
 
     supplied: ClassVar = {"data": Supply.EXAMPLES, "save_folder": Folder(name="forgetting")}
+    scores = ("error",)
 
     def __init__(self, data: Examples, interval: str = "1ep", target_key: Any = 1, save_folder: str | None = None):
         self.interval = interval
@@ -96,12 +113,8 @@ class ForgettingEvents(LooksAtExamples):
         writer: Any = self._writer
         return writer
 
-    def _start(self, state: State, logger: Logger) -> None:
-        self.forgetting.data = self.spec(state).dataloader
-        super()._start(state, logger)
-
     def due(self, state: State) -> Tensor:
-        return self.scored(state, ["error"])["error"] == 0
+        return self.scored(state)["error"] == 0
 
 
 class ExampleScores(LooksAtExamples):
@@ -136,13 +149,8 @@ class ExampleScores(LooksAtExamples):
     def new_writer(self, folder: str) -> SnapshotWriter:
         return _ScoreWriter(folder, self.at, owner="ExampleScores")
 
-    def _start(self, state: State, logger: Logger) -> None:
-        assert isinstance(self._writer, _ScoreWriter)
-        self._writer.data = self.spec(state).dataloader
-        super()._start(state, logger)
-
     def due(self, state: State) -> dict[str, Tensor]:
-        return self.scored(state, self.scores)
+        return self.scored(state)
 
 
 class _ScoreWriter(SnapshotWriter):

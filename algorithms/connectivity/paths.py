@@ -24,6 +24,7 @@ Metric = Callable[[Any, Tensor], Tensor]
 def loss_per_example(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the cross entropy of each example, `(N,)`, of its logits, `(N, C)`; in float32 at least."""
     dtype = torch.promote_types(outputs.dtype, torch.float32)
+    targets = targets if targets.is_floating_point() else targets.long()
     return F.cross_entropy(outputs.to(dtype), targets, reduction="none")
 
 
@@ -107,7 +108,7 @@ def evaluate_path(
             examples += len(targets)
             # Together, so that the host waits for the device once a batch, and not at every point.
             for name, column in zip(metrics, zip(*rows, strict=True), strict=True):
-                values = stacked("evaluate_path", name, column, targets.shape[:1])
+                values = stacked("evaluate_path", f"metrics[{name!r}]", column, targets.shape[:1])
                 sums[name] += values.double().sum(1)
                 if per_example:
                     found[name].append(values)
@@ -120,9 +121,9 @@ def evaluate_path(
     )
 
 
-def stacked(owner: str, name: str, column: Sequence[Any], shape: torch.Size) -> Tensor:
-    """A metric of each point and example, on the CPU."""
+def stacked(owner: str, argument: str, column: Sequence[Any], shape: torch.Size) -> Tensor:
+    """A metric of each point and example, on the CPU; ValueError, which names the argument, for what is none."""
     shapes = {value.shape if isinstance(value, Tensor) else type(value).__name__ for value in column}
     fits = shapes == {shape}
-    check(owner, f"metrics[{name!r}]", fits, f"of one value for each example, {tuple(shape)}", shapes)
+    check(owner, argument, fits, f"of one value for each example, {tuple(shape)}", shapes)
     return torch.stack([*column]).cpu()

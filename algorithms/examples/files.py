@@ -62,9 +62,14 @@ def save_scores(path: str | PathLike[str], scores: Mapping[str, Tensor], digest:
 
     `digest` is that of their data set by `data_digest`. Raises ValueError where they are not of as many examples each.
     """
-    sizes = {each.shape[-1] if each.ndim in (1, 2) else tuple(each.shape) for each in scores.values()}
-    check("save_scores", "scores", len(sizes) == 1, "(N,) or (replicates, N) of the same N", sizes)
-    write_safetensors(path, scores, {**metadata, "format": "pt", "size": str(sizes.pop()), "digest": digest})
+    sizes = {each.shape[-1:] for each in scores.values()}
+    fits = len(sizes) == 1 and all(each.ndim in (1, 2) for each in scores.values())
+    shapes = {name: tuple(each.shape) for name, each in scores.items()}
+    check("save_scores", "scores", fits, "(N,) or (replicates, N) of the same N", shapes)
+    (size,) = sizes.pop()
+    # Clones, as safetensors refuses those that share memory.
+    tensors = {name: each.clone() for name, each in scores.items()}
+    write_safetensors(path, tensors, {**metadata, "format": "pt", "size": str(size), "digest": digest})
 
 
 def load_scores(

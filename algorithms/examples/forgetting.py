@@ -13,7 +13,7 @@ neither the order of the batches, nor the ranks, nor what was interrupted makes 
     unforgettable = forgetting.learned & (forgetting.events == 0)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Forgetting:
         check(owner, "interval", time and time.value > 0, "above 0, in ep, ba, sp, tok or dur", interval)
         assert time is not None
         check_order(owner, data)
+        lasts = not isinstance(data, Iterator)
+        check(owner, "data", lasts, "batches that are there at every look", type(data).__name__)
         self.data, self.interval, self.steps, self.batches_per_epoch = data, time, steps, batches_per_epoch
         self.forward, self.target_key, self.file, self.owner = forward, target_key, Path(file) if file else None, owner
         self.events = torch.zeros(0, dtype=torch.long)

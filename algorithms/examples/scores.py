@@ -8,6 +8,7 @@ Data Diet" (arXiv 2107.07075); Paul et al., "Lottery Tickets on a Data Diet" (ar
     train_on(Subset(train_set, easiest))
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler, SequentialSampler
 
 from ..batches import moved, target_in
 from ..connectivity.paths import Metric, error_per_example, loss_per_example, stacked
 from ..connectivity.walk import Forward, on_inputs
-from ..ranks import gathered
-from ..targets import dense_targets, logits_in
+from ..ranks import gathered, world_size
+from ..targets import IGNORED, dense_targets, logits_in
 from ..teachers import ask_by_name
 from ..untouched import evaluating
 from ..validation import check
@@ -35,12 +36,12 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     Logits are `(N, C)`, labels classes `(N,)` or probabilities `(N, C)`; in float32 at least (arXiv 2107.07075,
     where EL2N is the mean of it over networks). Raises ValueError for others.
     """
-    return _errors(logits, labels).norm(dim=1)
+    return _errors("el2n", logits, labels).norm(dim=1)
 
 
 def error_l1(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the L1 norm of each example's error, `(N,)`, from 0 to 2; otherwise as `el2n`."""
-    return _errors(logits, labels).abs().sum(1)
+    return _errors("error_l1", logits, labels).abs().sum(1)
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,11 +49,16 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
     It is the `max_margin` of the authors' code: high for a hard example, as all scores are. Labels are classes, `(N,)`.
     """
-    fits = logits.ndim == 2 and logits.shape[1] > 1
-    check("margins", "logits", fits, "(N, C) of two classes or more", tuple(logits.shape))
+    check("margins", "labels", labels.ndim == 1, "classes, (N,)", tuple(labels.shape))
+    probabilities = _probabilities("margins", logits)
     own = dense_targets(logits, labels) > 0
-    probabilities = _probabilities(logits)
     return probabilities.masked_fill(own, -1).amax(1) - probabilities.masked_fill(~own, 0).sum(1)
+
+
+def _error(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 for what is classified wrongly, otherwise 0; NaN for logits that are, of which the highest says nothing."""
+    classes = labels.argmax(1) if labels.shape == logits.shape else labels
+    return error_per_example(logits, classes).masked_fill(logits.isnan().any(1), math.nan)
 
 
 SCORES: Mapping[str, Metric] = {
@@ -60,15 +66,17 @@ SCORES: Mapping[str, Metric] = {
     "error_l1": error_l1,
     "margin": margins,
     "loss": loss_per_example,
-    "error": error_per_example,
+    "error": _error,
 }
 
 
-def _errors(logits: Tensor, labels: Tensor) -> Tensor:
-    return _probabilities(logits) - dense_targets(logits, labels)
+def _errors(owner: str, logits: Tensor, labels: Tensor) -> Tensor:
+    return _probabilities(owner, logits) - dense_targets(logits, labels)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def _probabilities(owner: str, logits: Tensor) -> Tensor:
+    fits = logits.ndim == 2 and logits.shape[1] > 1
+    check(owner, "logits", fits, "(N, C) of two classes or more", tuple(logits.shape))
     return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -97,7 +105,10 @@ def gradient_norms(
         model = model.module
     trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     others = {n: v.detach() for n, v in chain(model.named_parameters(), model.named_buffers()) if n not in trained}
+    check("gradient_norms", "model", trained, "a network with weights that are trained", type(model).__name__)
     device = next(model.parameters()).device
+    # A dict, as torch looks into no other mapping.
+    inputs = {**inputs} if isinstance(inputs, Mapping) else inputs
 
     def loss_of(weights: dict[str, Tensor], example: Any, label: Tensor) -> Tensor:
         by_name = isinstance(example, Mapping)
@@ -138,7 +149,7 @@ def score_examples(
 
     Args:
         models: one network or several replicates, on one device.
-        data: a DataLoader over the data set, not shuffled and not augmented; or any batches.
+        data: a DataLoader over the data set, not shuffled and not augmented; or, on one rank, any batches.
         scores: names among `SCORES`; or functions (logits, targets) -> a value for each example, `(N,)`, by name.
         forward: a function (model, batch) -> outputs, the logits or a mapping with them; by default `model(batch[0])`,
             and of a mapping, by name, what the model takes of it but for the labels.
@@ -150,22 +161,40 @@ def score_examples(
     several = [models] if isinstance(models, nn.Module) else [*models]
     check(owner, "models", len(several) > 0, "one network or more", several)
     chosen, forward = chosen_scores(owner, scores), forward or partial(_forward, owner)
-    check_order(owner, data)
-    device, order = next(several[0].parameters()).device, [*data.sampler] if isinstance(data, DataLoader) else None
+    sampler, device = check_order(owner, data), next(several[0].parameters()).device
+    check(owner, "data", sampler or world_size() == 1, "a DataLoader where several ranks read it", type(data).__name__)
+    order = None if sampler is None else [*sampler]
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with evaluating(*several):
-        for whole in data:
-            batch = moved(whole, device)
-            targets = target_in(owner, batch, target_key)
-            outputs = [logits_in(owner, forward(model, batch)) for model in several]
-            kinds = {f"{tuple(each.shape)} for labels of {tuple(targets.shape)}" for each in outputs if each.ndim != 2}
-            check(owner, "data", not kinds and targets.ndim < 3, "of one class an example, so logits (N, C)", kinds)
-            for name, score in chosen.items():
-                column = [score(logits, targets) for logits in outputs]
-                found[name].append(stacked(owner, name, column, targets.shape[:1]))
+        for batch in data:
+            for name, values in score_batch(several, moved(batch, device), chosen, forward, target_key, owner).items():
+                found[name].append(values)
     check(owner, "data", all(found.values()), "batches of (inputs, labels)", "none")
     own = {name: torch.cat(values, 1) for name, values in found.items()}
     return _in_order(owner, order, len(data.dataset) if order else None, own)  # type: ignore[attr-defined]
+
+
+def score_batch(
+    models: Sequence[nn.Module],
+    batch: Any,
+    scores: Mapping[str, Metric],
+    forward: Forward,
+    target_key: Any,
+    owner: str,
+) -> dict[str, Tensor]:
+    """Returns by name the scores of a batch that is on the device, `(replicates, N)`; as `score_examples`."""
+    targets = target_in(owner, batch, target_key)
+    outputs = [logits_in(owner, forward(model, batch)) for model in models]
+    for logits in outputs:
+        fits = logits.ndim == 2 and logits.shape[1] > 1 and targets.shape in (logits.shape[:1], logits.shape)
+        shapes = f"{tuple(logits.shape)} for labels of {tuple(targets.shape)}"
+        check(owner, "data", fits, "of one class an example, so logits (N, C) of two or more", shapes)
+    classes = targets.long()  # torch compares bytes with -100 as if it were 156
+    check(owner, "data", (classes != IGNORED).all(), "examples that all have a class", f"labels of {IGNORED}")
+    return {
+        name: stacked(owner, f"scores[{name!r}]", [score(logits, targets) for logits in outputs], targets.shape[:1])
+        for name, score in scores.items()
+    }
 
 
 def chosen_scores(owner: str, scores: Mapping[str, Metric] | Sequence[str]) -> dict[str, Metric]:
@@ -192,14 +221,20 @@ def _forward(owner: str, model: nn.Module, batch: Any) -> Any:
     return ask_by_name(model, batch) if isinstance(batch, Mapping) else on_inputs(owner, model, batch)
 
 
-def check_order(owner: str, data: Any) -> None:
-    """Raises ValueError for a loader that does not go through its data set in order, as one that shuffles does."""
-    if isinstance(data, DataLoader):
-        sampler, kind = data.sampler, type(data.batch_sampler)
-        plain = isinstance(sampler, SequentialSampler) or not getattr(sampler, "shuffle", True)
-        fits = plain and isinstance(sampler, SequentialSampler | DistributedSampler) and kind is BatchSampler
-        found = f"{type(sampler).__name__} and {kind.__name__}"
-        check(owner, "data", fits, "a loader in the order of its data set, not shuffled", found)
+def check_order(owner: str, data: Any) -> Sampler | None:
+    """Returns the sampler of a loader, None for other batches.
+
+    Raises ValueError for a loader that does not go through its data set in order, as one that shuffles does.
+    """
+    if not isinstance(data, DataLoader):
+        return None
+    kind = type(data.batch_sampler)
+    sampler: Any = getattr(data.batch_sampler, "sampler", data.sampler)  # of a given one the loader's is another
+    plain = isinstance(sampler, SequentialSampler) or not getattr(sampler, "shuffle", True)
+    fits = plain and isinstance(sampler, SequentialSampler | DistributedSampler) and kind is BatchSampler
+    found = f"{type(sampler).__name__} and {kind.__name__}"
+    check(owner, "data", fits, "a loader in the order of its data set, not shuffled", found)
+    return sampler
 
 
 def _in_order(owner: str, order: list[int] | None, size: int | None, own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,8 @@ class NoisyLabels(Wrapped):
         labels, classes = examples.labels, examples.facts.classes or 0
         if classes < 2:
             raise ArgumentError("of", f"{examples.source} has a single class; expected two or more")
+        if examples.facts.changed:  # those that are changed twice may be right again
+            raise ArgumentError("of", f"{examples.source} has wrong labels already; expected a source that has none")
         examples.labels = noisy(labels, classes, self.fraction, self.seed)
         examples.tell(changed=tuple(changed_by(len(labels), self.fraction, self.seed).tolist()))
 

@@ -106,12 +106,14 @@ class Interpolation(Study):
                 raise recipe.source.error("start.schedule", f"continue, given or by default, but {hint}")
         for arm in self._changes:
             self._check_arm(base, arm, base.recipe_of(self._bare(arm)))
-        models = {by.of: base.recipe_of(self._bare(by.of)).model.build() for by in self._by.values()}
-        self._parameters = {
-            arm: parameters_of(model, parts_of(model, self.parts, self.named_parts)) for arm, model in models.items()
-        }
-        for arm in self._by:  # with each half in any order: that an option is refused must not come up after hours
-            sets, made_from = self._groups(base, arm, {part: 0.0 for part in self._parameters[self._by[arm].of]})
+        self._parameters: dict[str, dict[str, list[str]]] = {}
+        for arm, by in self._by.items():
+            if by.of not in self._parameters:
+                model = base.recipe_of(self._bare(by.of)).model.build()
+                with source.blame(f"arms.{arm}.{BY}.of", ValueError):
+                    self._parameters[by.of] = parameters_of(model, parts_of(model, self.parts, self.named_parts))
+            # With each half in any order: that an option is refused must not come up after hours.
+            sets, made_from = self._groups(base, arm, dict.fromkeys(self._parameters[by.of], 0.0))
             base.recipe_of(replace(self._bare(arm), sets=sets, made_from=made_from))
         if self.steps:
             self.steps = self._checked_steps(base)
@@ -207,7 +209,8 @@ class Interpolation(Study):
         steps = self.steps if is_detailed else []
         paths: dict[str, Any] = {"steps": steps, "points": self.points, "part_points": self.part_points}
         if is_detailed:
-            paths |= {"parts": self.parts, "named_parts": self.named_parts, "part_others": self.part_others}
+            paths |= {"parts": self.parts, "named_parts": self.named_parts}
+            paths |= {"part_others": self.part_others} if self.part_others != ["end"] else {}
         paths |= {} if self.path_examples is None else {"most_examples": self.path_examples}
         if any(other and other.top_of == arm for other in self._begins.values()):
             paths["keep_top"] = True
@@ -230,11 +233,15 @@ class Interpolation(Study):
             made_from |= {"start": place, "weights_seed": "seeds", f"algorithms.{RESET}.include": f"{place}.reset"}
         if by := self._by.get(arm):
             after = (*after, f"{by.of}-seed{seed}")
-            if found := done.get(after[-1]):
-                options, places = self._groups(base, arm, rises_of(found.found[MEASURED]))
-                sets, made_from = sets | options, made_from | places
-            else:
+            rises = rises_of(done[after[-1]].found[MEASURED]) if after[-1] in done else {}
+            if not rises:
                 node = replace(node, changes=None)
+            elif lost := [part for part in self._parameters[by.of] if part not in rises]:
+                hint = "an algorithm has changed the network's layers"
+                node = replace(node, problem=f"{after[-1]} has no part {lost[0]}: {hint}")
+            else:
+                options, places = self._groups(base, arm, rises)
+                sets, made_from = sets | options, made_from | places
         tags = {"role": RUN, "arm": arm, "seed": seed}
         return replace(
             node,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config.arguments import check_arguments
@@ -82,12 +84,20 @@ def finest(kinds: Collection[str]) -> str:
 
 
 def parameters_of(model: Module, parts: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """By part, of those of the finest kind, the names of its parameters; `parts` are kinds and names of tensors."""
+    """By part, of those of the finest kind, the names of its parameters; `parts` are kinds and names of tensors.
+
+    Raises ValueError where these cannot be halved: for a single part, and for those that share a parameter.
+    """
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     kind = finest([kinds for kinds, _ in parts.values()])
     own = {part: tensors for part, (kinds, tensors) in parts.items() if kind in kinds.split(", ")}
     told = {part: [name for name in tensors if name in trained] for part, tensors in own.items()}
-    return {part: names for part, names in told.items() if names}
+    found = {part: names for part, names in told.items() if names}
+    if len(found) < 2:
+        raise ValueError(f"its parts with weights are {', '.join(found) or 'none'}; expected two or more, to halve")
+    if shared := [name for name, n in Counter(chain.from_iterable(found.values())).items() if n > 1]:
+        raise ValueError(f"several of its parts have {shared[0]}; expected parts that share none, to halve")
+    return found
 
 
 def rises_of(paths: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -42,11 +42,13 @@ def test_of_a_folder_a_digest_is_of_names_sizes_and_labels(tmp_path):
 def test_scores_come_back_as_replicates(tmp_path):
     digest, one = data_digest(TensorDataset(X, Y)), torch.rand(6)
     save_scores(tmp_path / "one.safetensors", {"el2n": one, "loss": 2 * one}, digest)
-    save_scores(tmp_path / "two.safetensors", {"el2n": torch.rand(2, 6)}, digest, network="two")
+    two = torch.rand(2, 6)
+    save_scores(tmp_path / "two.safetensors", {"el2n": two}, digest, network="two")
+    save_scores(tmp_path / "shared.safetensors", {"one": two, "another": two}, digest)
     found = load_scores([tmp_path / "one.safetensors", tmp_path / "two.safetensors"], digest, 6, "el2n")
     assert found.shape == (3, 6) and torch.equal(found[0], one.double())
     assert torch.equal(load_scores(str(tmp_path / "two.safetensors"), digest, 6), found[1:])
-    assert [file.name for file in sorted(tmp_path.iterdir())] == ["one.safetensors", "two.safetensors"]
+    assert [file.stem for file in sorted(tmp_path.iterdir())] == ["one", "shared", "two"]
 
 
 def test_what_does_not_fit_is_one_line(tmp_path):
@@ -70,5 +72,7 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     refused("no readable safetensors", path=tmp_path / "broken.safetensors")
     with pytest.raises(ValueError, match=r"save_scores: scores must be .* of the same N"):
         save_scores(file, {"a": torch.rand(3), "b": torch.rand(4)}, digest)
+    with pytest.raises(ValueError, match=r"save_scores: scores must be .* got {'a': \(2, 3, 4\)}"):
+        save_scores(file, {"a": torch.rand(2, 3, 4)}, digest)
     with pytest.raises(ValueError, match="data must be a data set with indices and a length, got 'generator'"):
         data_digest(row for row in X)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from composer import Callback
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -87,6 +88,7 @@ def test_bad_input_is_one_line():
     refused(lambda: Forgetting(data(), "never"), "Forgetting: interval must be above 0, in ep, ba")
     shuffled = DataLoader(TensorDataset(*examples()), 7, shuffle=True)
     refused(lambda: Forgetting(shuffled), "Forgetting: data must be a loader in the order of its data set")
+    refused(lambda: Forgetting(iter(data())), "Forgetting: data must be batches that are there at every look")
     forgetting = Forgetting(data(), "1ba")
     forgetting(noisy_network(), 1)
     other = Forgetting(data(), "2ba")
@@ -107,6 +109,13 @@ def run(folder, *callbacks, **options):
     options = {"model": model, "optimizers": optimizer, "max_duration": "2ep", "callbacks": [*callbacks]} | options
     work = trainer(algorithms, **options)
     return work, algorithms
+
+
+class Begun(Callback):
+    batches = 0
+
+    def batch_start(self, state, logger):
+        self.batches += 1
 
 
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
@@ -145,3 +154,12 @@ def test_in_composer_data_in_another_order_are_refused_when_training_begins(tmp_
     for data in (shuffled, lambda device: shuffled):
         with pytest.raises(ValueError, match="ExampleScores: data must be a loader in the order of its data set"):
             fit(ExampleScores(data, ["1dur"], save_folder=str(tmp_path)))
+
+
+def test_in_composer_what_cannot_be_scored_is_refused_when_training_begins(tmp_path):
+    inputs, labels = examples()
+    data, begun = DataLoader(TensorDataset(inputs, labels[:, None]), 7), Begun()
+    for algorithm in (ForgettingEvents(data, save_folder=str(tmp_path)), ExampleScores(data, ["1dur"])):
+        with pytest.raises(ValueError, match=r"data must be of one class an example.* for labels of \(7, 1\)"):
+            fit(algorithm, callbacks=begun)
+    assert not begun.batches

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from accelerando.algorithms import easiest_first, el2n, error_l1, gradient_norms, margins, score_examples
 from accelerando.recipes.data.noise import changed_by, noisy
@@ -38,6 +38,22 @@ def test_scores_are_those_of_the_formulas():
     assert half.dtype == torch.float32 and half.numpy() == pytest.approx(el2n(logits, labels).numpy(), abs=0.02)
     one_hot = F.one_hot(labels, 4).float()
     assert torch.equal(el2n(logits, one_hot), el2n(logits, labels))
+
+
+def test_labels_are_integers_of_any_size_or_probabilities():
+    inputs, labels = examples()
+    found = score_examples(network(), [(inputs, labels)], ALL)
+    for kind in (torch.int8, torch.uint8, torch.int32):
+        again = score_examples(network(), [(inputs, labels.to(kind))], ALL)
+        assert all(torch.equal(again[name], found[name]) for name in ALL)
+    soft = score_examples(network(), [(inputs, F.one_hot(labels).float())], ["el2n", "loss", "error"])
+    assert all(torch.equal(soft[name], found[name]) for name in soft)
+
+
+def test_of_a_network_that_diverged_all_scores_are_nan():
+    model = network()
+    model[-1].bias.data.fill_(math.nan)
+    assert all(scores.isnan().all() for scores in score_examples(model, loader(8), ALL).values())
 
 
 def loader(size: int, **options) -> DataLoader:
@@ -75,6 +91,15 @@ def test_the_data_are_read_once_for_all_networks():
     assert several.shape == (3, SAMPLES)
     for model, own in zip(models, several, strict=True):
         assert torch.equal(score_examples(model, loader(8), "el2n")["el2n"][0], own)
+
+
+@pytest.mark.parametrize("look", [score_examples, lambda model, batches: gradient_norms(model, *batches[0])])
+def test_within_an_autocast_a_training_goes_on_with_all_its_gradients(look):
+    model, (inputs, labels) = network(), examples()
+    with torch.autocast("cpu", torch.bfloat16):
+        look(model, [(inputs, labels)])
+        F.cross_entropy(model(inputs), labels).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_score_of_ones_own_and_batches_of_other_forms():
@@ -142,17 +167,26 @@ def test_bad_input_is_one_line_each():
     linear, x, shuffled = Reads(4, 3), torch.randn(2, 4), loader(8, shuffle=True)
     refused(lambda: gradient_norms(linear, x, labels[:2] % 3), "a forward pass of this Reads cannot be vmapped")
     refused(lambda: score_examples(model, shuffled), "data must be a loader in the order", "RandomSampler")
+    chosen = DataLoader(shuffled.dataset, batch_sampler=BatchSampler(RandomSampler(range(SAMPLES)), 8, False))
+    refused(lambda: score_examples(model, chosen), "data must be a loader in the order", "RandomSampler")
     refused(lambda: score_examples(model, loader(8, drop_last=True)), "data must be all 30 examples", "got 24")
     refused(lambda: score_examples(model, []), "data must be batches of (inputs, labels)")
     refused(lambda: score_examples([], loader(8)), "models must be one network or more")
     refused(lambda: score_examples(model, loader(8), ["el3n"]), "scores must be one or more of el2n", "el3n")
     refused(lambda: score_examples(model, [(inputs,)]), "finds nothing at 1 in a batch", "target_key")
     refused(lambda: score_examples(model, [inputs]), "forward must be given for batches other than (inputs, targets)")
+    refused(lambda: score_examples(model, [(inputs, labels)], {"own": lambda logits, targets: logits}), "scores['own']")
+    refused(lambda: score_examples(model, [(inputs, labels.clone().fill_(-100))]), "that all have a class", "-100")
+    refused(lambda: score_examples(nn.Linear(4, 1), [(x, labels[:2])]), "(N, C) of two or more", "(2, 1)")
+    refused(lambda: score_examples(model, [(inputs[:1], labels)], "error"), "(1, 4) for labels of (30,)")
+    refused(lambda: gradient_norms(nn.Linear(4, 3).requires_grad_(False), x, labels[:2]), "weights that are trained")
     texts = [sentences(4)]
     refused(lambda: score_examples(hugging_face_lm(), texts), "of one class an example, so logits (N, C)", "(4, 12)")
     refused(lambda: el2n(torch.randn(2, 3), torch.tensor([0, 3])), "Labels must lie in [0, 3)")
     refused(lambda: el2n(torch.randn(2, 3), torch.tensor([0, 1, 2])), "Targets must be integer classes")
     refused(lambda: margins(torch.randn(2, 1), torch.tensor([0, 0])), "two classes or more")
+    refused(lambda: margins(torch.randn(2, 3), torch.randn(2, 3).softmax(1)), "labels must be classes")
+    refused(lambda: el2n(torch.randn(2, 1), torch.rand(2, 1)), "two classes or more")
 
 
 STEP = 110  # of batches of 128: about eight epochs of the digits

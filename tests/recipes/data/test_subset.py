@@ -90,6 +90,8 @@ def test_which_labels_are_wrong_is_known_of_a_part_too():
     assert [*spec.facts.changed] == (given != clean[rows]).nonzero()[:, 0].tolist() and spec.facts.changed
     scores = {"of": {"subset": {"of": OF, "count": 100}}, "fraction": 0.5}
     assert len(NoisyLabels(**scores).build(64, True, 0, "cpu").facts.changed) == 50
+    with pytest.raises(ArgumentError, match="of: noisy_labels has wrong labels already"):
+        NoisyLabels(of=noisy, seed=1).build(64, True, 0, "cpu")
 
 
 def test_a_run_passes_over_a_few_examples_as_often_as_need_be(tmp_path):

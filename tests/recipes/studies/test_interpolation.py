@@ -15,6 +15,7 @@ from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.models.builders import resnet_cifar
 from accelerando.recipes.studies.driver import dry_run
+from accelerando.recipes.studies.interpolation_arms import parameters_of
 from accelerando.recipes.studies.interpolation_cells import metrics_of_path, sensitivity, shapes_of
 from accelerando.recipes.studies.interpolation_claims import claims_of
 from accelerando.recipes.studies.plan import plan
@@ -257,6 +258,7 @@ def test_a_snapshot_that_is_gone_fails_what_needs_it_in_one_line(copied, tmp_pat
         ("arms.slow.max_duration=1ba", "arms.slow.max_duration: given beside by_sensitivity, by which all else is as"),
         ("arms.slow.from={end_of: plain}", "arms.slow.from: given beside by_sensitivity"),
         ("arms.plain.optimizer.sgd.groups={'*bias': {lr: 1}}", "slow.by_sensitivity.of: the optimizer of plain has"),
+        ("parts=[]", "arms.slow.by_sensitivity.of: its parts with weights are convolutions; expected two or more"),
         ("part_others=[begin]", "arms.slow.by_sensitivity.of: 'plain' given, but it is not an arm before it that"),
         ("part_others=[]", "part_others: [] given; expected different ones, of end, begin"),
         ("named_parts={x: [nothing.*]}", "named_parts.x: no tensor is called 'nothing.*'"),
@@ -280,6 +282,13 @@ def test_mistakes_in_its_keys_are_one_line(override, message, tmp_path):
         given.study.interpolation.arms.top = {}
     said = refused(tmp_path, given, f"study.interpolation.{override}")
     assert message in said and ": study.interpolation." in said
+
+
+def test_parts_that_share_a_weight_are_not_halved():
+    model, one = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), ["0.weight", "0.bias"]
+    assert parameters_of(model, {"a": ("named", one), "b": ("named", ["1.weight"])}) == {"a": one, "b": ["1.weight"]}
+    with pytest.raises(ValueError, match=r"several of its parts have 0\.bias; expected parts that share none"):
+        parameters_of(model, {"a": ("named", one), "b": ("named", ["0.bias", "1.weight"])})
 
 
 # Tables that are made up, with known answers.
