@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Algorithm, DataSpec, Event, State
 from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
@@ -21,10 +20,12 @@ from torch.nn import functional as F
 from accelerando.algorithms.composer.for_recipes import FinishedRun, Folder, ForRecipes, Supply
 from accelerando.algorithms.composer.host import composer_model
 from accelerando.algorithms.examples.distillation import save_distilled
+from accelerando.algorithms.examples.files import data_digest
 from accelerando.algorithms.figures import save_figure
 from accelerando.algorithms.ranks import rank, world_size
 
 from ..models.distilling import DatasetDistiller
+from .algorithms import as_seen
 from .history import TRAIN_LOSS
 
 FOUND = "distilled"  # in the results, and the folder in the run's
@@ -40,17 +41,17 @@ class KeepsDistilledSet(ForRecipes, Algorithm):
     """
 
     supplied: ClassVar[Mapping[str, Supply | Folder]] = {
-        "training_batches": Supply.TRAINING_DATA,
+        "examples": Supply.EXAMPLES,
         "save_folder": Folder(name=FOUND),
     }
 
     def __init__(
         self,
         begin: Literal["real", "noise"] = "real",
-        training_batches: Callable[[Device], Iterator[Any]] | None = None,
+        examples: Callable[[Device], DataSpec] | None = None,
         save_folder: str = "",
     ):
-        self.begin, self.save_folder, self._training_batches = begin, save_folder, training_batches
+        self.begin, self.save_folder, self._examples = begin, save_folder, examples
         self._source: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,12 +70,14 @@ class KeepsDistilledSet(ForRecipes, Algorithm):
         model.kept = True
         if state.timestamp.batch > 0:
             return
-        assert self._training_batches is not None
-        data = _Read(self._training_batches(state.device))
+        assert self._examples is not None
+        data: Any = self._examples(state.device)
+        dataset = data.dataloader.dataset
+        # Others would be read as a whole.
+        told = hasattr(dataset, "tensors") or hasattr(dataset, "samples")
+        self._source = {"examples": len(dataset), "digest": data_digest(dataset) if told else ""}
         if self.begin == "real":
-            model.distiller.begin_with(data)
-        data.read_on()
-        self._source = {"examples": data.examples, "digest": data.digest}
+            model.distiller.begin_with(as_seen(data, state.device))
         if world_size() > 1:
             dist.broadcast(model.distiller.images.data, src=0)
 
@@ -103,31 +106,6 @@ def _model_of(state: State) -> DatasetDistiller:
     if not isinstance(model, DatasetDistiller):
         raise ValueError(f"KeepsDistilledSet is for the model dataset_distiller, not for a {type(model).__name__}")
     return model
-
-
-class _Read:
-    """This rank's training data, as they are read: how many there are, and their digest, whatever the batches."""
-
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]):
-        self._batches, self.examples = iter(batches), 0
-        self._hashes = hashlib.sha256(), hashlib.sha256()
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._batches:
-            self.examples += len(batch[1])
-            for own, part in zip(self._hashes, batch, strict=True):
-                own.update(part.cpu().numpy().tobytes())
-            yield batch
-
-    def read_on(self) -> None:
-        """To the end."""
-        for _ in self:
-            pass
-
-    @property
-    def digest(self) -> str:
-        """Of images and labels."""
-        return hashlib.sha256(b"".join(own.digest() for own in self._hashes)).hexdigest()[:16]
 
 
 def draw_images(axes: Axes, images: Tensor, labels: Tensor, most: int = 10) -> None:

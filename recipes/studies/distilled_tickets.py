@@ -11,7 +11,6 @@ from .claims import Claim
 from .core import FIXED, Base, Changes, Train, row_of
 from .distilled_tickets_claims import claims_of_the_set
 from .landscape import LADDER, Landscape
-from .lengths import loader_of
 from .stability_cells import TICKETS
 from .table import Row, groups
 from .tickets import Control  # noqa: F401, as the types of Landscape's fields are looked up here
@@ -71,11 +70,12 @@ class DistilledTickets(Landscape):
         own = Train(name=f"{LADDER}-on-distilled", changes=self.finding, key="finding")
         if self.distilling:
             self._small = self._images_of_model(base)
-            self._times = self.times_as_long(base, base.recipe_of(self._distills(base, self.seeds[0], 1.0)))
+            self._times = self.times_as_long(base, self._distills(base, self.seeds[0], 1.0))
             self.add_ladder(base, ON_SET, own, self._small)
         else:
             own = self._on_set(own, self.data["file"])
-            self._small = len(loader_of(base.recipe_of(own)).dataset)
+            loader: Any = base.training_data(own).dataloader
+            self._small = len(loader.dataset)
             self.add_ladder(base, ON_SET, own)
         _, self._real = self.data_of(base)
 

@@ -8,11 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, named, refuse_twice
+from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
-from .lengths import batches_of, loader_of
 from .pruning_checks import arguments_of, check_seeds_matter, check_weights
 from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies
@@ -118,20 +117,23 @@ class Landscape(StudyOfTwins):
         sets, made_from = {**node.sets, **own.sets}, {**node.made_from, **own.made_from}
         node = replace(node, changes=own.changes, key=own.key, sets=sets, made_from=made_from)
         if arm != TICKETS:
-            times = self.times_as_long(base, base.recipe_of(node), examples)
+            times = self.times_as_long(base, node, examples)
         self._ladders[arm] = ladder, replace(node, cost=times * node.cost, tags={"role": LADDER, "arm": arm})
 
-    def times_as_long(self, base: Base, recipe: Recipe, examples: int | None = None) -> float:
+    def times_as_long(self, base: Base, node: Train, examples: int | None = None) -> float:
         """How much longer than the base run a training is, in batches, of so many examples, by default of its data."""
-        length = len(loader_of(recipe)) if examples is None else examples // recipe.config["global_batch_size"]
-        if not length:
-            raise recipe.source.error("global_batch_size", f"{examples} examples do not fill a batch of it")
-        return batches_of(recipe, length) / batches_of(base.recipe, self.data_of(base)[0])
+        recipe = base.recipe_of(node)
+        if examples is None:
+            loader: Any = base.training_data(node).dataloader
+            length = len(loader)
+        elif not (length := examples // (batch := recipe.config["global_batch_size"])):
+            raise recipe.source.error("global_batch_size", f"{batch} given, which {examples} examples do not fill")
+        return _batches(recipe, length) / _batches(base.recipe, self.data_of(base)[0])
 
     def data_of(self, base: Base) -> tuple[int, int]:
         """How many batches an epoch of the base run has, and how many examples there are; its data are built once."""
         if self._data is None:
-            loader = loader_of(base.recipe)
+            loader: Any = base.training_data(Train(name="probe")).dataloader
             self._data = len(loader), len(loader.dataset)
         return self._data
 
@@ -246,3 +248,10 @@ def check_hessian(base: Base, hessian: Mapping[str, Any] | None) -> None:
     if hessian.get("probes", 0) is None and weights > MOST_EXACT:
         hint = f"beyond {MOST_EXACT:,} weights, of which there are {weights:,}, it takes too long"
         raise source.error("hessian.probes", f"null given, for the exact diagonal, but {hint}")
+
+
+def _batches(recipe: Recipe, epoch: int) -> float:
+    """Those of a training whose data have so many an epoch."""
+    length, most = duration(recipe), recipe.trainer.get("train_subset_num_batches", -1)
+    each = {"ep": min(epoch, most) if most > 0 else epoch, "sp": 1 / recipe.config["global_batch_size"]}
+    return length.value * each.get(length.unit.value, 1)

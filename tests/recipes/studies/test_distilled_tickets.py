@@ -136,7 +136,7 @@ def test_a_set_of_others_is_trained_on_and_nothing_is_distilled(whole, tmp_path)
         ),
         ("distilling.optimzer={}", "distilling.optimzer: unknown key; did you mean optimizer?"),
         ("finding.max_duratoin=2ep", "finding.max_duratoin: unknown key; did you mean max_duration?"),
-        ("finding.global_batch_size=64", "finding.global_batch_size: 40 examples do not fill a batch of it"),
+        ("finding.global_batch_size=64", "finding.global_batch_size: 64 given, which 40 examples do not fill"),
         ("begin=somehow", "begin: 'somehow' given; expected"),
     ],
 )
