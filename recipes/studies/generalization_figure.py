@@ -81,10 +81,11 @@ def _over_density(axes: Axes, rows: Sequence[Row], looks: Looks, name: str) -> N
 
 def _of_loss(axes: Axes, title: str) -> None:
     """Logarithmic, and as high as its lines are: where a deviation is as large as its mean, its end is at 0."""
-    axes.set(title=title, ylabel="loss", yscale="log")
+    axes.set(title=title, ylabel="loss")
     heights = np.concatenate([[], *(np.asarray(line.get_ydata(), dtype=float) for line in axes.lines)])
     heights = heights[np.isfinite(heights) & (heights > 0)]
     if len(heights):
+        axes.set_yscale("log")
         axes.set_ylim(heights.min() / 1.3, heights.max() * 1.3)
         round_ticks(axes.yaxis, axes.get_ylim())
 
