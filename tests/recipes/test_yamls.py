@@ -314,7 +314,7 @@ def test_small_interpolation(name, but, arms, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "runs"), [("interpolation", "resnet_cifar", 45), ("interpolation_vgg16", "vgg_cifar", 42)]
+    ("name", "model", "runs"), [("interpolation", "resnet_cifar", 54), ("interpolation_vgg16", "vgg_cifar", 51)]
 )
 def test_the_interpolations_of_cifar10(name, model, runs):
     """On other data, as the real ones are large."""
