@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[1] / "without_composer.py"
 
 
 def test_every_name_is_used_without_a_host():
-    done = launch(1, "-W", "error", SCRIPT)
+    done = launch(1, "-W", "error", "-W", "ignore:`torch.jit.script` is deprecated:FutureWarning", SCRIPT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     (mixup,) = (line for line in lines if "algorithms.MixUp " in line)

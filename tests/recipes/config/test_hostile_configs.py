@@ -416,7 +416,7 @@ def bases(tmp_path_factory):
         own |= {"lengths": own["lengths"][-1:], "baseline_lengths": [], "windows": [0.5]} if "lengths" in own else {}
         own |= {key: own[key][:2] for key in own.keys() & {"control_levels", "densities"}}
         for named in own.keys() & {"arms", "teachers", "criteria", "tasks"}:
-            own[named] = dict([*own[named].items()][:: len(own[named]) - 1])
+            own[named] = dict([*own[named].items()][:: max(1, len(own[named]) - 1)])
         base |= {"model": SMALL_MODEL} if name.startswith("resnet50/") else {}
     return bases
 
