@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from formats import write_images, write_texts
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 import accelerando.yamls
@@ -446,6 +447,15 @@ def big(tmp_path_factory):
     commands["resnet50/interpolation"] = a_small_interpolation(
         "resnet50/interpolation", *small, "run_name=resnet50/interpolation", arms=["plain"]
     )
+    commands["resnet50/generalization"] = a_small_generalization(
+        "resnet50/generalization", *small, "run_name=resnet50/generalization", "model.resnet.depth=50"
+    )
+    commands["resnet50/distilled_tickets"] = a_small_search_on_distilled_data(
+        "resnet50/distilled_tickets", *small, "run_name=resnet50/distilled_tickets", *SMALL_SET
+    )
+    commands["resnet50/data_diet"] = a_small_diet(
+        "resnet50/data_diet", *small, "run_name=resnet50/data_diet", "max_duration=3ba", starts=IMAGENET_DIETS, count=8
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -505,12 +515,43 @@ def test_stability_under_two_ranks(big):
 
 
 @pytest.mark.programs
+def test_data_diet_under_two_ranks(big):
+    """The ranks share the examples, of which the file has all."""
+    folder = big / "resnet50" / "data_diet"
+    rows = [row for row in read_table(folder / "table.csv") if row["role"] == "pair"]
+    assert [row["start"] for row in rows] == ["initialization", *IMAGENET_DIETS]
+    for row in rows:
+        barriers = load_file(next((folder / row.node / "barriers").glob("*.safetensors")))
+        for how, values in barriers.items():
+            assert row[f"connected/{how}"] == pytest.approx(100 * (values < 0.1).double().mean().item())
+            assert row[f"example barrier/{how}"] == pytest.approx(values.double().mean().item())
+
+
+@pytest.mark.programs
 def test_landscape_under_two_ranks(big):
     rows = read_table(big / "resnet50" / "landscape" / "table.csv")
     assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense"] * 3 + ["tickets"] * 3
     (run,) = (big / "resnet50" / "landscape").glob("wandb/offline-run-*")
     names = {path.name.split("_")[0] for path in run.glob("files/media/table/*")}
     assert names >= {"landscape", "planes", "diagonals", "claims"}
+
+
+@pytest.mark.programs
+def test_generalization_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "generalization" / "table.csv")
+    arms = [row["arm"] for row in rows]
+    assert arms[:6] == ["dense", "magnitude", "extended", "once", "narrower", "narrower"]
+    assert all(row.samples == 8 and np.isfinite(row["train/loss/wrong"]) for row in rows[:6])
+    (run,) = (big / "resnet50" / "generalization").glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"generalization", "claims"}
+
+
+@pytest.mark.programs
+def test_distilled_tickets_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "distilled_tickets" / "table.csv")
+    arms = ["dense", "tickets", "tickets on distilled data"]
+    assert [row["arm"] for row in rows if row["role"] == "pair"] == arms
+    assert [row["samples"] for row in rows if row["role"] == "distilling"] == [8]
 
 
 @pytest.mark.programs
