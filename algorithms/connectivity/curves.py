@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..figures import COLOURS, save_figure
+from ..figures import COLOURS, house_look, save_figure
 from ..whole_files import written_whole
 from .barriers import barrier, largest_rise
 
@@ -92,7 +92,6 @@ class PathCurves:
             for (name, values), colour in zip(own.items(), cycle(COLOURS), strict=False):
                 axes.plot(self.alphas, values, color=colour, label=name, linewidth=1.8)
             axes.set(xlabel=f"from {self.start} updates to {self.end}", ylabel=metric)
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            house_look(axes)
             axes.legend(frameon=False)
         return save_figure(figure, path)

@@ -203,9 +203,7 @@ def _check_data(parts: Mapping[str, Part], runs: Path) -> dict[str, Part]:
     """
     sources = {}
     for key, part in parts.items():
-        sources[key] = part.build()
-        if hasattr(sources[key], "look_in"):
-            sources[key].look_in(runs)
+        sources[key] = looking_in(runs, part.build())
         with part.source.blame(part.key, *REFUSALS):
             sources[key].check()
     for key in ("train_data", "eval_data"):
@@ -214,6 +212,13 @@ def _check_data(parts: Mapping[str, Part], runs: Path) -> dict[str, Part]:
             hint = "expected others, such as a split train[80%:] beside train_data with train[:80%]"
             raise part.source.error(part.key, f"holds examples of {key}; {hint}")
     return {key: replace(part, target=sources[key].build, arguments={}) for key, part in parts.items()}
+
+
+def looking_in(runs: Path, source: Any) -> Any:
+    """The source of data, told the folder of all runs, in which its files may lie, if it wants to know."""
+    if hasattr(source, "look_in"):
+        source.look_in(runs)
+    return source
 
 
 def overlap(one: Any, other: Any) -> bool:

@@ -1,6 +1,7 @@
 """Some of the examples of another source: the easiest or the hardest by their scores, or as many at random."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,6 +32,14 @@ class Subset(Wrapped):
     offset: int = 0  # how many to leave out first: with 100, the easiest are those from the 101st on
     balanced: bool = False  # as many of each class, but for one; the easiest, and so on, of each
     seed: int | None = None  # of what is drawn, by default 0
+
+    def look_in(self, runs: Path) -> None:
+        """The folder of all runs, in which the files of scores may lie too."""
+        super().look_in(runs)
+        if self.scores:
+            files = [self.scores] if isinstance(self.scores, str) else self.scores
+            found = [str(inside) if (inside := runs / file).is_file() else file for file in files]
+            self.scores = found[0] if isinstance(self.scores, str) else found
 
     def check(self) -> None:
         for name, least in (("count", 1), ("offset", 0)):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import DatasetFolder
 
 from ..config.errors import REFUSALS, ArgumentError, ConfigError, Source
-from ..config.recipe import overlap
+from ..config.recipe import looking_in, overlap
 from ..config.sections import check_section
 from .facts import Described, Facts
 from .loaders import AnyDevice, TensorLoader, worker_loader
@@ -24,6 +25,12 @@ class Wrapped:
     """The data of another source, changed."""
 
     of: dict[str, Any]  # the other source with its arguments, such as {fashion_mnist: {split: train}}
+
+    _runs = Path()
+
+    def look_in(self, runs: Path) -> None:
+        """The folder of all runs, in which files of the other source may lie."""
+        self._runs = runs
 
     def check(self) -> None:
         with self._source() as source:
@@ -50,7 +57,7 @@ class Wrapped:
         try:
             (part,) = check_section(Source(), SECTION, self.of)
             with part.source.blame(part.key, *REFUSALS):
-                yield part.build()
+                yield looking_in(self._runs, part.build())
         except ConfigError as error:
             raise ArgumentError(f"of{error.key.removeprefix(SECTION)}", error.message) from error
 

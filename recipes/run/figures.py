@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from accelerando.algorithms.figures import COLOURS, save_figure
+from accelerando.algorithms.figures import COLOURS, house_look, save_figure
 
 from .history import TRAIN_LOSS
 from .results import Result, label
@@ -38,8 +38,7 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
                 end = (seconds[-1], values[-1])
                 axes.annotate(f"{end[1]:.4f}", end, (4, 0), "data", "offset points", color=colour, va="center")
         axes.set(xlabel="training time (s)", ylabel=title_of_axis)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        house_look(axes)
         axes.margins(x=0.15)  # room for the figure at the end
         axes.set_xlim(left=0)
         if name == metric and "Accuracy" in name:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ..run.figures import COLOURS
+from ..run.figures import COLOURS, house_look
 from ..run.results import label, percent
 from .core import lower_is_better
 from .data_diet_cells import CONNECTED, INITIAL, Ticket, arm_of, by_place, points_of, treatments_of
@@ -38,7 +38,8 @@ def draw(
     panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
     looks = {INITIAL: {"color": "0.5", "marker": "x"}}
     looks |= {
-        start: {"color": COLOURS[i % len(COLOURS)], "marker": "osD^v<>p"[i % 8]} for i, start in enumerate(starts)
+        start: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, start in enumerate(starts)
     }
     limits = sorted(sign * height for height in heights(means, sign))
     named = f"evaluation {label(metric)}"
@@ -62,8 +63,7 @@ def draw(
         axes.set_visible(False)
     for axes in figure.axes:
         axes.title.set_fontsize("medium")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        house_look(axes)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False)
     return figure

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..config.arguments import check_arguments
-from ..config.errors import REFUSALS, Source, show
+from ..config.errors import REFUSALS, show
 from ..config.recipe import Recipe
-from ..config.sections import check_section
 from ..run.results import percent
-from .core import Base, duration, named
+from .core import Base, Train, duration, named
 from .pruning_checks import check_weights
 from .tickets import Ladder, checked_ladder
 
@@ -66,11 +65,7 @@ def checked_starts(base: Base, starts: Mapping[str, Any], taken: Collection[str]
 
     Each subset is built once, as if it were drawn at random: that there are too few data must not come up after hours.
     """
-    from composer.utils import get_device
-
-    from accelerando.algorithms.generators import untouched_generators
-
-    source, recipe, found = base.source, base.recipe, dict[str, Diet]()
+    source, given_data, found = base.source, base.recipe.config["train_data"], dict[str, Diet]()
     for name, given in named(source, "starts", starts).items():
         key = f"starts.{name}"
         if name in taken:
@@ -82,10 +77,8 @@ def checked_starts(base: Base, starts: Mapping[str, Any], taken: Collection[str]
         if not 0 <= diet.wrong_labels < 1:
             hint = "expected a share from 0 and below 1"
             raise source.error(f"{key}.wrong_labels", f"{diet.wrong_labels} given; {hint}")
-        data = replace(diet, keep="random", wrong_labels=0.0).of(recipe.config["train_data"], 0, [])
-        with source.blame(key, *REFUSALS), untouched_generators():
-            (part,) = check_section(Source(), "train_data", data)
-            part.build().build(recipe.batch_size, True, 0, get_device(recipe.trainer.get("device")))
+        data = replace(diet, keep="random", wrong_labels=0.0).of(given_data, 0, [])
+        base.training_data(Train(name="probe", sets={"train_data": data}, made_from=origins_of(name)))
     if sum(diet.is_whole for diet in found.values()) != 1:
         raise source.error("starts", "expected one that changes nothing, such as all: {}, and no second one")
     return found

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from accelerando.algorithms.figures import COLOURS
+from accelerando.algorithms.figures import COLOURS, house_look
 
 from ..run.results import label
 from .core import lower_is_better
@@ -140,8 +140,7 @@ def over_density(axes: Axes, sparsest: float) -> None:
         ticks = MaxNLocator(5, steps=(1, 2, 5, 10))
     axes.set(xscale="log", xlim=(left, right))
     axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    house_look(axes)
 
 
 def heights(means: Sequence[Mean], sign: int = 1) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..run.figures import COLOURS
+from ..run.figures import COLOURS, house_look
 from ..run.results import label
 from .density import DENSE
 from .density_figure import over_density
@@ -48,8 +48,7 @@ def draw(found: Mapping[str, tuple[Sequence[Row], int]], ladders: Sequence[str],
             axes.set_visible(False)
         for axes in own:
             axes.title.set_fontsize("medium")
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            house_look(axes)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(looks), frameon=False)
     return figure

@@ -21,7 +21,7 @@ from .interpolation_arms import finest, halves
 from .interpolation_cells import BEGIN, RUN, WHOLE, parts_in, paths, short, treatments_of, with_treatment
 from .paths import TREATMENTS
 from .statistics import LEAST, difference, paired, spearman
-from .table import Row, groups
+from .table import Row, by_seed, groups
 
 REVISITING, WHAT = "arXiv:2012.06898", "arXiv:2106.16004"
 TOLERANCE = 0.01  # of the fall from the beginning to the end: what rises by less is numerical, or that of few examples
@@ -158,10 +158,8 @@ def _parts_differ(rows: Sequence[Row], arm: str, how: str) -> Claim:
 def _options_help(rows: Sequence[Row], metric: str, arm: str, of: str) -> Claim:
     """And in how many of the seeds each part is of the more sensitive half."""
     sign = -1 if lower_is_better(metric) else 1
-    ends: dict[str, dict[int, float]] = {arm: {}, of: {}}
-    for row in rows:
-        if row["role"] == RUN and row["arm"] in ends:
-            ends[row["arm"]][row["seed"]] = sign * row.metrics.get(metric, math.nan)
+    of_runs = groups((row for row in rows if row["role"] == RUN), "arm")
+    ends = {name: by_seed(of_runs[name,], lambda row: sign * row.metrics.get(metric, math.nan)) for name in (arm, of)}
     rises: dict[int, dict[str, float]] = {}
     kind = finest([kind for _, kind in parts_in(row for row in rows if row["arm"] == of)])
     for row in paths(rows, kind, of):

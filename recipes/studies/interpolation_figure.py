@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..run.figures import COLOURS
+from ..run.figures import COLOURS, house_look
 from ..run.results import label
 from .interpolation_cells import BEGIN, RUN, WHOLE, curve_of, paths, sensitivity, short, treatments_of, with_treatment
 from .paths import TREATMENTS
@@ -44,8 +44,7 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
         axes.title.set_fontsize("small")
         axes.xaxis.label.set_fontsize("small")
         axes.yaxis.label.set_fontsize("small")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        house_look(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()

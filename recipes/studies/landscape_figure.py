@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from accelerando.algorithms.examples.distillation import DistilledSet
 
 from ..run.distilled_set import draw_images
-from ..run.figures import COLOURS
+from ..run.figures import COLOURS, house_look
 from ..run.results import label, percent
 from .density import DENSE
 from .density_figure import DASHES, over_density
@@ -137,6 +137,5 @@ def _diagonals(axes: Axes, lines: Sequence[Mapping[str, Any]], colours: Mapping[
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, 1.25 * max(100 * line["share"] for line in lines))  # room for the legend
     axes.set(title="values of the Hessian's diagonal", xlabel="in units of the loss", ylabel="share (%)")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    house_look(axes)
     axes.legend(frameon=False, fontsize="x-small", ncols=3, loc="upper center")

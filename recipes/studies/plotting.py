@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ..run.figures import house_look
+
 
 def time_unit(seconds: Iterable[float]) -> tuple[str, int]:
     """The unit in which the shortest time is half a unit at least, and its seconds."""
@@ -20,8 +22,7 @@ def over_time(axes: Axes, span: tuple[float, float], unit: str) -> None:
     """A logarithmic axis of training time with round ticks, and the rest of the house's look."""
     axes.set(xscale="log", xlim=span, xlabel=f"training time ({unit})")
     round_ticks(axes.xaxis, span)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    house_look(axes)
 
 
 def round_ticks(axis: Axis, span: tuple[float, float]) -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ..run.figures import COLOURS
+from ..run.figures import COLOURS, house_look
 from ..run.results import label
 from .density import DENSE
 from .density_figure import DASHES, over_density
@@ -67,8 +67,7 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
         axes.set_visible(False)
     for axes in figure.axes:
         axes.title.set_fontsize("medium")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        house_look(axes)
     if first:
         figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

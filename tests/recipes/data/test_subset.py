@@ -1,5 +1,7 @@
 """Some of the examples of another source: which, of what scores, and in a run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -53,6 +55,20 @@ def test_the_easiest_and_the_hardest_by_the_mean_over_replicates(images, files):
     assert not torch.equal(
         in_order(Subset(of=OF, scores=files[0], by="el2n", keep="easiest", count=50))[0], images[0][:50]
     )
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_files_of_scores_may_lie_in_the_folder_of_all_runs(depth, images, files):
+    """Those of a source inside another one too."""
+    folder, name = Path(files[0]).parent.parent, Path(files[0]).parent.name
+    own = {"scores": [f"{name}/a.safetensors", f"{name}/b.safetensors"], "by": "el2n", "keep": "easiest", "count": 50}
+    source = Subset(of=OF, **own)
+    for _ in range(depth):
+        source = Subset(of={"subset": {name: value for name, value in vars(source).items() if value}}, count=50)
+    with pytest.raises(ArgumentError, match=r"a\.safetensors is no"):
+        source.build(50, False, 0, "cpu")
+    source.look_in(folder)
+    assert torch.equal(in_order(source)[0], images[0][:50])
 
 
 def places(found, images):
