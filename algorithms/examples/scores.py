@@ -86,18 +86,21 @@ def gradient_norms(
     labels: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     chunk_size: int | None = 64,
+    vectorized: bool = True,
 ) -> Tensor:
     """Returns the L2 norm of each example's gradient by all weights that are trained, `(N,)`, on the model's device.
 
     The model is in evaluation mode, so that batch norm, too, sees each example alone; it is left as it was. What cannot
-    be vmapped is a forward pass that reads values on its way (`.item()`, an `if` on them), writes into tensors in
-    place, draws random numbers in evaluation too, or calls an `autograd.Function` without `setup_context`.
+    be vmapped is a forward pass that reads values on its way (`.item()`, an `if` on them, as transformers 5 does with
+    attention masks), writes into tensors in place, draws random numbers in evaluation too, or calls an
+    `autograd.Function` without `setup_context`; for such a model, set `vectorized=False`.
 
     Args:
         inputs: a tensor `(N, ...)`; or a mapping of such tensors, which the model takes by name.
         labels: `(N, ...)`.
         loss: of outputs (or the logits among them) and labels of one example, a number.
         chunk_size: how many gradients are in memory at once, as large as the weights each; None: all.
+        vectorized: False takes one backward pass for each example, which any model can do, in place of a vmapped one.
 
     Raises ValueError for a model that cannot be vmapped.
     """
@@ -116,19 +119,31 @@ def gradient_norms(
         outputs = functional_call(model, {**others, **weights}, () if by_name else (example[None],), named)
         return loss(logits_in("gradient_norms", outputs), label[None])
 
-    def norm(example: Any, label: Tensor) -> Tensor:
-        gradients = grad(loss_of)(trained, example, label).values()
+    def norm(gradients: Iterable[Tensor]) -> Tensor:
         wide = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in gradients)
         return torch.stack([each.square().sum() for each in wide]).sum().sqrt()
 
+    def vmapped(example: Any, label: Tensor) -> Tensor:
+        return norm(grad(loss_of)(trained, example, label).values())
+
+    def alone(row: int) -> Tensor:
+        example = {name: value[row] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[row]
+        weights = {name: value.requires_grad_() for name, value in trained.items()}
+        with torch.enable_grad():
+            found = loss_of(weights, moved(example, device), labels[row].to(device))
+        return norm(torch.autograd.grad(found, [*weights.values()], materialize_grads=True))
+
     with evaluating(model):
+        if not vectorized:
+            return torch.stack([alone(row) for row in range(len(labels))])
         try:
-            return vmap(norm, chunk_size=chunk_size)(moved(inputs, device), labels.to(device))
+            return vmap(vmapped, chunk_size=chunk_size)(moved(inputs, device), labels.to(device))
         except (RuntimeError, ValueError) as error:
             if not any(word in str(error) for word in ("vmap", "functorch")):
                 raise
             kind, why = type(model).__name__, " ".join(str(error).split())[:200]
-            raise ValueError(f"gradient_norms: a forward pass of this {kind} cannot be vmapped: {why}") from error
+            message = f"gradient_norms: a forward pass of this {kind} cannot be vmapped; set vectorized=False: {why}"
+            raise ValueError(message) from error
 
 
 def score_examples(

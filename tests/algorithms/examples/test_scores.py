@@ -119,14 +119,14 @@ def test_easy_is_ascending_after_replicates_are_averaged():
         easiest_first(torch.tensor([0.0, float("nan")]))
 
 
-@pytest.mark.parametrize("chunk_size", [7, None])
-def test_gradient_norms_are_those_of_one_backward_pass_per_example(chunk_size):
+@pytest.mark.parametrize("options", [{"chunk_size": 7}, {"chunk_size": None}, {"vectorized": False}])
+def test_gradient_norms_are_those_of_one_backward_pass_per_example(options):
     model = noisy_network()
     model[0].weight.requires_grad_(False)
     for _ in range(3):
         model(examples()[0])  # running statistics other than the initial ones
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = gradient_norms(model, *examples(), chunk_size=chunk_size)
+    found = gradient_norms(model, *examples(), **options)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -136,15 +136,18 @@ def test_gradient_norms_are_those_of_one_backward_pass_per_example(chunk_size):
         assert float(norm) == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradient_norms_of_a_model_of_mappings():
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_gradient_norms_of_a_model_of_mappings(vectorized):
     model, batch = hugging_face_lm(), sentences(3)
     labels = batch.pop("labels")
-    batch.pop("attention_mask")  # whose values transformers 5 reads
+    if vectorized:  # transformers 5 reads the mask's values, and 4, without a mask, whether there is padding
+        batch.pop("attention_mask")
+        model.config.pad_token_id = None
 
     def loss(logits, labels):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
-    found = gradient_norms(model, batch, labels, loss)
+    found = gradient_norms(model, batch, labels, loss, vectorized=vectorized)
     model.eval()
     for row, norm in enumerate(found):
         one = loss(model(**{name: value[row : row + 1] for name, value in batch.items()}).logits, labels[row : row + 1])
@@ -167,6 +170,8 @@ def test_bad_input_is_one_line_each():
     model, (inputs, labels) = network(), examples()
     linear, x, shuffled = Reads(4, 3), torch.randn(2, 4), loader(8, shuffle=True)
     refused(lambda: gradient_norms(linear, x, labels[:2] % 3), "a forward pass of this Reads cannot be vmapped")
+    expected = (labels[:2] % 3, F.cross_entropy, 64, False)
+    assert (gradient_norms(linear, x, *expected) > 0).all()
     refused(lambda: score_examples(model, shuffled), "data must be a loader in the order", "RandomSampler")
     chosen = DataLoader(shuffled.dataset, batch_sampler=BatchSampler(RandomSampler(range(SAMPLES)), 8, False))
     refused(lambda: score_examples(model, chosen), "data must be a loader in the order", "RandomSampler")
