@@ -25,18 +25,23 @@ def data_digest(data: Any) -> str:
     Of examples in memory (a `TensorDataset`, or whatever has its `tensors`) it is that of inputs and labels as they are
     held, so after what is done once, such as normalization, and before what a loader does to a batch, such as
     augmentation. Of a folder of files (torchvision's `ImageFolder`, or whatever has its `samples`) it is that of the
-    last two parts of their names, their sizes and labels: no file is read. Of other data sets each example is read, as
-    `dataset[index]` gives it, which must not augment.
+    last two parts of their names, their sizes and labels: no file is read. Of MDS shards (a `StreamingDataset`, or
+    whatever has its `shards`) it is that of the files' names, their sizes and numbers of samples. A data set may have
+    a method `digest` of its own. Of others each example is read, as `dataset[index]` gives it, which must not augment.
 
     Args:
         data: a data set with indices and a length, or a DataLoader over it.
     """
     dataset = getattr(data, "dataset", data)
+    if callable(own := getattr(dataset, "digest", None)):
+        return str(own())
     sha = hashlib.sha256()
     if tensors := getattr(dataset, "tensors", None):
         parts: Any = tensors
     elif isinstance(samples := getattr(dataset, "samples", None), Sequence) and samples:
         parts = ((*Path(file).parts[-2:], os.stat(file).st_size, label) for file, label in samples)
+    elif shards := getattr(dataset, "shards", None):
+        parts = ((shard.raw_data.basename, shard.raw_data.bytes, shard.samples) for shard in shards)
     else:
         readable = all(hasattr(dataset, name) for name in ("__getitem__", "__len__"))
         check("data_digest", "data", readable, "a data set with indices and a length", type(dataset).__name__)

@@ -1,16 +1,23 @@
 """Folders of MDS shards, which MosaicML Streaming reads."""
 
+import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from composer.utils import dist
+from torch.utils.data import Dataset
+
+from accelerando.algorithms.examples.files import data_digest
+
+from .loaders import worker_loader
 
 
 def check_shards(local: str, remote: str | None, split: str | None, columns: set[str]) -> None:
@@ -96,3 +103,54 @@ def same_shards(one: Any, other: Any) -> bool:
     """Whether two sources, each with `local`, `remote` and `split`, read the same samples."""
     same_place = Path(one.local).resolve() == Path(other.local).resolve()
     return one.split == other.split and (same_place or (bool(one.remote) and one.remote == other.remote))
+
+
+class ShardedExamples(Dataset):
+    """The samples of a `StreamingDataset` by their places in its shards, in the place of Streaming's own order."""
+
+    def __init__(self, streamed: Any):
+        self.streamed, self.rows = streamed, [*range(streamed.num_samples)]
+        self.targets: list[int] | None = None  # in the place of those in the shards
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Any:
+        sample = self.streamed[self.rows[place]]
+        return sample if self.targets is None else (sample[0], self.targets[place])
+
+    def take(self, places: Sequence[int]) -> None:
+        """Leaves these alone, in this order."""
+        self.rows = [self.rows[place] for place in places]
+        self.targets = self.targets and [self.targets[place] for place in places]
+
+    @cached_property
+    def _in_shards(self) -> list[int]:
+        from streaming import StreamingDataset
+
+        return [int(StreamingDataset.get_item(self.streamed, row)["y"]) for row in range(self.streamed.num_samples)]
+
+    def labels(self) -> list[int]:
+        """Those in the column `y`, for which each sample is read once, but no image decoded."""
+        return self.targets or [self._in_shards[row] for row in self.rows]
+
+    def digest(self) -> str:
+        """That of the shards, where nothing is changed."""
+        of_shards, whole = data_digest(self.streamed), len(self.rows) == self.streamed.num_samples
+        if whole and self.targets is None:
+            return of_shards
+        return hashlib.sha256(repr((of_shards, self.rows, self.targets)).encode()).hexdigest()
+
+
+def one_by_one(loader: Any, train: bool, seed: int) -> Any:
+    """A loader of shards whose samples can be chosen, as those in other files can; other loaders as they are."""
+    if not is_streamed(getattr(loader, "dataset", None)):
+        return loader
+    size = loader.batch_size
+    return worker_loader(ShardedExamples(loader.dataset), loader.collate_fn, size, train, seed, loader.num_workers)
+
+
+def is_streamed(dataset: Any) -> bool:
+    """Whether it is a `StreamingDataset`; that library is imported by those alone who use it."""
+    streaming = sys.modules.get("streaming")
+    return streaming is not None and isinstance(dataset, streaming.StreamingDataset)

@@ -21,8 +21,8 @@ class Subset(Wrapped):
     The scores are files, of which each must tell by a digest that they are of these very data; several are replicates,
     which are averaged before the examples are ranked. The algorithms ExampleScores and ForgettingEvents leave such
     files of a run, and `save_scores` anybody's. The examples stay in their order. A run of so many batches passes over
-    them as often as need be; there must be enough for one batch. The source must hold its examples in memory, or in a
-    folder of images.
+    them as often as need be; there must be enough for one batch. The source must hold its examples in memory, in a
+    folder of images or in MDS shards, which are then no longer read in Streaming's order, shard by shard.
     """
 
     count: int = 512  # how many examples

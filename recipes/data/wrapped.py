@@ -1,4 +1,4 @@
-"""Sources that change the data of another one, example by example, in memory or in a folder of images."""
+"""Sources that change the data of another one, example by example, in memory, in a folder of images or in shards."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from ..config.recipe import looking_in, overlap
 from ..config.sections import check_section
 from .facts import Described, Facts
 from .loaders import AnyDevice, TensorLoader, worker_loader
+from .shards import ShardedExamples, one_by_one
 
 SECTION = "train_data"  # any of those of data
 
@@ -67,10 +68,11 @@ class Examples:
 
     def __init__(self, spec: Any, source: str, train: bool, seed: int):
         self.source, self.train, self.seed = source, train, seed
-        self._loader: Any = getattr(spec, "dataloader", None)
-        if not isinstance(spec, Described) or not (self._in_memory or isinstance(self.dataset, DatasetFolder)):
+        self._loader: Any = one_by_one(getattr(spec, "dataloader", None), train, seed)
+        in_files = isinstance(self.dataset, DatasetFolder | ShardedExamples)
+        if not isinstance(spec, Described) or not (self._in_memory or in_files):
             self._refuse("the examples")
-        self.spec = spec
+        self.spec, spec.dataloader = spec, self._loader
 
     @property
     def dataset(self) -> Any:
@@ -83,6 +85,10 @@ class Examples:
     @property
     def labels(self) -> Tensor:
         """The classes of the examples, `(N,)`, on the CPU."""
+        if self._in_shards and self.facts.labels == "classes":
+            labels = torch.tensor(self.dataset.labels())
+            self.tell(classes=self.facts.classes or int(labels.max()) + 1)
+            return labels
         if not self.facts.classes:
             self._refuse("the labels")
         return self._loader.tensors[-1].cpu() if self._in_memory else torch.tensor(self.dataset.targets)
@@ -92,6 +98,8 @@ class Examples:
         if self._in_memory:
             *inputs, before = self._loader.tensors
             self._loader.tensors = self.dataset.tensors = (*inputs, labels.to(before))
+        elif self._in_shards:
+            self.dataset.targets = labels.tolist()
         else:
             files = [file for file, _ in self.dataset.samples]
             self._set_samples([*zip(files, labels.tolist(), strict=True)])
@@ -107,7 +115,10 @@ class Examples:
             options = {"transform": old.transform, "noise_shape": old.noise_shape, "drop_last": old.drop_last}
             self._loader = TensorLoader(tensors, old.samples_per_batch, self.train, self.seed, **options)
         else:
-            self._set_samples([self.dataset.samples[row] for row in rows])
+            if self._in_shards:
+                self.dataset.take(rows)
+            else:
+                self._set_samples([self.dataset.samples[row] for row in rows])
             old, size = self._loader, self._loader.batch_size
             self._loader = worker_loader(self.dataset, old.collate_fn, size, self.train, self.seed, old.num_workers)
         self.spec.dataloader, self.spec.num_samples = self._loader, len(rows)
@@ -118,10 +129,14 @@ class Examples:
     def _in_memory(self) -> bool:
         return isinstance(self._loader, TensorLoader)
 
+    @property
+    def _in_shards(self) -> bool:
+        return isinstance(self.dataset, ShardedExamples)
+
     def _set_samples(self, samples: list[tuple[str, int]]) -> None:
         self.dataset.samples = self.dataset.imgs = samples
         self.dataset.targets = [label for _, label in samples]
 
     def _refuse(self, what: str) -> NoReturn:
-        hint = "expected images or texts in memory, or images in a folder with one folder per class"
+        hint = "expected images or texts in memory or in shards, or images in a folder with one folder per class"
         raise ArgumentError("of", f"{what} of {self.source} are not told one by one; {hint}")

@@ -16,6 +16,7 @@ from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Supp
 from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..config.sections import supplied_to
+from ..data.shards import one_by_one
 from .teachers import build_teachers
 
 
@@ -44,7 +45,9 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
 
 def _examples(recipe: Recipe, device: Device) -> DataSpec:
     """This rank's share of the training data, in evaluation."""
-    return recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device)
+    data = ensure_data_spec(recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device))
+    data.dataloader = one_by_one(data.dataloader, False, recipe.data_seed)
+    return data
 
 
 def _training_data(recipe: Recipe, device: Device) -> Iterator[Any]:

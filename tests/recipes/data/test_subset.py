@@ -1,16 +1,19 @@
 """Some of the examples of another source: which, of what scores, and in a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from formats import WORDS, picture
+from safetensors.torch import load_file
 from transformers import BertTokenizerFast
 
-from accelerando.algorithms import data_digest, save_scores
+from accelerando.algorithms import data_digest, easiest_first, save_scores
 from accelerando.recipes.config.errors import ArgumentError, ConfigError
 from accelerando.recipes.config.recipe import check
+from accelerando.recipes.data.image_files import StreamingImages
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.data.noise import NoisyLabels
 from accelerando.recipes.data.subset import Subset
@@ -140,7 +143,7 @@ def test_a_folder_of_images(tmp_path):
         hard.build(40, False, 0, "cpu")
 
 
-def test_texts_in_memory_and_not_in_shards(tmp_path, shards):
+def test_texts_in_memory(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
     texts = ["the cat " + "sat " * number for number in range(12)]
@@ -156,9 +159,41 @@ def test_texts_in_memory_and_not_in_shards(tmp_path, shards):
     assert [len(batch["labels"]) for batch in masked] == [3]
     with pytest.raises(ArgumentError, match="of: the labels of hugging_face_text are not told one by one"):
         Subset(of={"hugging_face_text": {**text, "seq_len": 6}}, count=3, balanced=True).build(3, True, 0, "cpu")
-    images = {"streaming_images": {"local": str(shards), "split": "train", "num_workers": 0}}
-    with pytest.raises(ArgumentError, match="of: the examples of streaming_images are not told one by one"):
-        Subset(of=images, count=8).build(4, True, 0, "cpu")
+
+
+def test_images_in_shards(numbered, shards, tmp_path):
+    def labels(source, train=False, size=12, device="cpu"):
+        return [label for _, batch in source.build(size, train, 0, device).dataloader for label in batch.tolist()]
+
+    sizes = {"crop_size": 8, "resize_size": 8, "num_workers": 0}
+    of = {"streaming_images": {"local": str(numbered), **sizes}}
+    whole = Subset(of=of, count=37).build(37, False, 0, "cpu").dataloader
+    ((images, places),) = whole  # of which the labels tell
+    plain = {
+        int(label): image
+        for image, label in StreamingImages(str(numbered), **sizes).build(1, False, 0, "cpu").dataloader
+    }
+    assert places.tolist() == [*range(37)] and all(torch.equal(images[i], plain[i][0]) for i in range(37))
+    save_scores(tmp_path / "scores.safetensors", {"el2n": torch.arange(37.0)}, data_digest(whole))
+    hard = Subset(of=of, scores=str(tmp_path / "scores.safetensors"), keep="hardest", count=24)
+    assert labels(hard) == [*range(13, 37)]
+    first, again, workers = labels(hard, True), labels(hard, True), {**of["streaming_images"], "num_workers": 1}
+    assert first == again != sorted(first) and sorted(first) == [*range(13, 37)]
+    assert labels(replace(hard, of={"streaming_images": workers}), True) == first
+    wrong = NoisyLabels(of={"subset": {"of": of, "count": 30, "seed": 1}}, fraction=0.5)
+    held = wrong.build(30, False, 0, "cpu")
+    ((_, noisy),), right = held.dataloader, labels(Subset(of=of, count=30, seed=1), size=30)
+    assert [i for i, (a, b) in enumerate(zip(noisy.tolist(), right, strict=True)) if a != b] == [*held.facts.changed]
+    assert len(held.facts.changed) == 15
+    two = {"streaming_images": {"local": str(shards), "split": "train", **sizes}}
+    assert labels(Subset(of=two, count=4, balanced=True), size=4).count(0) == 2
+    sources = (hard, wrong, Subset(of=two, count=70))
+    digests = {data_digest(source.build(3, False, 0, "cpu").dataloader) for source in sources}
+    assert len({*digests, data_digest(whole)}) == 4
+    with pytest.raises(ArgumentError, match="has scores of 37 examples"):
+        replace(hard, of=two).build(4, False, 0, "cpu")
+    with pytest.raises(ArgumentError, match="of other data than these 37 examples"):
+        replace(hard, of={"noisy_labels": {"of": of, "fraction": 0.1}}).build(4, False, 0, "cpu")
 
 
 def scoring(folder):
@@ -192,6 +227,26 @@ def test_scores_of_one_run_choose_the_examples_of_another(tmp_path):
     assert "train_data.subset.scores: " in str(error.value) and "of other data than these 200 examples" in str(
         error.value
     )
+
+
+def test_scores_of_a_run_on_shards_choose_among_them(numbered, tmp_path):
+    of = {"streaming_images": {"local": str(numbered), "crop_size": 8, "resize_size": 8, "num_workers": 0}}
+    model = {"convnet": {"in_channels": 3, "image_size": 8, "width": 4, "depth": 1, "num_classes": 37}}
+    given = settings(tmp_path) | {"model": model, "global_batch_size": 8, "max_duration": "2ba", "eval_data": None}
+    given |= {"scheduler": {"cosine_annealing": {}}}
+    given |= {
+        "eval_subset_num_batches": -1,
+        "train_subset_num_batches": -1,
+        "algorithms": {"example_scores": {"at": ["2ba"], "scores": ["el2n"]}},
+    }
+    train(given | {"train_data": of})
+    file = tmp_path / "run" / "scores" / "ba2.safetensors"
+    order = easiest_first(load_file(file)["el2n"])
+    easy = {"of": of, "scores": str(file), "keep": "easiest", "count": 16}
+    ((_, labels),) = Subset(**easy).build(16, False, 0, "cpu").dataloader
+    assert labels.tolist() == sorted(order[:16].tolist())
+    result = train(given | {"train_data": {"subset": easy}, "run_name": "second", "algorithms": {}})
+    assert result.samples == 16
 
 
 @pytest.mark.parametrize(
