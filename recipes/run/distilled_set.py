@@ -29,11 +29,12 @@ from .algorithms import as_seen
 from .history import TRAIN_LOSS
 
 FOUND = "distilled"  # in the results, and the folder in the run's
-FILE, PICTURE = "images.safetensors", "images.png"
+FILE, FIRST, PICTURE = "images.safetensors", "begin.safetensors", "images.png"
 
 
 class KeepsDistilledSet(ForRecipes, Algorithm):
-    """Lets a DatasetDistiller begin, and keeps its set at the end: as `images.safetensors`, and drawn as `images.png`.
+    """Lets a DatasetDistiller begin, and keeps its set: as `begin.safetensors`, and what has become of it at the end as
+    `images.safetensors`, which is drawn as `images.png`.
 
     Args:
         begin: with `real` images, chosen at random from the training data, or with `noise`. On several ranks the first
@@ -80,17 +81,24 @@ class KeepsDistilledSet(ForRecipes, Algorithm):
             model.distiller.begin_with(as_seen(data, state.device))
         if world_size() > 1:
             dist.broadcast(model.distiller.images.data, src=0)
+        self._save(model, FIRST)
+
+    def _save(self, model: DatasetDistiller, name: str) -> dict[str, Any]:
+        """What the file tells besides."""
+        own = model.distiller
+        told = {"per_class": own.per_class, "factor": own.factor, "augment": own.augment, **self._source}
+        if rank() == 0:
+            save_distilled(Path(self.save_folder) / name, own.images.detach().float().cpu(), own.labels.cpu(), **told)
+        return told
 
     def found(self, run: FinishedRun) -> dict[str, Any]:
         model = _model_of(run.state)
-        own, folder = model.distiller, Path(self.save_folder)
-        images, labels = own.images.detach().float().cpu(), own.labels.cpu()
-        told = {"per_class": own.per_class, "factor": own.factor, "augment": own.augment, **self._source}
+        images, labels = model.distiller.images.detach().float().cpu(), model.distiller.labels.cpu()
+        told = self._save(model, FILE)
         if rank() == 0:
-            save_distilled(folder / FILE, images, labels, **told)
             figure = Figure(figsize=(5, 5), dpi=150)
             draw_images(figure.add_axes((0, 0, 1, 1)), images, labels)
-            save_figure(figure, folder / PICTURE)
+            save_figure(figure, Path(self.save_folder) / PICTURE)
         losses = [record[TRAIN_LOSS] for record in run.records if TRAIN_LOSS in record]
         return {FOUND: {"images": len(labels), "small_images": model.small_images, **told, "loss": losses[-1]}}
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ..run.results import Result
 
 DISTILLING, DATA = "distilling", "distilled data"
-ON_SET = f"{TICKETS} on {DATA}"
+ON_SET, ON_FEW = f"{TICKETS} on {DATA}", f"{TICKETS} on as few real images"
 KEEPER = "accelerando.recipes.run.distilled_set:KeepsDistilledSet"
-FILE = "distilled/images.safetensors"  # in the folder of a run that distils
+FILES = {ON_SET: "distilled/images.safetensors", ON_FEW: "distilled/begin.safetensors"}  # of a run that distils
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,8 @@ class DistilledTickets(Landscape):
         distilling: what the run that distils changes of the base run, such as {model: {dataset_distiller: {...}},
             optimizer: {sgd: {lr: 1.0, momentum: 0.5}}, scheduler: null, max_duration: 1000ba}; null with `data.file`.
         begin: whether a set begins with `real` images or with `noise`.
+        few_real: whether another ladder finds tickets in the same way on the real images with which a set begins, which
+            tells what distilling them is worth.
         data: arguments of the data source `distilled`.
         finding: what the ladder on the set changes of the base run besides its data, such as {max_duration: 300ep,
             algorithms: {cut_mix: {}}}.
@@ -50,6 +52,7 @@ class DistilledTickets(Landscape):
     )
     distilling: Changes | None = None
     begin: Literal["real", "noise"] = "real"
+    few_real: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     finding: Changes = field(default_factory=dict)
 
@@ -58,11 +61,13 @@ class DistilledTickets(Landscape):
         source = base.source
         if not self._ladders:
             raise source.error("levels", f"{self.levels} given; expected one above 0, at which there are tickets")
-        if ON_SET in self._ladders:
-            raise source.error(f"tickets_on.{DATA}", "is what the study calls its own set; choose another name")
+        for name in (arm.removeprefix(f"{TICKETS} on ") for arm in FILES.keys() & self._ladders.keys()):
+            raise source.error(f"tickets_on.{name}", "is what the study calls a set of its own; choose another name")
         if bool(self.distilling) == ("file" in self.data):
             given = "given beside data.file, which is a set already" if self.distilling else "missing"
             raise source.error("distilling", f"{given}; expected either distilling or data.file")
+        if self.few_real and not (self.distilling and self.begin == "real"):
+            raise source.error("few_real", "true given; expected distilling, which begins with real images")
         fixed = {"distilling": ("eval_data", "validation_data"), "finding": ("model", "train_data")}
         for key, names in fixed.items():
             for inner in {*FIXED, *names} & (getattr(self, key) or {}).keys():
@@ -72,6 +77,8 @@ class DistilledTickets(Landscape):
             self._small = self._images_of_model(base)
             self._times = self.times_as_long(base, self._distills(base, self.seeds[0], 1.0))
             self.add_ladder(base, ON_SET, own, self._small)
+            if self.few_real:
+                self.add_ladder(base, ON_FEW, replace(own, name=f"{LADDER}-on-few"), self._small)
         else:
             own = self._on_set(own, self.data["file"])
             loader: Any = base.training_data(own).dataloader
@@ -119,10 +126,10 @@ class DistilledTickets(Landscape):
 
     def ladder_of(self, base: Base, arm: str, seed: int, done: Mapping[str, Result]) -> Train:
         node = super().ladder_of(base, arm, seed, done)
-        if arm != ON_SET or not self.distilling:
+        if arm not in FILES or not self.distilling:
             return node
         first = f"{DISTILLING}-seed{seed}"
-        node = replace(self._on_set(node, f"{base.name}/{first}/{FILE}"), after=(first,))
+        node = replace(self._on_set(node, f"{base.name}/{first}/{FILES[arm]}"), after=(first,))
         return node if first in done else replace(node, changes=None)
 
     def _on_set(self, node: Train, file: str) -> Train:
@@ -157,7 +164,7 @@ class DistilledTickets(Landscape):
                 continue
             # The masks of a level are known when the trainings of all levels before have ended.
             before = [row for row in ladders if row["arm"] == arm and row["level"] < level]
-            images = {TICKETS: self._real, ON_SET: self._small}.get(arm)
+            images = {TICKETS: self._real, ON_SET: self._small, ON_FEW: self._small}.get(arm)
             line = {"arm": arm, "density": own[0]["density"], "images": images}
             for kind, spent in (("", before), ("distilling, ", distilled if arm == ON_SET else [])):
                 line |= {f"{kind}{name}": _by_seed(spent, name) for name in ("samples", "seconds")}
@@ -178,7 +185,7 @@ class DistilledTickets(Landscape):
     def sets_of(self, base: Base, rows: Sequence[Row]) -> Mapping[str, DistilledSet]:
         from accelerando.algorithms.examples.distillation import load_distilled
 
-        files = {row["seed"]: base.folder / row.node / FILE for row in rows if row["role"] == DISTILLING}
+        files = {row["seed"]: base.folder / row.node / FILES[ON_SET] for row in rows if row["role"] == DISTILLING}
         return {f"seed {seed}": load_distilled(file) for seed, file in files.items() if file.is_file()}
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:

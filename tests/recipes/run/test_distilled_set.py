@@ -65,6 +65,7 @@ def test_killed_and_gone_on_with_it_is_the_same_bit_for_bit(whole, tmp_path):
 
 def test_it_is_the_plain_distiller_on_the_runs_batches(whole, tmp_path):
     """From its first images, which are real ones or noise, at each step by one batch."""
+    noise = trained(distilling(tmp_path, "noise"))[1]
     for begin in ("real", "noise"):
         torch.manual_seed(17)
         model = Model(2, 10, 1, 8, 2, "crop_scale")
@@ -75,6 +76,8 @@ def test_it_is_the_plain_distiller_on_the_runs_batches(whole, tmp_path):
         data = Digits().build(32, False, 17, "cpu").dataloader
         if begin == "real":
             own.begin_with(data)
+        first = load_distilled((whole[0] if begin == "real" else tmp_path / "run") / "distilled" / "begin.safetensors")
+        assert torch.equal(first.images, own.images.detach()) and (first.factor, first.augment) == (2, "crop_scale")
         optimizer = torch.optim.SGD(own.parameters(), 1.0, momentum=0.5)
         loader = Digits().build(32, True, 17, "cpu").dataloader
         for epoch in range(2):
@@ -83,7 +86,7 @@ def test_it_is_the_plain_distiller_on_the_runs_batches(whole, tmp_path):
                 optimizer.zero_grad()
                 own(images, labels).backward()
                 optimizer.step()
-        weights = whole[2] if begin == "real" else trained(distilling(tmp_path, begin))[1]
+        weights = whole[2] if begin == "real" else noise
         torch.testing.assert_close(weights["distiller.images"], own.images.detach())
     assert tiles(own.images, 2)[0].shape == (20, 1, 4, 4)
 
