@@ -1,5 +1,6 @@
 """The core of all studies, tried with the small study of `learning_rates.py`."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from studies import command, config, lines, outcome, results, table, weights, wi
 
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
+from accelerando.recipes.data.loaders import TensorLoader
 from accelerando.recipes.studies.driver import dry_run, report_only
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import read_table
@@ -168,6 +170,20 @@ def test_a_run_that_fails_is_named_and_tried_again(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "lr1e+30-seed17: failed: " in said and "on purpose" in said and "error.txt" in said
     assert not outcome(config(tmp_path, first, **fails)).failures
+
+
+def test_no_data_of_a_run_outlive_it(tmp_path):
+    def loaders():
+        return sum(type(one) is TensorLoader for one in gc.get_objects())
+
+    gc.collect()
+    before = loaders()
+    gc.disable()  # Python's own collections, which come when they like
+    try:
+        outcome(config(tmp_path, RATES))
+        assert loaders() == before and not gc.get_freeze_count()
+    finally:
+        gc.enable()
 
 
 def study(arguments):
