@@ -82,9 +82,9 @@ class Subset(Wrapped):
         assert self.scores
         try:
             scores = load_scores(self.scores, data_digest(examples.dataset), size, self.by)
+            return easiest_first(scores if self.keep == "easiest" else -scores)
         except REFUSALS as error:
             raise ArgumentError("scores", str(error)) from error
-        return easiest_first(scores if self.keep == "easiest" else -scores)
 
 
 def _in_turn(order: Tensor, labels: Tensor) -> Tensor:
