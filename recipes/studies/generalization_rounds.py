@@ -132,7 +132,11 @@ class Rounds:
             name=f"{name}{tail}",
             changes=None if level is None else {},
             sets={"seed": seed, "train_data": {"subset": subset}},
-            made_from={**node.made_from, **{f"train_data.subset.{key}": "improved" for key in ("count", "scores")}},
+            made_from={
+                **node.made_from,
+                **{f"train_data.subset.{key}": "improved" for key in ("count", "scores")},
+                "train_data.subset.of.noisy_labels.fraction": "noise",
+            },
             after=after,
             tags={**node.tags, "arm": LEFT_OUT[kind], "level": level or 0},
             problem=problem,
