@@ -147,7 +147,7 @@ class DataDiet(StudyOfTwins):
         diet, last, data = self._diets[start], self.steps[-1], dict[str, Any]()
         scorers = scorers if diet.is_scored else ()
         if not diet.is_whole:
-            files = [f"{base.folder}/{one.name}/scores/ba{_batches(self.score_at)}.safetensors" for one in scorers]
+            files = [f"{base.name}/{one.name}/scores/ba{_batches(self.score_at)}.safetensors" for one in scorers]
             data = {"train_data": diet.of(base.recipe.config["train_data"], seed, files)}
         return Train(
             name=f"{ORIGIN}-{start}-seed{seed}",

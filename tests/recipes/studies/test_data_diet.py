@@ -16,7 +16,7 @@ from accelerando.recipes.studies.data_diet import DataDiet
 from accelerando.recipes.studies.data_diet_cells import INITIAL, Needed, Ticket, fewer, needed_of
 from accelerando.recipes.studies.data_diet_claims import Judged, claims_of
 from accelerando.recipes.studies.data_diet_tables import lines_of_predictors
-from accelerando.recipes.studies.driver import dry_run
+from accelerando.recipes.studies.driver import dry_run, report_only
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.table import Row
 from runs import same
@@ -205,6 +205,10 @@ def test_killed_at_any_time_it_goes_on(whole, kill_at, tmp_path):
     assert sorted(without_seconds(found), key=str) == sorted(
         without_seconds(row for row in table(whole[0]) if row.node in names), key=str
     )
+
+
+def test_the_folder_of_all_runs_may_move(copied, tmp_path):
+    assert without_seconds(report_only(plan(study(tmp_path))).rows) == without_seconds(copied)
 
 
 def test_tickets_are_those_of_a_level_whatever_share_small_layers_can_keep(whole):
