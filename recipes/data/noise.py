@@ -35,8 +35,11 @@ class NoisyLabels(Wrapped):
             raise ArgumentError("of", f"{examples.source} has a single class; expected two or more")
         if examples.facts.changed:  # those that are changed twice may be right again
             raise ArgumentError("of", f"{examples.source} has wrong labels already; expected a source that has none")
+        changed = changed_by(len(labels), self.fraction, self.seed).tolist()
+        if self.fraction and not changed:
+            raise ArgumentError("fraction", f"{self.fraction} given, which changes none of {len(labels)} labels")
         examples.labels = noisy(labels, classes, self.fraction, self.seed)
-        examples.tell(changed=tuple(changed_by(len(labels), self.fraction, self.seed).tolist()))
+        examples.tell(changed=tuple(changed))
 
 
 def changed_by(size: int, fraction: float, seed: int) -> Tensor:

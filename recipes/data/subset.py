@@ -1,7 +1,6 @@
 """Some of the examples of another source: the easiest or the hardest by their scores, or as many at random."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,14 +31,6 @@ class Subset(Wrapped):
     offset: int = 0  # how many to leave out first: with 100, the easiest are those from the 101st on
     balanced: bool = False  # as many of each class, but for one; the easiest, and so on, of each
     seed: int | None = None  # of what is drawn, by default 0
-
-    def look_in(self, runs: Path) -> None:
-        """The folder of all runs, in which the files of scores may lie too."""
-        super().look_in(runs)
-        if self.scores:
-            files = [self.scores] if isinstance(self.scores, str) else self.scores
-            found = [str(inside) if (inside := runs / file).is_file() else file for file in files]
-            self.scores = found[0] if isinstance(self.scores, str) else found
 
     def check(self) -> None:
         for name, least in (("count", 1), ("offset", 0)):
@@ -80,11 +71,14 @@ class Subset(Wrapped):
         if self.keep == "random":
             return torch.randperm(size, generator=torch.Generator().manual_seed(self.seed or 0))
         assert self.scores
+        given = [self.scores] if isinstance(self.scores, str) else self.scores
+        # Looked for only now, as a study checks a run before those are done that leave its scores.
+        files = [inside if (inside := self._runs / file).is_file() else file for file in given]
         try:
-            scores = load_scores(self.scores, data_digest(examples.dataset), size, self.by)
+            scores = load_scores(files, data_digest(examples.dataset), size, self.by)
+            return easiest_first(scores if self.keep == "easiest" else -scores)
         except REFUSALS as error:
             raise ArgumentError("scores", str(error)) from error
-        return easiest_first(scores if self.keep == "easiest" else -scores)
 
 
 def _in_turn(order: Tensor, labels: Tensor) -> Tensor:

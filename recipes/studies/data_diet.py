@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.errors import show
+from ..run.results import percent
 from .claims import Claim
 from .core import Base, Train, duration
 from .data_diet_cells import INITIAL, LADDER, ORIGIN, SCORES, Ticket, arm_of, examples_of, midpoint_before, tickets_of
@@ -100,6 +102,8 @@ class DataDiet(StudyOfTwins):
         self._diets = checked_starts(base, self.starts, (INITIAL, DENSE))
         self._check_scoring(base)
         self._ladders = checked_ladders(base, self.ladder, self.steps, self.density)
+        shares = [*map(percent, self._ladders["0ba"].densities)]
+        self._level = shares.index(percent(self.density), 1)  # which small layers reach but for rounding
 
     def _check_scoring(self, base: Base) -> None:
         at, error = self.score_at, base.source.error
@@ -143,7 +147,7 @@ class DataDiet(StudyOfTwins):
         diet, last, data = self._diets[start], self.steps[-1], dict[str, Any]()
         scorers = scorers if diet.is_scored else ()
         if not diet.is_whole:
-            files = [f"{base.folder}/{one.name}/scores/ba{_batches(self.score_at)}.safetensors" for one in scorers]
+            files = [f"{base.name}/{one.name}/scores/ba{_batches(self.score_at)}.safetensors" for one in scorers]
             data = {"train_data": diet.of(base.recipe.config["train_data"], seed, files)}
         return Train(
             name=f"{ORIGIN}-{start}-seed{seed}",
@@ -209,8 +213,9 @@ class DataDiet(StudyOfTwins):
 
     def tickets(self, rows: Sequence[Row]) -> list[Ticket]:
         """Those of each start at each step, at `density`."""
-        chosen, margin = self.chosen_by or self.metric or "", self.margin(rows)
-        return tickets_of(rows, self.cells(rows), self.metric or "", chosen, self.density, margin)
+        chosen = self.chosen_by or self.metric or ""
+        margin = next((mean.tolerance for mean in self.means(rows) if mean.arm != DENSE), math.nan)
+        return tickets_of(rows, self.cells(rows), self.metric or "", chosen, self._level, margin)
 
     def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         """`density.csv` and `midpoints.csv` of ladders; `starts.csv`, `needed.csv`, `predictors.csv` of tickets."""

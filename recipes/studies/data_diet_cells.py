@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..run.results import percent
 from .core import lower_is_better
 from .density import DENSE, ROUNDING
 from .paths import TREATMENTS, treatments_in
@@ -77,16 +76,14 @@ def arm_of(start: str, step: str) -> str:
 
 
 def tickets_of(
-    rows: Sequence[Row], cells: Iterable[Cell], metric: str, chosen_by: str, density: float, tolerance: float
+    rows: Sequence[Row], cells: Iterable[Cell], metric: str, chosen_by: str, level: int, tolerance: float
 ) -> list[Ticket]:
-    """The tickets, in the order of their rows; those of which the copies are not measured have no properties."""
+    """The tickets of a level, in the order of their rows; those whose copies are not measured have no properties."""
     properties = {(cell.arm, cell.seed): cell.measured for cell in cells}
     of_ladders = [row for row in rows if row["role"] == LADDER]
     dense = by_seed((row for row in of_ladders if row["arm"] == DENSE), chosen_by)
-    sign, same, found = -1 if lower_is_better(metric) else 1, percent(density), []
-    for row in of_ladders:
-        if row["arm"] == DENSE or percent(row["density"]) != same:
-            continue
+    sign, found = -1 if lower_is_better(metric) else 1, []
+    for row in (row for row in of_ladders if row["level"] == level):
         gap = sign * (row.metrics.get(chosen_by, math.nan) - dense.get(row["seed"], math.nan))
         found.append(
             Ticket(
@@ -136,9 +133,10 @@ def needed_of(tickets: Sequence[Ticket], start: str) -> dict[int, Needed]:
 def fewer(a: Needed, b: Needed) -> int | None:
     """1 where `a` is fewer than `b`, -1 where it is more, 0 where it is the same to one of the steps tried.
 
-    None where both are beyond these steps: which of them is more is not known.
+    None where both are beyond these steps, as which of them is more is not known; and where both are 0, as nothing is
+    needed at all.
     """
-    if a.at_most is None and b.at_most is None:
+    if a.at_most == b.at_most and not a.at_most:
         return None
     ends = [math.inf if one.at_most is None else one.at_most for one in (a, b)]
     return int(np.sign(ends[1] - ends[0]))

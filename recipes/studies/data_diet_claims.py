@@ -85,20 +85,28 @@ def _quality(own: Mapping[int, Ticket]) -> dict[int, float]:
     return {seed: ticket.quality for seed, ticket in own.items()}
 
 
+def _gaps(own: Mapping[int, Ticket]) -> dict[int, float]:
+    return {seed: ticket.gap for seed, ticket in own.items()}
+
+
 def _random_suffices(tickets: Sequence[Ticket], judged: Judged, lacking: str) -> Claim:
-    """At steps at which pre-training on all data gives better tickets than none, by more than the tolerance."""
+    """At steps at which pre-training on all data gives better tickets than none, by more than the tolerance.
+
+    Which these are is chosen by the gaps, on the data by which it is chosen what matches.
+    """
     places, counted, left = by_place(tickets), {}, list[str]()
-    first = _quality(next((own for (start, _), own in places.items() if start == INITIAL), {}))
+    first = _gaps(next((own for (start, _), own in places.items() if start == INITIAL), {}))
     for start in judged.random:
         for (of, step), own in places.items():
             if of != start or not (whole := _quality(places.get((judged.all_data, step), {}))):
                 continue
             name, values = f"{start} at {step}", _quality(own)
+            gain = paired(_gaps(places[judged.all_data, step]), first).mean
             if not all(map(math.isfinite, [*values.values(), *whole.values()])):
                 left.append(f"{name} ({DIVERGED})")
-            elif not paired(whole, first).mean > judged.tolerance:
-                gain = f"all data gain {paired(whole, first).mean:+.4f} over step 0"
-                left.append(f"{name} {paired(values, whole)} (not counted: {gain})")
+            elif not gain > next(iter(own.values())).tolerance:
+                why = f"all data gain {gain:+.4f} over step 0, {judged.choice}"
+                left.append(f"{name} {paired(values, whole)} (not counted: {why})")
             elif values.keys() & whole.keys():
                 counted[name] = paired(values, whole)
     hint = "" if judged.random else "there is no random subset among the starts"
@@ -124,13 +132,17 @@ def _easy_needs_fewer(tickets: Sequence[Ticket], judged: Judged, lacking: str) -
     words += [_words(other, needed_of(tickets, other)) for other in filter(None, others)]
     told = {name: found for name, found in signs.items() if found.pairs}
     hint = "" if judged.easy else "there is no easy subset among the starts"
-    never = "none of them matches at any step that was tried, so that which needs fewer is not known"
+    never = "none of them matches at any step that was tried, or all do from step 0: which needs fewer is not known"
     hint = hint or lacking or ("" if told else never)
     claim = "Easy data need fewer steps until tickets match the dense network, than all data and as many random ones."
     found = judge_each(claim, SOURCE, told, precondition=hint)
+    lone = [easy for easy, random in judged.easy.items() if not random]
+    if found.verdict == "holds" and lone:
+        why = f"there is no random subset of as many examples as {', '.join(lone)}"
+        found = replace(found, verdict="cannot be told here", why=why)
     measured = [f"batches until tickets with {percent(judged.density)} match ({judged.choice}): {'; '.join(words)}"]
     measured += [f"1 where they are fewer, -1 where more: {found.measured}"] if told else []
-    measured += [f"{unknown} pairs in which neither matches do not count"] if unknown else []
+    measured += [f"{unknown} pairs in which neither matches, or both do from step 0, do not count"] if unknown else []
     return replace(found, measured="; ".join(measured) if words else "nothing")
 
 
@@ -147,6 +159,8 @@ def _connected_examples_predict(tickets: Sequence[Ticket], judged: Judged, how: 
         own = [(x, y) for ticket, x, y in points if ticket.step == step]
         if at := spearman(*zip(*own, strict=True)):
             words.append(f"at {step} alone {at.value:+.2f} ({at.low:+.2f} to {at.high:+.2f})")
+    if left := len(by_place(ticket for ticket in tickets if name in ticket.measured)) - len(points):
+        words.append(f"{left} starts and steps {DIVERGED}")
     verdict: Verdict = "cannot be told here"
     why = lacking or f"fewer than {LEAST} starts and steps are measured and differ; give more"
     if found and not lacking:

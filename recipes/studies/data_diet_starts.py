@@ -77,7 +77,7 @@ def checked_starts(base: Base, starts: Mapping[str, Any], taken: Collection[str]
         if not 0 <= diet.wrong_labels < 1:
             hint = "expected a share from 0 and below 1"
             raise source.error(f"{key}.wrong_labels", f"{diet.wrong_labels} given; {hint}")
-        data = replace(diet, keep="random", wrong_labels=0.0).of(given_data, 0, [])
+        data = replace(diet, keep="random").of(given_data, 0, [])
         base.training_data(Train(name="probe", sets={"train_data": data}, made_from=origins_of(name)))
     if sum(diet.is_whole for diet in found.values()) != 1:
         raise source.error("starts", "expected one that changes nothing, such as all: {}, and no second one")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from .claims import Claim, judge_each
-from .landscape_claims import Networks, as_good, gaps, networks_of
+from .landscape_claims import DIVERGED, Networks, as_good, gaps, has_diverged, networks_of
 from .stability_cells import TICKETS, Cell
 from .statistics import paired
 
@@ -18,18 +19,26 @@ COMPANION = "arXiv:2307.03364, of which the notebooks of luke-mcdermott-mi/disti
 def claims_of_the_set(cells: Sequence[Cell], arm: str, real: int, small: int) -> Iterator[Claim]:
     """`arm` are tickets that are found on `small` images in the place of `real` ones."""
     networks = networks_of(cells)
-    random = {
-        density: paired(gaps(own), gaps(networks[RANDOM][density]))
-        for density, own in networks.get(arm, {}).items()
-        if density in networks.get(RANDOM, {})
-    }
-    lacking = "" if random else "as many random weights were not tried"
-    named = {f"at {density}": found for density, found in random.items()}
-    yield judge_each(f"{arm.capitalize()} are better than random weights.", COMPANION, named, precondition=lacking)
+    yield _better_than_random(networks, arm)
     few = f"the real data are {real / small:.3g} times as many as the distilled: {real} and {small} images"
     lacking = "" if real >= FEWER * small else few
     claim = f"{arm.capitalize()} match those of all real data with {FEWER} times fewer training points."
     yield as_good(claim, networks, arm, lacking, _like_random(networks))
+
+
+def _better_than_random(networks: Networks, arm: str) -> Claim:
+    both = [density for density in networks.get(arm, {}) if density in networks.get(RANDOM, {})]
+    left = [density for density in both if has_diverged(networks, density, arm, RANDOM)]
+    found = {
+        f"at {density}": paired(gaps(networks[arm][density]), gaps(networks[RANDOM][density]))
+        for density in both
+        if density not in left
+    }
+    lacking = "none of the densities counts" if left and not found else ""
+    lacking = lacking if both else "as many random weights were not tried"
+    judged = judge_each(f"{arm.capitalize()} are better than random weights.", COMPANION, found, precondition=lacking)
+    others = [f"{density} (not counted: {DIVERGED})" for density in left]
+    return replace(judged, measured="; ".join([*([judged.measured] if found or not left else []), *others]))
 
 
 def _like_random(networks: Networks) -> dict[str, str]:

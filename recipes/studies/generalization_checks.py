@@ -14,6 +14,7 @@ from .pruning_checks import check_weights
 
 SET = ("start", "weights_seed", "data_seed")  # by the study, for each run
 OF_ALL = (*FIXED, *SET, "train_data", "validation_data", "eval_data", "max_duration")  # the same for every run
+OF_THE_KEPT = ("magnitude", "snip", "snip_per_batch", "synflow")  # which score 0 what the rounds before have pruned
 
 
 def check_keys(base: Base, study: Any) -> None:
@@ -52,6 +53,13 @@ def checked_ladders(base: Base, criteria: Mapping[str, Any], density: float, tak
         if name in taken:
             raise base.source.error(f"criteria.{name}", "is what the study calls something else; choose another name")
         ladders[name] = checked_criterion(base, name, {f"criteria.{name}": given}, density)
+        if (criterion := ladders[name]["criterion"]) not in OF_THE_KEPT:
+            hint = f"expected one that does not, {', '.join(OF_THE_KEPT)}"
+            raise base.source.error(
+                f"criteria.{name}", f"{criterion} brings pruned weights back in the next round; {hint}"
+            )
+        if "at" in given:
+            raise base.source.error(f"criteria.{name}.at", "each round prunes before its first update; leave it out")
     check_weights(base, {f"criteria.{name}": arguments for name, arguments in ladders.items()})
     return ladders
 
@@ -86,9 +94,12 @@ def check_data(base: Base, rounds: Rounds, noise: Collection[float], improved: f
     spec: Any = base.training_data(Train(name="probe"))
     if getattr(getattr(spec, "facts", None), "changed", ()):
         raise base.source.error("train_data", "holds wrong labels already; expected the right ones, and noise")
+    least = min((share for share in noise if share), default=0.0)
     if improved is not None:
         size = len(spec.dataloader.dataset)
         rounds.left = size - round(improved * size)
-        base.training_data(rounds.without("random", max(noise), rounds.seeds[0], 0))
-    elif max(noise):
-        base.training_data(rounds.of(DENSE, max(noise), rounds.seeds[0], 0))
+        if rounds.left == size:
+            raise base.source.error("improved", f"{improved} given, which leaves out none of {size} examples")
+        base.training_data(rounds.without("random", least, rounds.seeds[0], 0))
+    elif least:
+        base.training_data(rounds.of(DENSE, least, rounds.seeds[0], 0))

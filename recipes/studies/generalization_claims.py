@@ -43,7 +43,7 @@ def claims_of(
     def loss(arm: str, level: int, part: str) -> Values:
         return values(placed, arm, level, f"{LOSS}{part}")
 
-    own, once = found(first, best), found(ONCE, best)
+    dense, own, once = found(DENSE, 0), found(first, best), found(ONCE, best)
     density = next((row["density"] for row in placed if row["level"] == best), 1.0)
     at = "" if best == 0 else f", at {percent(density)}"
     several = {
@@ -56,7 +56,8 @@ def claims_of(
             "over smaller size alone": (own, once),
         },
     }
-    yield from (_each(claim, pairs, best) for claim, pairs in several.items())
+    nothing = _nothing(dense, own, best)
+    yield from (_each(claim, pairs, nothing) for claim, pairs in several.items())
     for ladder in levels:
         by = f" (by {ladder})" if len(levels) > 1 else ""
         at_levels = {_at(placed, level): level for level in _levels(placed, ladder)}
@@ -64,14 +65,14 @@ def claims_of(
         yield _some(f"At some densities pruning leads to better training: to a lower training loss{by}.", lower, "")
         regular = {
             place: [
-                (loss(ladder, level, WRONG), loss(EXTENDED, level, WRONG)),
-                (found(ladder, level), found(EXTENDED, level)),
+                (loss(ladder, level, WRONG), loss(DENSE, 0, WRONG)),
+                (found(ladder, level), dense),
             ]
             for place, level in at_levels.items()
         }
         claim = (
-            "At some densities it regularizes: the loss of wrong labels is higher than after as long a training of the "
-            f"dense network, and generalization is better{by}."
+            "At some densities it regularizes: the loss of wrong labels is higher than the dense network's, and "
+            f"generalization is better{by}."
         )
         yield _some(claim, regular, "" if is_noisy else "no label is wrong")
     if on_fewer:
@@ -83,13 +84,21 @@ def claims_of(
         yield judge(claim, QUOTED, difference, precondition=lacking, measured=measured)
 
 
-def _each(claim: str, pairs: Mapping[str, tuple[Values, Values]], best: int) -> Claim:
+def _nothing(dense: Values, own: Values, best: int) -> str:
+    """Why there is nothing to explain at the optimum, which is chosen on other data than these; "" if there is."""
+    if best == 0:
+        return IS_DENSE
+    better = paired(own, dense)
+    return f"there is nothing to explain: pruning is better than the dense network by {better}" * (better.mean <= 0)
+
+
+def _each(claim: str, pairs: Mapping[str, tuple[Values, Values]], nothing: str) -> Claim:
     """One that is denied by one pair is denied, also where another one is lacking."""
     problems = {name: _lacking([pair]) for name, pair in pairs.items()}
     told = {name: paired(*pair) for name, pair in pairs.items() if not problems[name]}
-    judged = judge_each(claim, ABSTRACT, told if best else {}, precondition="" if best else IS_DENSE)
+    judged = judge_each(claim, ABSTRACT, told, precondition=nothing)
     lacking = "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
-    if best == 0 or not lacking or judged.verdict == "fails":
+    if nothing or not lacking or judged.verdict == "fails":
         return judged
     return replace(judged, verdict="cannot be told here", why=lacking)
 

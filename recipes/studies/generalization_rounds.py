@@ -120,11 +120,11 @@ class Rounds:
         own: dict[str, Any] = {"keep": "random", "seed": seed}
         if kind == "improved" and level is not None:
             rounds = [name_of(self.first, noise, one, level) for one in self.seeds]
-            files = [self.base.folder / ladder / FOLDER / IMPROVEMENT for ladder in rounds]
-            own = {"keep": "easiest", "scores": [str(file) for file in files]}
+            files = [f"{ladder}/{FOLDER}/{IMPROVEMENT}" for ladder in rounds]
+            own = {"keep": "easiest", "scores": [f"{self.base.name}/{file}" for file in files]}
             name += f"-round{level}-{hashlib.sha256(json.dumps(rounds).encode()).hexdigest()[:6]}"
             finished = (self.base.folder / f"{name}{tail}" / "results.json").is_file()
-            missing = [] if finished else [file for file in files if not file.is_file()]
+            missing = [] if finished else [one for one in map(self.base.folder.joinpath, files) if not one.is_file()]
             problem = f"{missing[0]} is missing; delete {missing[0].parent.parent} to train it again" if missing else ""
         subset = {"of": node.sets.get("train_data", self.data), "count": self.left, **own}
         return replace(
@@ -132,7 +132,11 @@ class Rounds:
             name=f"{name}{tail}",
             changes=None if level is None else {},
             sets={"seed": seed, "train_data": {"subset": subset}},
-            made_from={**node.made_from, **{f"train_data.subset.{key}": "improved" for key in ("count", "scores")}},
+            made_from={
+                **node.made_from,
+                **{f"train_data.subset.{key}": "improved" for key in ("count", "scores")},
+                "train_data.subset.of.noisy_labels.fraction": "noise",
+            },
             after=after,
             tags={**node.tags, "arm": LEFT_OUT[kind], "level": level or 0},
             problem=problem,

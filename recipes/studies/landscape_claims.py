@@ -20,6 +20,7 @@ Networks = Mapping[str, Mapping[str, Mapping[int, Cell]]]  # by arm, density, se
 LEARNT = 0.5  # of what the dense network classifies correctly
 NOT_GIVEN = "no tickets were found on other data: tickets_on is not given"
 NO_DENSE = "there is no dense network: 0 is not among the levels"
+DIVERGED = "a run diverged"
 
 
 def claims_of(cells: Sequence[Cell], others: Sequence[str]) -> Iterator[Claim]:
@@ -65,7 +66,7 @@ def _more_stable(claim: str, source: str, networks: Networks, arm: str, other: s
         if not all(_has_learnt(cell, networks, how) for of in (own, theirs) for cell in of.values()):
             left.append(f"{density} (not counted: a network has learnt too little for its stability to mean anything)")
         elif not all(math.isfinite(value) for values in barriers for value in values.values()):
-            left.append(f"{density} (not counted: a run diverged)")
+            left.append(f"{density} (not counted: {DIVERGED})")
         elif barriers[0].keys() & barriers[1].keys():
             counted[f"at {density}"] = paired(*barriers)
     lacking = "" if arm else NOT_GIVEN
@@ -92,11 +93,13 @@ def as_good(
     claim: str, networks: Networks, arm: str, lacking: str = "", left: Mapping[str, str] | None = None
 ) -> Claim:
     """By the gaps to the dense network, which a seed's tickets share; of densities that are `left` out it tells why."""
-    counted, margin, left = {}, math.nan, left or {}
+    counted, margin, left = {}, math.nan, dict(left or {})
     for density, own in networks.get(arm, {}).items():
         theirs = networks.get(TICKETS, {}).get(density, {})
         margin = next((cell.tolerance for cell in own.values()), math.nan)
         found = paired(gaps(own), gaps(theirs))
+        if density not in left and has_diverged(networks, density, arm, TICKETS):
+            left[density] = DIVERGED
         if found.pairs and math.isfinite(margin) and density not in left:
             counted[f"at {density}"] = found
     lacking = lacking or ("" if DENSE in networks else NO_DENSE)
@@ -105,6 +108,13 @@ def as_good(
     measured = [f"better by {judged.measured}, tolerance {margin:.4f}"] if counted else []
     others = [f"{density} (not counted: {why})" for density, why in left.items()]
     return replace(judged, measured="; ".join([*measured, *others]) or "nothing")
+
+
+def has_diverged(networks: Networks, density: str, *arms: str) -> bool:
+    """Whether a run of these arms at that density has, or one of the dense network."""
+    cells = [cell for arm in arms for cell in networks.get(arm, {}).get(density, {}).values()]
+    cells += [cell for dense in networks.get(DENSE, {}).values() for cell in dense.values()]
+    return not all(math.isfinite(cell.value) for cell in cells)
 
 
 def gaps(cells: Mapping[int, Cell]) -> dict[int, float]:

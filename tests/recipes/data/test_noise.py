@@ -4,7 +4,7 @@ import pytest
 import torch
 from formats import picture
 
-from accelerando.recipes.config.errors import ConfigError
+from accelerando.recipes.config.errors import ArgumentError, ConfigError
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.data.noise import NoisyLabels, changed_by, noisy
@@ -45,6 +45,8 @@ def test_an_example_has_one_label_in_every_epoch_and_in_evaluation():
     assert torch.equal(labels, noisy(true, 10, 0.5, 1))
     changed = source.build(500, True, 0, "cpu").facts.changed
     assert (labels != true).nonzero()[:, 0].tolist() == [*changed] and len(changed) == 500
+    with pytest.raises(ArgumentError, match=r"fraction: 0\.0001 given, which changes none of 1000 labels"):
+        in_order(NoisyLabels(of=OF, fraction=1e-4))
     nothing = NoisyLabels(of=OF, fraction=0.0)
     assert torch.equal(in_order(nothing)[1], true) and not nothing.build(500, False, 0, "cpu").facts.changed
     given = {image.numpy().tobytes(): label for image, label in zip(images, labels.tolist(), strict=True)}

@@ -78,6 +78,14 @@ def places(found, images):
     return [int((images[0] == image).flatten(1).all(1).nonzero()[0]) for image in found[0]]
 
 
+def test_scores_without_a_mean_are_one_line(tmp_path):
+    digest = data_digest(Digits("train[:200]").build(64, False, 0, "cpu").dataloader)
+    for name, value in (("up.safetensors", float("inf")), ("down.safetensors", -float("inf"))):
+        save_scores(tmp_path / name, {"loss": torch.full((200,), value)}, digest)
+    with pytest.raises(ArgumentError, match="scores: easiest_first: scores must be numbers, got 'NaN'"):
+        in_order(Subset(of=OF, scores=[str(file) for file in tmp_path.iterdir()], keep="easiest", count=50))
+
+
 def test_as_many_of_each_class(images, files):
     labels = images[1]
     balanced = places(in_order(Subset(of=OF, scores=files, by="el2n", keep="easiest", count=50, balanced=True)), images)

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.recipes.data.images import Digits
 from accelerando.recipes.models.builders import resnet_cifar
+from accelerando.recipes.studies.data_diet import DataDiet
 from accelerando.recipes.studies.data_diet_cells import INITIAL, Needed, Ticket, fewer, needed_of
 from accelerando.recipes.studies.data_diet_claims import Judged, claims_of
 from accelerando.recipes.studies.data_diet_tables import lines_of_predictors
-from accelerando.recipes.studies.driver import dry_run
+from accelerando.recipes.studies.driver import dry_run, report_only
 from accelerando.recipes.studies.plan import plan
+from accelerando.recipes.studies.table import Row
 from runs import same
 
 OWN = """
@@ -205,6 +207,34 @@ def test_killed_at_any_time_it_goes_on(whole, kill_at, tmp_path):
     )
 
 
+def test_the_folder_of_all_runs_may_move(copied, tmp_path):
+    assert without_seconds(report_only(plan(study(tmp_path))).rows) == without_seconds(copied)
+
+
+def test_tickets_are_those_of_a_level_whatever_share_small_layers_can_keep(whole):
+    folder, *_ = whole
+    found = plan(study(folder.parent)).study
+    assert isinstance(found, DataDiet)
+    rows = [replace(row, tags={**row.tags, "density": 0.99 ** row["level"] * row["density"]}) for row in table(folder)]
+    assert len(found.tickets(rows)) == 1 + len(STARTS)
+
+
+def test_what_matches_by_one_deviation_is_told_on_the_data_that_it_is_chosen_on(tmp_path):
+    given = study(tmp_path, tolerance=None, seeds=[1, 2])
+    given.validation_data = {"digits": {"split": "train[90%:]"}}
+    found = plan(given).study
+    assert isinstance(found, DataDiet)
+    place = {"role": "ladder", "start": INITIAL, "step": "0ba", "k": 0}
+    sizes = {"compression_ratio": 1.0, "speedup": 1.0}
+    rows = []
+    for seed, value, validated in ((1, 0.8, 0.5), (2, 0.9, 0.7)):
+        metrics = {"metrics/eval/MulticlassAccuracy": value, "metrics/eval/validation/MulticlassAccuracy": validated}
+        for level, arm in enumerate(("dense", INITIAL, INITIAL)):
+            tags = {**place, "arm": arm, "seed": seed, "level": level, "density": 0.6**level}
+            rows.append(Row(node="x", tags=tags, batches=0, samples=0, seconds=0.0, metrics={**metrics, **sizes}))
+    assert [ticket.tolerance for ticket in found.tickets(rows)] == pytest.approx([0.2 / 2**0.5] * 2)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -220,6 +250,7 @@ def test_killed_at_any_time_it_goes_on(whole, kill_at, tmp_path):
         ("starts.random.count=31", "starts.random.count: 31 given, but"),
         ("starts.easy.count=null", "starts.easy.count: missing; expected it beside keep"),
         ("starts.easy.keep=easy", "starts.easy.keep: 'easy' given; expected"),
+        ("starts.wrong.wrong_labels=0.001", "starts.wrong.wrong_labels: 0.001 given, which changes none of 64 labels"),
         ("starts.wrong.wrong_labels=1", "starts.wrong.wrong_labels: 1.0 given; expected a share"),
         ("score_at=null", "score_at: missing; expected a moment from 1ba to 4ba"),
         ("score_at=5ba", "score_at: '5ba' given; expected a moment from 1ba to 4ba"),
@@ -329,6 +360,14 @@ def test_a_random_subset_fails_where_it_is_worse_and_is_not_told_where_nothing_i
     diverged = [replace(t, quality=math.nan) if t.start == "random" and t.k == 10 else t for t in tickets(**PAPER)]
     (first, *_) = claims_of(diverged, JUDGED)
     assert first.verdict == "holds" and "random at 10ba (not counted: a run diverged)" in first.measured
+    assert "1 starts and steps not counted: a run diverged" in [*claims_of(diverged, JUDGED)][2].measured
+
+
+def test_where_something_is_gained_is_not_chosen_on_the_data_that_are_reported():
+    nowhere = tickets(**{**PAPER, "all": [-0.05, -0.05], "random": [-0.05, -0.05]})
+    lucky = [replace(t, quality=t.quality + 0.05) if t.start == "all" else t for t in nowhere]
+    (first, *_) = claims_of(lucky, JUDGED)
+    assert first.verdict == "cannot be told here" and "none of them counts" in first.why
 
 
 def test_steps_needed_are_bounds_and_compared_as_such():
@@ -341,6 +380,8 @@ def test_steps_needed_are_bounds_and_compared_as_such():
         1, -1, 0, 1, -1,
     ]  # fmt: skip
     assert fewer(never, never) is None
+    at_once = Needed(above=None, at_most=0)
+    assert fewer(at_once, at_once) is None and fewer(at_once, late) == 1
     # Those of a seed of which a ladder is not finished are not known.
     unfinished = [t for t in tickets(**PAPER) if (t.start, t.k, t.seed) != ("all", 20, 2)]
     assert [*needed_of(unfinished, "all")] == [1, 3]
@@ -353,9 +394,11 @@ def test_easy_data_need_as_many_or_it_is_not_known():
     assert verdicts(tickets(**never))[1] == "holds"  # beyond the last step is more
     (_, easy, *_) = claims_of(tickets(**{**never, "easy": [-0.03, -0.02]}), JUDGED)
     assert easy.verdict == "cannot be told here" and "none of them matches at any step" in easy.why
-    assert "6 pairs in which neither matches do not count" in easy.measured
+    assert "6 pairs in which neither matches, or both do from step 0, do not count" in easy.measured
     mixed = [replace(t, gap=-0.03) if t.start == "easy" and t.seed == 1 and t.k == 10 else t for t in tickets(**PAPER)]
     assert verdicts(mixed)[1] == "cannot be told here"
+    (_, lone, *_) = claims_of(tickets(**PAPER), replace(JUDGED, easy={"easy": ""}))
+    assert lone.verdict == "cannot be told here" and "no random subset of as many examples as easy" in lone.why
     assert "there is no easy subset" in [*claims_of(tickets(**PAPER), replace(JUDGED, easy={}))][1].why
 
 
