@@ -101,7 +101,10 @@ def _read(path: str | PathLike[str], digest: str, size: int, name: str | None) -
     key = next(iter(held)) if name is None and len(held) == 1 else name
     if key is None or key not in held:
         raise ValueError(f"{path} holds the scores {', '.join(held)}: expected the name of one, not {name}")
-    rows = held[key].reshape(-1, held[key].shape[-1] if held[key].ndim else 1).double()
+    shape = tuple(held[key].shape)
+    if len(shape) not in (1, 2) or not held[key].numel():
+        raise ValueError(f"{path} has scores of the shape {shape}: expected (N,) or (replicates, N)")
+    rows = held[key].reshape(-1, shape[-1]).double()
     if rows.shape[1] != size:
         raise ValueError(f"{path} has scores of {rows.shape[1]} examples: expected those of the data's {size}")
     if about["digest"] != digest:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from accelerando.algorithms import data_digest, load_scores, save_scores
@@ -65,6 +66,10 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     refused("of other data than these 6 examples", digest=data_digest(TensorDataset(X, Y.flip(0))), name="el2n")
     refused("has scores of 6 examples: expected those of the data's 7", size=7, name="el2n")
     refused("NaN", name="loss")
+    for shape in ((), (0,), (0, 6), (2, 3, 6)):
+        odd = tmp_path / "odd.safetensors"
+        save_file({"el2n": torch.ones(shape)}, odd, {"digest": digest})
+        refused(f"has scores of the shape {shape}: expected (N,) or (replicates, N)", path=odd)
     refused("is no file", path=tmp_path / "nothing.safetensors")
     torch.save({"weight": torch.rand(6)}, tmp_path / "other.pt")
     refused("does not tell of which data its scores are", path=tmp_path / "other.pt")
