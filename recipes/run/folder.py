@@ -193,12 +193,13 @@ def refuse_another_run(recipe: Recipe, as_long: bool = False) -> None:
         raise recipe.source.error(key, f"{here} given, but the run in {recipe.folder} has {there}; {ANOTHER}")
 
 
-def identity(recipe: Recipe) -> str:
-    """A text that is the same for this very run alone, wherever it lies and however it is watched."""
+def identity(recipe: Recipe, growing: Collection[str] = ()) -> str:
+    """A text that is the same for this very run alone, wherever it lies, however it is watched and `growing` grow."""
     kept = {
         key: value
         for key, value in _flatten(recipe.config).items()
         if key == "max_duration" or not MAY_CHANGE.fullmatch(key.partition(".")[0])
+        if key not in growing
     }
     return json.dumps(kept, sort_keys=True, default=str)
 

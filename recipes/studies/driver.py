@@ -15,6 +15,7 @@ from ..config.errors import ConfigError, show
 from ..config.recipe import Recipe
 from ..run.folder import finished, held
 from .core import Train
+from .followed import note, refuse_if_changed
 from .plan import Plan
 from .report import Outcome, report
 
@@ -47,11 +48,30 @@ class Runs:
             for node in self.nodes:
                 if node.changes is not None and not node.problem and node.name not in self._known:
                     self._known.add(node.name)
-                    if result := finished(self.recipe_of(node)):
+                    if result := finished(recipe := self.recipe_of(node)):
+                        refuse_if_changed(recipe, self.followed(node))
                         self.done[node.name] = result
 
     def recipe_of(self, node: Train) -> Recipe:
         return self.plan.base.recipe_of(node)
+
+    def followed(self, node: Train) -> dict[str, Recipe]:
+        """The recipes of all runs that it follows, directly or not, by name, as far as they are known."""
+        known = {other.name: other for other in self.nodes if other.changes is not None}
+        found: dict[str, Recipe] = {}
+        names = [*node.after]
+        while names:
+            if (name := names.pop()) in known and name not in found:
+                found[name] = self.recipe_of(known[name])
+                names += known[name].after
+        return found
+
+    def begin(self, node: Train) -> Recipe:
+        """Its recipe, once its folder tells what it follows."""
+        recipe = self.recipe_of(node)
+        with recipe.source.blame("folder", OSError):
+            note(recipe, self.followed(node))
+        return recipe
 
     def ready(self) -> list[Train]:
         """Those that may begin now. Those that never may, because what they follow has failed, fail too."""
@@ -131,7 +151,7 @@ def _in_turn(runs: Runs, progress: Progress) -> None:
             progress.start(place, node.cost)
             problem = None
             try:
-                train(runs.recipe_of(node), watch=progress)
+                train(runs.begin(node), watch=progress)
             except ConfigError as error:
                 if dist.get_world_size() > 1:
                     raise  # other ranks may wait for this one
@@ -161,7 +181,7 @@ def _at_once(runs: Runs, executor: Executor, progress: Progress) -> None:
     begun: dict[str, tuple[Train, str]] = {}
     while (ready := runs.ready()) or runs.running:
         for node in ready[: max(0, executor.at_once() - len(runs.running))]:
-            recipe, place = runs.recipe_of(node), runs.place(node)
+            recipe, place = runs.begin(node), runs.place(node)
             with recipe.source.blame("folder", OSError):
                 write_yaml(recipe.folder / "recipe.yaml", recipe.config)
             job = Job(name=node.name, recipe=recipe.folder / "recipe.yaml", folder=recipe.folder)

@@ -1,6 +1,8 @@
 """A whole study of `distilled_tickets` on the real digits: sets and who trains on them, what it leaves; verdicts."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from studies import Watch, cells, lines, of_pruning, outcome, refused, table, wi
 from accelerando.algorithms import load_distilled, save_distilled
 from accelerando.algorithms.checkpoints import read_metadata
 from accelerando.algorithms.pruning import load_masks
+from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.studies.density import DENSE
 from accelerando.recipes.studies.distilled_tickets import ON_FEW, ON_SET
 from accelerando.recipes.studies.distilled_tickets_claims import claims_of_the_set
@@ -113,6 +116,30 @@ def test_killed_while_it_distils_and_while_it_searches_it_ends_the_same(whole, t
     # The texts in the head of a file have no order.
     sets = [(load_file(file), read_metadata(file)) for file in (whole[0] / SET, tmp_path / "study" / SET)]
     assert same(sets[0][0], sets[1][0]) and sets[0][1] == sets[1][1]
+
+
+def test_runs_that_have_followed_another_set_are_no_results(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "study")
+    shutil.rmtree(folder / "distilling-seed1")
+    Watch.reset()
+    assert not outcome(study(tmp_path)).failures and Watch.batches == 6  # the same set again
+    shutil.rmtree(folder / "distilling-seed1")
+    given = study(tmp_path)
+    given.study.distilled_tickets.distilling.max_duration = "5ba"
+    for name in ("distilled", "few"):
+        with pytest.raises(ConfigError) as error:
+            outcome(given)
+        ladder = folder / f"ladder-on-{name}-seed1"
+        assert f"the run in {ladder} has followed another distilling-seed1 than that of now; delete" in str(error.value)
+        with pytest.raises(ConfigError, match="has followed another distilling-seed1"):
+            dry_run(plan(given))
+        shutil.rmtree(ladder)
+    # A copy follows the set by way of the ladder, and keeps its name where the masks are the same.
+    told = json.loads((folder / "dense-copy1-seed1" / "follows.json").read_text())
+    assert [*told] == ["dense-copy0-seed1"]
+    (copy,) = folder.glob("tickets-on-distilled-data-level2-*-copy1-seed1")
+    told = [*json.loads((copy / "follows.json").read_text())]
+    assert told == ["distilling-seed1", "ladder-on-distilled-seed1", copy.name.replace("copy1", "copy0")]
 
 
 def test_a_set_of_others_is_trained_on_and_nothing_is_distilled(whole, tmp_path):
