@@ -2,17 +2,24 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 
 def labels_key(batch: Any, target_key: Any) -> Any:
     """Where the labels stand: at `target_key`; in a batch that is a mapping its default, 1, means "labels"."""
     return "labels" if isinstance(batch, Mapping) and target_key == 1 else target_key
+
+
+def device_of(*models: nn.Module) -> torch.device:
+    """Where the first of the models' parameters and buffers is; the CPU, where they have none."""
+    held = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in models)
+    return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 def moved(batch: Any, device: torch.device) -> Any:

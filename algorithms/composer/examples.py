@@ -11,7 +11,7 @@ from composer.devices import Device
 from composer.loggers import Logger
 from torch import Tensor
 
-from ..batches import moved
+from ..batches import device_of, moved
 from ..examples.files import data_digest, save_scores
 from ..examples.forgetting import Forgetting
 from ..examples.scores import check_order, chosen_scores, score_batch, score_examples
@@ -43,7 +43,7 @@ class LooksAtExamples(KeepsWeights):
         """Tries the first batch: that it cannot be scored must not come up after hours."""
         writer: Any = self._writer
         spec, model, owner = self.spec(state), composer_model(state), type(self).__name__
-        writer.data, device, forward = spec.dataloader, next(model.parameters()).device, partial(_outputs, state, spec)
+        writer.data, device, forward = spec.dataloader, device_of(model), partial(_outputs, state, spec)
         with trained(state), evaluating(model):
             for batch in islice(spec.dataloader, 1):
                 chosen = chosen_scores(owner, self.scores)

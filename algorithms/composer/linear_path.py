@@ -10,6 +10,7 @@ from composer.core import DataSpec, State, get_precision_context
 from composer.loggers import Logger
 from torch import Tensor
 
+from ..batches import device_of
 from ..connectivity.curves import PathCurves
 from ..connectivity.training_path import Means, StartWriter, TrainingLine, checked_arguments, say_outside
 from ..distillation import minimised
@@ -101,7 +102,7 @@ class LinearPath(KeepsWeights):
         model, writer = composer_model(state), self._writer
         assert isinstance(writer, StartWriter)
         begun, start = writer.read()
-        device = next(model.parameters()).device
+        device = device_of(model)
         with seeded(state.rank_zero_seed, [torch.cuda.current_device()] if device.type == "cuda" else []):
             line = TrainingLine(
                 model,

@@ -8,12 +8,12 @@ scatter(*found.plane.coordinates.T)
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..batches import device_of
 from ..validation import check
 from .interpolation import State
 from .paths import METRICS, Forward, Metric, evaluate_path
@@ -63,7 +63,7 @@ def evaluate_plane(
     Raises ValueError as `plane_through` and `evaluate_path` do.
     """
     check("evaluate_plane", "margin", 0 <= margin < math.inf, "at least 0", margin)
-    device = next(chain(model.parameters(), model.buffers())).device
+    device = device_of(model)
     plane = networks if isinstance(networks, Plane) else plane_through(networks, device=device)
     x, y = _axes(plane, points, margin)
     count = len(plane.networks)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import device_of
 from ..checkpoints import read_weights, some
 from ..progress import Moment, Progress, moment
 from ..ranks import gathered, of_first
@@ -110,7 +111,7 @@ class TrainingLine:
         self.start, self.end = ({names.get(n, n): v for n, v in s.items()} for s in (start, end or model.state_dict()))
         masks = {names.get(name, name): mask for name, mask in (masks or {}).items()}
         self.outside = support_mismatch(self.start, self.end, masks) if masks else []
-        device = next(model.parameters()).device
+        device = device_of(model)
         path = linear_path(self.start, self.end, masks=None if self.outside else masks, device=device)
         self._paths: dict[str, Path] = {"": path}
         if batch_norms(model):

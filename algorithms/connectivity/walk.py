@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import moved
+from ..batches import device_of, moved
 from ..checkpoints import some
 from ..untouched import evaluating
 from ..validation import check
@@ -50,7 +49,7 @@ class Walk:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         self.model, self.points = model, self._points(alphas)
-        self.device = next(chain(model.parameters(), model.buffers())).device
+        self.device = device_of(model)
         if callable(states):
             self.path: Path = states
         else:

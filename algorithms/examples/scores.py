@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler, SequentialSampler
 
-from ..batches import moved, target_in
+from ..batches import device_of, moved, target_in
 from ..connectivity.paths import Metric, error_per_example, loss_per_example, stacked
 from ..connectivity.walk import Forward, on_inputs
 from ..ranks import gathered, world_size
@@ -109,7 +109,7 @@ def gradient_norms(
     trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     others = {n: v.detach() for n, v in chain(model.named_parameters(), model.named_buffers()) if n not in trained}
     check("gradient_norms", "model", trained, "a network with weights that are trained", type(model).__name__)
-    device = next(model.parameters()).device
+    device = device_of(model)
     # A dict, as torch looks into no other mapping.
     inputs = {**inputs} if isinstance(inputs, Mapping) else inputs
 
@@ -176,7 +176,7 @@ def score_examples(
     several = [models] if isinstance(models, nn.Module) else [*models]
     check(owner, "models", len(several) > 0, "one network or more", several)
     chosen, forward = chosen_scores(owner, scores), forward or partial(_forward, owner)
-    sampler, device = check_order(owner, data), next(several[0].parameters()).device
+    sampler, device = check_order(owner, data), device_of(*several)
     check(owner, "data", sampler or world_size() == 1, "a DataLoader where several ranks read it", type(data).__name__)
     order = None if sampler is None else [*sampler]
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}

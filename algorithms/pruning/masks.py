@@ -202,6 +202,8 @@ def keep_highest(
 def _threshold(group: Mapping[str, Tensor], kept: int, masks: Mapping[str, Tensor] | None) -> tuple[float, int, int]:
     """The least score that is kept, how many are kept of those that equal it, and how many there are."""
     remaining = _remaining(group, masks)
+    if not isinstance(kept, int):
+        raise ValueError(f"kept must be a number of weights, or one by layer, got {kept!r}")
     if not 0 <= kept <= remaining:
         where = f"{some([*group])}: " if group else ""
         raise ValueError(f"{where}{kept} weights cannot be kept of the {remaining} that remain")

@@ -110,6 +110,13 @@ def test_a_score_of_ones_own_and_batches_of_other_forms():
     assert torch.equal(found["confidence"], score_examples(network(), [(inputs, labels)], own)["confidence"])
 
 
+def test_a_model_without_parameters_is_on_the_cpu():
+    inputs, labels = examples()
+    found = score_examples(nn.Flatten(), [(inputs, labels % inputs[0].numel())])
+    expected = el2n(inputs.flatten(1), labels % inputs[0].numel())
+    assert torch.allclose(found["el2n"][0], expected)
+
+
 def test_easy_is_ascending_after_replicates_are_averaged():
     assert easiest_first(torch.tensor([0.3, 0.1, 0.2, 0.1])).tolist() == [1, 3, 2, 0]
     # By the mean of the ranks, the second would come first.

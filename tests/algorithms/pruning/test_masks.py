@@ -132,6 +132,9 @@ def test_layer_by_layer():
 def test_what_cannot_be_ranked_or_kept_is_refused_by_name():
     scores = scores_of(0, ties=False)
     masks = keep_highest(scores, 10)
+    for kept in (0.25, {"layer0": 0.25, "layer1": 3}, "all"):
+        with pytest.raises(ValueError, match="kept must be a number of weights, or one by layer, got"):
+            keep_highest(scores, kept)
     with pytest.raises(ValueError, match=r"layer0.*11 weights cannot be kept of the 10"):
         keep_highest(scores, 11, masks)
     with pytest.raises(ValueError, match="-1 weights"):
