@@ -188,9 +188,12 @@ class DistilledTickets(Landscape):
         files = {row["seed"]: base.folder / row.node / FILES[ON_SET] for row in rows if row["role"] == DISTILLING}
         return {f"seed {seed}": load_distilled(file) for seed, file in files.items() if file.is_file()}
 
+    def claimed(self) -> list[str]:
+        return [arm for arm in super().claimed() if arm != ON_FEW]
+
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         yield from super().claims(base, rows)
-        yield from claims_of_the_set(self.cells(rows), ON_SET, self._real, self._small)
+        yield from claims_of_the_set(self.cells(rows), ON_SET, ON_FEW, self._real, self._small)
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> float:

@@ -14,29 +14,34 @@ from .statistics import paired
 RANDOM = "random"
 FEWER = 150  # times, in the abstract
 COMPANION = "arXiv:2307.03364, of which the notebooks of luke-mcdermott-mi/distilled-pruning show it"
+OWN = "none: a control of this study, which tells what distilling is worth"
 
 
-def claims_of_the_set(cells: Sequence[Cell], arm: str, real: int, small: int) -> Iterator[Claim]:
-    """`arm` are tickets that are found on `small` images in the place of `real` ones."""
+def claims_of_the_set(cells: Sequence[Cell], arm: str, few_real: str, real: int, small: int) -> Iterator[Claim]:
+    """`arm` are tickets found on `small` distilled images in the place of `real` ones, `few_real` on as few of these."""
     networks = networks_of(cells)
-    yield _better_than_random(networks, arm)
+    claim, lacking = f"{arm.capitalize()} are better than random weights.", "as many random weights were not tried"
+    yield _better(claim, COMPANION, networks, arm, RANDOM, lacking)
+    claim, lacking = f"{arm.capitalize()} are better than {few_real}.", "few_real is not given"
+    yield _better(claim, OWN, networks, arm, few_real, lacking)
     few = f"the real data are {real / small:.3g} times as many as the distilled: {real} and {small} images"
     lacking = "" if real >= FEWER * small else few
     claim = f"{arm.capitalize()} match those of all real data with {FEWER} times fewer training points."
     yield as_good(claim, networks, arm, lacking, _like_random(networks))
 
 
-def _better_than_random(networks: Networks, arm: str) -> Claim:
-    both = [density for density in networks.get(arm, {}) if density in networks.get(RANDOM, {})]
-    left = [density for density in both if has_diverged(networks, density, arm, RANDOM)]
+def _better(claim: str, source: str, networks: Networks, arm: str, other: str, lacking: str) -> Claim:
+    """By the gaps to the dense network, at each density that `arm` and the `other` have; it lacks something if none."""
+    both = [density for density in networks.get(arm, {}) if density in networks.get(other, {})]
+    left = [density for density in both if has_diverged(networks, density, arm, other)]
     found = {
-        f"at {density}": paired(gaps(networks[arm][density]), gaps(networks[RANDOM][density]))
+        f"at {density}": paired(gaps(networks[arm][density]), gaps(networks[other][density]))
         for density in both
         if density not in left
     }
-    lacking = "none of the densities counts" if left and not found else ""
-    lacking = lacking if both else "as many random weights were not tried"
-    judged = judge_each(f"{arm.capitalize()} are better than random weights.", COMPANION, found, precondition=lacking)
+    if both:
+        lacking = "none of the densities counts" if left and not found else ""
+    judged = judge_each(claim, source, found, precondition=lacking)
     others = [f"{density} (not counted: {DIVERGED})" for density in left]
     return replace(judged, measured="; ".join([*([judged.measured] if found or not left else []), *others]))
 

@@ -226,9 +226,12 @@ class Landscape(StudyOfTwins):
         return {}
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
-        others = [arm for arm in self._ladders if arm != TICKETS]
         if self._ladders:
-            yield from claims_of(self.cells(rows), others)
+            yield from claims_of(self.cells(rows), self.claimed())
+
+    def claimed(self) -> list[str]:
+        """The arms of tickets on other data of which the paper claims something."""
+        return [arm for arm in self._ladders if arm != TICKETS]
 
 
 def check_hessian(base: Base, hessian: Mapping[str, Any] | None) -> None:

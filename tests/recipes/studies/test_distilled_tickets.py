@@ -82,6 +82,7 @@ def test_a_study_and_what_it_leaves(whole):
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     claims = (folder / "claims.md").read_text()
     assert "the real data are 35.9 times as many as the distilled: 1437 and 40 images" in claims
+    assert claims.count("as few real images") == 1  # of which the paper says nothing
     assert "what it took to find the tickets" in (folder / "report.md").read_text()
 
 
@@ -184,6 +185,7 @@ def test_mistakes_in_its_keys_are_one_line(override, message, tmp_path):
 
 UNTOLD = "cannot be told here"
 RANDOM_CLAIM = "Tickets on distilled data are better than random weights."
+FEW_CLAIM = "Tickets on distilled data are better than tickets on as few real images."
 FEWER_CLAIM = "Tickets on distilled data match those of all real data with 150 times fewer training points."
 PAPERS = {DENSE: (8.0, 0.0), TICKETS: (4.0, -0.001), ON_SET: (0.5, -0.002), "random": (4.0, -0.05)}  # barriers, gaps
 
@@ -191,7 +193,7 @@ PAPERS = {DENSE: (8.0, 0.0), TICKETS: (4.0, -0.001), ON_SET: (0.5, -0.002), "ran
 def verdicts(real=60_000, small=400, **arms):
     given = {name: value for name, value in {**PAPERS, **arms}.items() if value}
     found = [cell for arm, (barrier, gap) in given.items() for cell in cells(arm, barrier, gap)]
-    return {claim.claim: claim for claim in claims_of_the_set(found, ON_SET, real, small)}
+    return {claim.claim: claim for claim in claims_of_the_set(found, ON_SET, ON_FEW, real, small)}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,9 @@ def verdicts(real=60_000, small=400, **arms):
         (RANDOM_CLAIM, "holds", {}),
         (RANDOM_CLAIM, "fails", {"random": (4.0, 0.01)}),
         (RANDOM_CLAIM, UNTOLD, {"random": None}),
+        (FEW_CLAIM, "holds", {ON_FEW: (0.5, -0.05)}),
+        (FEW_CLAIM, "fails", {ON_FEW: (0.5, 0.01)}),
+        (FEW_CLAIM, UNTOLD, {}),
         (FEWER_CLAIM, "holds", {}),
         (FEWER_CLAIM, "fails", {ON_SET: (0.5, -0.02)}),
         (FEWER_CLAIM, UNTOLD, {"small": 401}),
@@ -217,6 +222,6 @@ def test_each_verdict_can_be_each(claim, verdict, changes):
 def test_a_density_at_which_a_run_has_diverged_does_not_count():
     given = [cell for arm, (barrier, gap) in PAPERS.items() for cell in cells(arm, barrier, gap)]
     lost = [replace(c, value=math.nan, gap=math.nan) if (c.arm, c.seed) == (ON_SET, 0) else c for c in given]
-    found = {claim.claim: claim for claim in claims_of_the_set(lost, ON_SET, 60_000, 400)}
+    found = {claim.claim: claim for claim in claims_of_the_set(lost, ON_SET, ON_FEW, 60_000, 400)}
     for claim in (RANDOM_CLAIM, FEWER_CLAIM):
         assert found[claim].verdict == UNTOLD and "10 % (not counted: a run diverged)" in found[claim].measured
