@@ -18,7 +18,7 @@ OWN = "none: a control of this study, which tells what distilling is worth"
 
 
 def claims_of_the_set(cells: Sequence[Cell], arm: str, few_real: str, real: int, small: int) -> Iterator[Claim]:
-    """`arm` are tickets found on `small` distilled images in the place of `real` ones, `few_real` on as few of these."""
+    """`arm` are tickets found on `small` distilled images in place of `real` ones, `few_real` on as few of these."""
     networks = networks_of(cells)
     claim, lacking = f"{arm.capitalize()} are better than random weights.", "as many random weights were not tried"
     yield _better(claim, COMPANION, networks, arm, RANDOM, lacking)
