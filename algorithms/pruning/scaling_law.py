@@ -164,9 +164,7 @@ def fit_scaling_law(measured: Measurements, resamples: int = 500, seed: int = 0)
     Raises ImportError without SciPy; ValueError where there are not more points than constants.
     """
     check("fit_scaling_law", "resamples", resamples > 0, "1 or more", resamples)
-    data = Problem(measured.error, *map(np.log, measured.arguments))
-    free, problems = _exponents(data.depth, data.width)
-    check("fit_scaling_law", "measured", len(measured) > free.sum(), f"more than {free.sum()} points", len(measured))
+    data, free, problems = _checked(measured)
     theta = best_fit(data, free)
     several = len(measured.configurations) > 1
     groups = np.unique(measured.configuration, return_inverse=True)[1] if several else np.arange(len(measured))
@@ -176,7 +174,7 @@ def fit_scaling_law(measured: Measurements, resamples: int = 500, seed: int = 0)
     limits = [theta, *limit_fits(data, theta, free)]
     own, *others = (np.bincount(groups, data.deviations(each[None])[0] ** 2) for each in limits)
     as_well = [bool(np.mean(counts @ (other - own) <= 0) >= LEVEL / 2) for other in others]
-    laws = [ScalingLaw(**dict(zip(NAMES, data.constants(each), strict=True))) for each in (theta, *thetas)]
+    laws = [_law(data, each) for each in (theta, *thetas)]
     constants = {name: Constant(value=0.0, low=-math.inf, high=math.inf, problem=why) for name, why in problems.items()}
     for name in np.array(NAMES)[free].tolist():
         values = [getattr(law, name) for law in laws]
@@ -195,6 +193,24 @@ def fit_scaling_law(measured: Measurements, resamples: int = 500, seed: int = 0)
         within=deviations(laws[0], measured),
         configurations=len(measured.configurations),
     )
+
+
+def best_law(measured: Measurements) -> ScalingLaw:
+    """As `fit_scaling_law`, without saying how sure it is."""
+    data, free, _ = _checked(measured)
+    return _law(data, best_fit(data, free))
+
+
+def _law(data: Problem, theta: np.ndarray) -> ScalingLaw:
+    return ScalingLaw(**dict(zip(NAMES, data.constants(theta), strict=True)))
+
+
+def _checked(measured: Measurements) -> tuple[Problem, np.ndarray, dict[str, str]]:
+    """The problem, which of the constants are fitted, (5,), and why an exponent cannot be told."""
+    data = Problem(measured.error, *map(np.log, measured.arguments))
+    free, problems = _exponents(data.depth, data.width)
+    check("fit_scaling_law", "measured", len(measured) > free.sum(), f"more than {free.sum()} points", len(measured))
+    return data, free, problems
 
 
 def _exponents(depth: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:

@@ -12,10 +12,10 @@ from itertools import combinations
 
 import numpy as np
 
-from accelerando.algorithms.pruning.scaling_law import deviations, fit_scaling_law
+from accelerando.algorithms.pruning.scaling_law import best_law, deviations
 
 from .claims import Claim, Verdict, judge
-from .scaling_law_cells import Family, Spread, by_configuration, noise_of, spread_of
+from .scaling_law_cells import CONSTANTS, Family, Spread, by_configuration, noise_of, spread_of
 from .statistics import bootstrap, difference
 
 QUOTED = "arXiv:2006.10621, as others quote it"
@@ -74,12 +74,14 @@ def _suffice(family: Family) -> Claim:
     count = min(ENOUGH, 2 * len(names) // 3)
     if family.law is None or count < 2:
         return Claim(claim=claim, source=QUOTED, measured="nothing", verdict=UNTOLD, why=TOO_FEW)
-    of_all = deviations(fit_scaling_law(measured, 1).law, measured).deviation
+    of_all = deviations(best_law(measured), measured).deviation
     generator, found = np.random.default_rng(0), list[float]()
     for _ in range(DRAWS):
         part = measured.of(generator.choice(names, count, replace=False).tolist())
-        if len(part) > len(names) or len(part) > 5:
-            found.append(deviations(fit_scaling_law(part, 1).law, measured).deviation - of_all)
+        if len(part) > CONSTANTS:
+            found.append(deviations(best_law(part), measured).deviation - of_all)
+    if not found:
+        return Claim(claim=claim, source=QUOTED, measured="nothing", verdict=UNTOLD, why=TOO_FEW)
     low, middle, high = np.quantile(found, (0.025, 0.5, 0.975))
     verdict: Verdict = "holds" if high < CHANGE else "fails" if low > CHANGE and count >= ENOUGH else UNTOLD
     drawn = f"{len(found)} times {count} of {len(names)} configurations"

@@ -280,14 +280,20 @@ def a_small_law(name, *but, arms):
 
 @pytest.mark.parametrize(
     ("name", "arms"),
-    [("digits/scaling_law", ("l3-w12", "l3-w24-half")), ("fashion_mnist/scaling_law", ("l8-w2", "l8-w4-quarter"))],
+    [
+        ("digits/scaling_law", ("l3-w32", "l3-w64-half")),
+        ("fashion_mnist/scaling_law", ("l8-w4", "mlp-l3-w30", "l8-w4-quarter")),
+    ],
 )
 def test_small_law(name, arms, tmp_path):
     file, *overrides = a_small_law(name, FEW, f"folder={tmp_path}", arms=arms)
     found = run(plan(*load(file, overrides)))
     assert not found.failures
     assert [(row["arm"], row["level"]) for row in found.rows] == [(arm, level) for arm in arms for level in (0, 1)]
-    assert len({row["examples"] for row in found.rows}) == 2
+    assert (
+        len({row["examples"] for row in found.rows}) == 2
+        and len({row["family"] for row in found.rows}) == len(arms) - 1
+    )
 
 
 def test_the_law_of_cifar10():
