@@ -40,8 +40,8 @@ class Measurements:
             values = np.asarray(getattr(self, name), dtype=float)
             object.__setattr__(self, name, values)
             check("Measurements", name, values.shape == (size,), f"{size} numbers, as of error", values.shape)
-            for value in values:
-                check("Measurements", name, _can_be(name, value), _expected(name), float(value))
+            wrong = values[~_can_be(name, values)]
+            check("Measurements", name, not len(wrong), _expected(name), wrong[:1].tolist())
 
     @classmethod
     def of_points(cls, points: Iterable[tuple[Any, ...]]) -> Measurements:
@@ -129,8 +129,8 @@ def _number(line: Mapping[str, Any], name: str, place: str) -> float:
     return value
 
 
-def _can_be(name: str, value: float) -> bool:
-    return 0 < value <= 1 if name in SHARES else 0 < value < math.inf
+def _can_be(name: str, value: Any) -> Any:  # a number, or an array of them
+    return (value > 0) & (value <= 1 if name in SHARES else value < math.inf)
 
 
 def _expected(name: str) -> str:
