@@ -19,12 +19,12 @@ KNOWN = ScalingLaw(eps_up=0.9, gamma=1.4, p=2.0, phi=0.9, psi=1.3)
 NOISE = 0.034
 
 
-def points(networks: int, levels: int) -> Measurements:
-    """Networks of random depths, widths and dense errors, each at densities of 0.8^i."""
+def points(networks: int) -> Measurements:
+    """Networks of random depths and widths, each at 40 densities, 0.8^i."""
     generator, found = np.random.default_rng(0), []
     for i in range(networks):
         depth, width = generator.integers(8, 100), generator.integers(2, 64)
-        for level in range(1, levels + 1):
+        for level in range(1, 41):
             error = KNOWN.error(eps_np := 0.5 / width**0.5, 0.8**level, depth, width) * (1 + NOISE * generator.normal())
             found.append((f"network {i}", 0.8**level, min(float(error), 1.0), eps_np, depth, width))
     return Measurements.of_points(found)
@@ -33,9 +33,9 @@ def points(networks: int, levels: int) -> Measurements:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
-    parser.add_argument("--small", action="store_true", help="100 points of 10 networks, one round")
+    parser.add_argument("--small", action="store_true", help="400 points of 10 networks, one round")
     given = parser.parse_args(arguments)
-    given.networks, given.levels = (10, 10) if given.small else (100, 40)
+    given.networks = 10 if given.small else 100
     given.rounds = 1 if given.small else given.rounds
     return given
 
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: argparse.Namespace) -> None:
     cpu = torch.device("cpu")
     print(f"{hardware(cpu)}; {versions()}")
-    measured = points(given.networks, given.levels)
+    measured = points(given.networks)
     arms = {
         "power law": lambda: fit_power_law(measured),
         "law, 1 resample": lambda: fit_scaling_law(measured, 1),

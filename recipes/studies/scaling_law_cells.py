@@ -163,6 +163,8 @@ class Spread:
 
     def __str__(self) -> str:
         (a, b), (c, d) = self.of_mean, self.of_deviation
+        if self.configurations == 1:
+            return f"mean {self.mean:+.1%}, deviation {self.deviation:.1%}, one configuration"
         return (
             f"mean {self.mean:+.1%} (95 % {a:+.1%} to {b:+.1%}), deviation {self.deviation:.1%} ({c:.1%} to {d:.1%}), "
             f"{self.configurations} configurations"

@@ -273,7 +273,7 @@ def a_small_law(name, *but, arms):
     """One seed, these configurations, and one level; two batches each."""
     block = "study.scaling_law"
     given = load(f"{name}.yaml")[0].study.scaling_law.configurations
-    own = ["seeds=[17]", "ladder={levels: 1, fraction: 0.5}", f"fit_on=[{arms[0]}]"]
+    own = ["seeds=[17]", "ladder={levels: 1, fraction: 0.5, rewind_to: 1ba}", f"fit_on=[{arms[0]}]"]
     own += [f"configurations.{arm}=false" for arm in given if arm not in arms]
     return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
 

@@ -165,7 +165,7 @@ def rows_of(law=LAW, noise=0.01, stray=0.0, seeds=3, depths=(8, 14, 20), widths=
     for depth in depths:
         for width in widths:
             name, eps_np = f"{depth}x{width}", 0.8 / width**0.8
-            off = stray * generator.choice([-1, 1]) if name not in FITTED else 0.0
+            off = stray if name not in FITTED else 0.0
             for seed in range(seeds):
                 for level in range(15):
                     d = 0.5**level
@@ -206,8 +206,7 @@ def test_verdicts_where_the_law_holds(of_the_law):
 def test_what_one_network_keeps_to_the_others_may_not():
     """Those that were not fitted on are off, all points of one together."""
     _, claims = told(rows_of(stray=0.3))
-    verdicts = [claims[name].verdict for name in ("The law of", "One law of", "It predicts networks")]
-    assert verdicts == ["holds", "holds", "fails"]
+    assert [claims[name].verdict for name in ("One law of", "It predicts networks")] == ["holds", "fails"]
 
 
 def test_a_power_law_is_told_from_the_law():
