@@ -40,6 +40,7 @@ benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/connectivity.py
 	$(BIN)/python benchmarks/examples.py
+	$(BIN)/python benchmarks/scaling_law.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/loop.py
 

@@ -149,3 +149,13 @@ def test_examples_are_scored_beside_scripts_that_find_the_same(script, capsys):
         assert [line.split()[0] for line in lines] == ["plain", "ours", "ours"]
         (apart,) = re.findall(r"ours / plain script .*; at most (\S+) of the largest value apart", "".join(lines))
         assert float(apart) < 1e-5
+
+
+def test_the_law_is_fitted_to_what_a_known_one_gives(script, capsys):
+    scaling_law = script("scaling_law")
+    scaling_law.main(scaling_law.parse(["--small"]))
+    ((title, lines),) = sections(capsys.readouterr().out).items()
+    assert TIMED.sub("", title) == "Scaling law: 400 points of 10 networks" and TIMED.search(title)
+    assert all(line.startswith(f"  {arm}") for line, arm in zip(lines, ("power", "law, 1 ", "law, 500 "), strict=False))
+    apart = [float(share) / 100 for share in re.findall(r"([+-][\d.]+)%", lines[-1])]
+    assert len(apart) == 5 and max(map(abs, apart)) < 0.5

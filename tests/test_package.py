@@ -55,4 +55,5 @@ def test_techniques_need_what_comes_with_them_alone():
         if (room := file.relative_to(ROOT / "algorithms").parts[0]) not in HOSTS:
             # What a technique does with a model of transformers, it does where one is at hand.
             extra = {"connectivity": {"curvlinops", "matplotlib", "scipy"}, "figures.py": {"matplotlib"}}  # landscape's
+            extra["pruning"] = {"scipy"}  # fit's
             assert imported(file) <= needed | {"transformers"} | extra.get(room, set()), file

@@ -115,6 +115,21 @@ def refused(kind, what, *arguments):
         return str(error)
 
 
+def measured():
+    lines = ["density,error"] + [f"{0.8**i},{law.error(0.1, 0.8**i) if i else 0.1}" for i in range(20)]
+    (folder / "errors.csv").write_text("\n".join(lines))
+    return ours.read_measurements(folder / "errors.csv")
+
+
+def fitted():
+    return ours.fit_scaling_law(measured(), resamples=10)
+
+
+def smallest():
+    return ours.smallest_network(fitted(), [ours.PrunableNetwork(name="one", dense_error=0.1, weights=9)], 0.2)
+
+
+law = ours.ScalingLaw(eps_up=0.9, gamma=1.5, p=0.05)
 batch = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 weights = ours.prunable_weights(linear)
 masks = ours.keep_highest(ours.magnitude(weights), 6)
@@ -128,6 +143,7 @@ USES = {
     "DatasetDistiller": lambda: ours.DatasetDistiller(network, 1, 3, (16, 8, 8))(image, labels),
     "DistilledSet": lambda: isinstance(saved_set(), ours.DistilledSet) or None,
     "Distiller": lambda: ours.Distiller(nn.Linear(4, 3))(logits.mean(), linear(batch[0]), batch[0], 0),
+    "FittedLaw": lambda: isinstance(fitted(), ours.FittedLaw) or None,
     "Forgetting": lambda: ours.Forgetting([batch], "1ba")(linear, 1) or True,
     "HeadPositions": lambda: refused(TypeError, ours.HeadPositions, linear),
     "HessianDiagonal": lambda: isinstance(diagonal(), ours.HessianDiagonal) or None,
@@ -136,6 +152,7 @@ USES = {
     "LayerCollapseWarning": lambda: issubclass(ours.LayerCollapseWarning, UserWarning),
     "Lottery": lambda: [*ours.Lottery(nn.Linear(4, 3), optimizer, None, levels=1, steps=2)],
     "MagnitudePruner": lambda: ours.MagnitudePruner(nn.Linear(4, 3), optimizer, 0.5).remaining(),
+    "Measurements": lambda: isinstance(measured(), ours.Measurements) or None,
     "Mixer": lambda: ours.Mixer(0.2)(image, labels, 0),
     "MostlyDenseWarning": lambda: issubclass(ours.MostlyDenseWarning, UserWarning),
     "MultiplicativeCyclicLR": lambda: ours.MultiplicativeCyclicLR(optimizer, 1, 1).check_steps(4) or optimizer,
@@ -144,7 +161,9 @@ USES = {
     "PathMetrics": lambda: isinstance(path(), ours.PathMetrics),
     "Plane": lambda: isinstance(plane(), ours.Plane) or None,
     "PlaneMetrics": lambda: isinstance(plane_metrics(), ours.PlaneMetrics) or None,
+    "PrunableNetwork": lambda: smallest().network,
     "Pruner": lambda: ours.Pruner(nn.Linear(4, 3), optimizer).prune(masks) or masks,
+    "ScalingLaw": lambda: law.error(0.1, 0.5),
     "Smoother": lambda: ours.Smoother(0.1).loss(F.cross_entropy, logits, labels),
     "Snapshot": lambda: isinstance(write_snapshot(), ours.Snapshot) and write_snapshot().weights(),
     "SnapshotWriter": lambda: write_snapshot().restore(linear) == 0,
@@ -181,6 +200,8 @@ USES = {
     "exponential_densities": lambda: [*ours.exponential_densities(0.1, 3)],
     "find_snapshot": lambda: write_snapshot() and ours.find_snapshot(folder, "0ba"),
     "find_snapshots": lambda: write_snapshot() and ours.find_snapshots(folder),
+    "fit_power_law": lambda: ours.fit_power_law(measured()),
+    "fit_scaling_law": lambda: fitted().law,
     "gradient_magnitude": lambda: ours.gradient_magnitude(linear, weights, [batch], cross_entropy),
     "gradient_norms": lambda: ours.gradient_norms(linear, *batch),
     "gradual_density": lambda: ours.gradual_density(0.5, 0.1),
@@ -211,11 +232,13 @@ USES = {
     "prunable_weights": lambda: ours.prunable_weights(linear),
     "prune_at_init": lambda: ours.prune_at_init(linear, "snip", 0.5, [batch], F.cross_entropy),
     "random_scores": lambda: ours.random_scores(weights, torch.Generator()),
+    "read_measurements": lambda: measured().error,
     "recompute_statistics": lambda: ours.recompute_statistics(norm, [norm.state_dict()] * 2, 3, [batch])(0.5),
     "save_distilled": lambda: saved_set(),
     "save_masks": lambda: saved_masks(),
     "save_scores": lambda: saved_scores(),
     "score_examples": lambda: scores()["el2n"],
+    "smallest_network": lambda: smallest().weights,
     "smooth_labels": lambda: F.cross_entropy(logits, ours.smooth_labels(logits, labels)),
     "snip": lambda: ours.snip(linear, weights, [batch], cross_entropy),
     "support_mismatch": lambda: ours.support_mismatch({"w": logits}, {"w": other}),

@@ -16,19 +16,27 @@ from .masks import (
 )
 from .pruner import Pruner
 from .samples import class_balanced
+from .scaling_law import FittedLaw, PrunableNetwork, ScalingLaw, fit_power_law, fit_scaling_law, smallest_network
+from .scaling_measurements import Measurements, read_measurements
 from .size import compression_ratio, model_size, trace_multiply_adds
 
 __all__ = [
+    "FittedLaw",
     "LayerCollapseWarning",
     "Lottery",
     "MagnitudePruner",
+    "Measurements",
     "MostlyDenseWarning",
+    "PrunableNetwork",
     "Pruner",
+    "ScalingLaw",
     "TiedScoresWarning",
     "apply_masks",
     "class_balanced",
     "compression_ratio",
     "exponential_densities",
+    "fit_power_law",
+    "fit_scaling_law",
     "gradient_magnitude",
     "gradual_density",
     "grasp",
@@ -43,7 +51,9 @@ __all__ = [
     "prunable_weights",
     "prune_at_init",
     "random_scores",
+    "read_measurements",
     "save_masks",
+    "smallest_network",
     "snip",
     "synflow",
     "trace_multiply_adds",

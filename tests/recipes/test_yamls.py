@@ -61,8 +61,9 @@ DIETS = {f"{name}/data_diet" for name in ("digits", "fashion_mnist", "cifar10", 
 GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "cifar10/generalization_vgg16"
 }
+LAWS = {f"{name}/scaling_law" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -268,6 +269,46 @@ def test_small_generalization(name, but, tmp_path):
     assert [row["arm"] for row in found.rows][: len(ROUNDS)] == ROUNDS
 
 
+def a_small_law(name, *but, arms):
+    """One seed, these configurations, and one level; two batches each."""
+    block = "study.scaling_law"
+    given = load(f"{name}.yaml")[0].study.scaling_law.configurations
+    own = ["seeds=[17]", "ladder={levels: 1, fraction: 0.5, rewind_to: 1ba}", f"fit_on=[{arms[0]}]"]
+    own += [f"configurations.{arm}=false" for arm in given if arm not in arms]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [
+        ("digits/scaling_law", ("l3-w32", "l3-w64-half")),
+        ("fashion_mnist/scaling_law", ("l8-w4", "l8-w4-quarter", "mlp-l3-w30")),
+    ],
+)
+def test_small_law(name, arms, tmp_path):
+    file, *overrides = a_small_law(name, FEW, f"folder={tmp_path}", arms=arms)
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    assert [(row["arm"], row["level"]) for row in found.rows] == [(arm, level) for arm in arms for level in (0, 1)]
+    assert (
+        len({row["examples"] for row in found.rows}) == 2
+        and len({row["family"] for row in found.rows}) == len(arms) - 1
+    )
+
+
+def test_the_law_of_cifar10():
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {}}", "eval_data={digits: {split: test}}", "model.resnet_cifar.in_channels=1"]
+    names = [*load("cifar10/scaling_law.yaml")[0].study.scaling_law.configurations]
+    own = [f"{name}=false" for name in names if name.endswith("quarter")]
+    own = [f"study.scaling_law.configurations.{change}" for change in own]
+    fitted = [name for name in load("cifar10/scaling_law.yaml")[0].study.scaling_law.fit_on if "quarter" not in name]
+    own.append(f"study.scaling_law.fit_on=[{','.join(fitted)}]")
+    found = plan(*load("cifar10/scaling_law.yaml", ["variables.cifar10=/nowhere", "loggers=null", *data, *own]))
+    nodes = found.nodes({})
+    assert len(names) == 18 and len(nodes) == 3 * 16 and all(node.cost == 1 + 20 * 150 / 160 for node in nodes)
+
+
 @pytest.mark.parametrize(("name", "model"), [("generalization", "resnet_cifar"), ("generalization_vgg16", "vgg_cifar")])
 def test_the_generalizations_of_cifar10(name, model):
     """On other data, as the real ones are large."""
@@ -450,6 +491,9 @@ def big(tmp_path_factory):
     commands["resnet50/generalization"] = a_small_generalization(
         "resnet50/generalization", *small, "run_name=resnet50/generalization", "model.resnet.depth=50"
     )
+    commands["resnet50/scaling_law"] = a_small_law(
+        "resnet50/scaling_law", *small, "run_name=resnet50/scaling_law", "model.resnet.depth=50", arms=("w4", "w8")
+    )
     commands["resnet50/distilled_tickets"] = a_small_search_on_distilled_data(
         "resnet50/distilled_tickets", *small, "run_name=resnet50/distilled_tickets", *SMALL_SET
     )
@@ -544,6 +588,17 @@ def test_generalization_under_two_ranks(big):
     assert all(row.samples == 8 and np.isfinite(row["train/loss/wrong"]) for row in rows[:6])
     (run,) = (big / "resnet50" / "generalization").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"generalization", "claims"}
+
+
+@pytest.mark.programs
+def test_scaling_law_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "scaling_law" / "table.csv")
+    assert [(row["arm"], row["level"], row["width"]) for row in rows] == [
+        (name, level, width) for name, width in (("w4", 4), ("w8", 8)) for level in (0, 1)
+    ]
+    assert len({row["weights"] for row in rows}) == 2 and all(row.samples == 8 for row in rows if row["level"] == 0)
+    (run,) = (big / "resnet50" / "scaling_law").glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"points", "claims"}
 
 
 @pytest.mark.programs

@@ -415,7 +415,8 @@ def bases(tmp_path_factory):
         own |= {"seeds": [17]} | ({"tolerance": 0.1} if "tolerance" in own else {})
         own |= {"lengths": own["lengths"][-1:], "baseline_lengths": [], "windows": [0.5]} if "lengths" in own else {}
         own |= {key: own[key][:2] for key in own.keys() & {"control_levels", "densities"}}
-        for named in own.keys() & {"arms", "teachers", "criteria", "tasks"}:
+        own |= {"fit_on": None} if "fit_on" in own else {}
+        for named in own.keys() & {"arms", "teachers", "criteria", "tasks", "configurations"}:
             own[named] = dict([*own[named].items()][:: max(1, len(own[named]) - 1)])
         base |= {"model": SMALL_MODEL} if name.startswith("resnet50/") else {}
     return bases
