@@ -8,6 +8,7 @@ from .glue import Glue
 from .interpolation import Interpolation
 from .landscape import Landscape
 from .prune_at_init import PruneAtInit
+from .shrinkbench import ShrinkBench
 from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
@@ -21,6 +22,7 @@ __all__ = [
     "Interpolation",
     "Landscape",
     "PruneAtInit",
+    "ShrinkBench",
     "Stability",
     "Tickets",
     "Tradeoff",
