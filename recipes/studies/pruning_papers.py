@@ -147,14 +147,13 @@ def _range(found: tuple[float, float, int] | None) -> str:
 
 def draw(results: Sequence[Published], pair: str, ours: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Accuracy, and its change, over compression and speed-up: curves of the papers on the pair, and of ours."""
-    curves: dict[str, list[Mapping[str, float]]] = {}
+    published: dict[str, list[Mapping[str, float]]] = {}
     for one in results:
         if one.pair == pair:
-            curves.setdefault(one.paper, []).append(vars(one))
-    curves |= ours
+            published.setdefault(one.paper, []).append(vars(one))
     curves = {
         curve: points
-        for curve, points in curves.items()
+        for curve, points in {**published, **ours}.items()
         if any(_places(points, *axes) for axes in product(OVER, VALUES))
     }
     looks = styles(curves)

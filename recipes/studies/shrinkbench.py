@@ -76,7 +76,7 @@ class ShrinkBench(Study):
         if DENSE in methods:
             raise source.error(f"methods.{DENSE}", "is what the study calls something else; choose another name")
         self._methods = [checked_method(base, name, self.pruning, own) for name, own in methods.items()]
-        self._theirs = []
+        self._theirs: list[dict[str, Any]] = []
         if self.published is not None:
             with source.blame("published", *REFUSALS):
                 self._theirs = means(read_results(self.published), Path(self.published).stem)

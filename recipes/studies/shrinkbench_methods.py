@@ -65,13 +65,13 @@ def checked_method(base: Base, name: str, pruning: Mapping[str, Any], given: Map
 
 
 def masks_by(
-    method: type[prune.BasePruningMethod],
+    method: Any,
     weights: Mapping[str, Tensor],
     density: float,
     scope: Scope = "layerwise",
     options: Mapping[str, Any] | None = None,
 ) -> Masks:
-    """Masks by a method of torch.nn.utils.prune, of each layer, or of all weights as one (`global`).
+    """Masks by a class of torch.nn.utils.prune, of each layer, or of all weights as one (`global`).
 
     Exactly the share `density` of the weights is kept; of a structured method that of each layer's channels, rounded
     as it does.
