@@ -121,20 +121,20 @@ class PrunedBy(Pruning):
             found = import_path(method)
         except (LookupError, ImportError) as error:
             raise ValueError(f"{self._name}: method must be an import path, got {method!r}; {error}") from error
+        self._found: Any = found
         self._is_torchs = inspect.isclass(found) and issubclass(found, prune.BasePruningMethod)
         fits = self._is_torchs or (inspect.isfunction(found) and found.__module__ != prune.__name__)
         self.check("method", fits, "a class such as torch.nn.utils.prune:L1Unstructured, or a function", method)
         check_density(self._name, density)
         if self._is_torchs:
-            structured = found.PRUNING_TYPE == "structured"
+            structured = self._found.PRUNING_TYPE == "structured"
             self.check("scope", not structured or scope == "layerwise", "layerwise for a structured method", scope)
             try:
-                found(amount=0.5, **(options or {}))
+                self._found(amount=0.5, **(options or {}))
             except REFUSALS as error:
                 raise ValueError(f"{self._name}: options must be those of {method}, got {options}; {error}") from error
         self.check("options", self._is_torchs or not options, "left out for a function", options)
         self.check("scope", scope in ("global", "layerwise"), "'global' or 'layerwise'", scope)
-        self._found: Any = found
         self.method, self.density, self.options, self.seed = method, density, options, seed
         self.scope: Scope = scope
 

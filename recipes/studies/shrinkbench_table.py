@@ -83,7 +83,7 @@ def entries_of(rows: Sequence[Row], metric: str) -> list[Entry]:
         found.append(
             Entry(
                 **{name: row[name] for name in ("pair", "model", "data", "initial", "method", "seed")},
-                baseline=row.tags.get("baseline", ""),
+                baseline=str(row.tags.get("baseline", "")),
                 asked=row["asked"],
                 compression=row["compression_ratio"],
                 speedup=row["speedup"],
