@@ -146,3 +146,8 @@ def cells(arm, barrier, gap, density=0.1, error=10.0, spread=(0.02, -0.03, 0.01)
             tolerance=0.002,
             measured={f"barrier/test/error/{how}": barrier + more, **along},
         )
+
+
+def first_weights(model, weights, masks):
+    """A method of one's own for `shrinkbench`: scores that fall from a layer's first weight to its last."""
+    return {name: torch.linspace(1, 0, weight.numel()).view(weight.shape) for name, weight in weights.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accelerando.algorithms.targets import dense_targets
 
 from ..data.facts import Facts
-from .metrics import MulticlassAccuracy
+from .metrics import MulticlassAccuracy, MulticlassTop5Accuracy
 
 Loss = Literal["cross_entropy", "bce"]
 
@@ -25,13 +25,17 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 class ImageClassifier(ComposerClassifier):
     """A classifier that says which images it takes, as far as its modules do not.
 
-    Its metrics are not among its modules, all of which Composer puts into another mode and back to take them.
+    Of more than five classes it tells the top-5 accuracy too. Its metrics are not among its modules, all of which
+    Composer puts into another mode and back to take them.
     """
 
     def __init__(self, module: nn.Module, num_classes: int, loss_fn: Callable[..., Tensor], takes: Facts):
+        measured = [CrossEntropy(), MulticlassAccuracy(num_classes)]
+        if num_classes > 5:
+            measured.append(MulticlassTop5Accuracy(num_classes))
         trained, evaluated = (
             {type(metric).__name__: metric for metric in metrics}
-            for metrics in ([MulticlassAccuracy(num_classes)], [CrossEntropy(), MulticlassAccuracy(num_classes)])
+            for metrics in ([MulticlassAccuracy(num_classes)], measured)
         )
         super().__init__(module, num_classes, trained, evaluated, loss_fn)  # type: ignore[arg-type]
         self.takes = takes

@@ -37,15 +37,25 @@ class MulticlassAccuracy(Metric):
         """Logits (N, num_classes) and classes (N,); ValueError for other shapes."""
         if preds.shape != (*target.shape, self.num_classes):
             raise ValueError(
-                f"MulticlassAccuracy got outputs {tuple(preds.shape)} and labels {tuple(target.shape)}; "
+                f"{type(self).__name__} got outputs {tuple(preds.shape)} and labels {tuple(target.shape)}; "
                 f"expected logits (N, {self.num_classes}) and classes (N,)."
             )
-        self.counts[0].add_((preds.argmax(-1) == target).sum())
+        self.counts[0].add_(self._right(preds, target).sum())
         self.counts[1].add_(target.numel())
+
+    def _right(self, preds: Tensor, target: Tensor) -> Tensor:
+        return preds.argmax(-1) == target
 
     def compute(self) -> Tensor:
         right, seen = self.counts.float()
         return right / seen.clamp(min=1)
+
+
+class MulticlassTop5Accuracy(MulticlassAccuracy):
+    """The share of examples of whose class the logit is among the five highest."""
+
+    def _right(self, preds: Tensor, target: Tensor) -> Tensor:
+        return (preds.topk(5, dim=-1).indices == target[..., None]).any(-1)
 
 
 class MaskedAccuracy(composer.metrics.MaskedAccuracy):

@@ -9,6 +9,7 @@ from .interpolation import Interpolation
 from .landscape import Landscape
 from .prune_at_init import PruneAtInit
 from .scaling_law import ScalingLaw
+from .shrinkbench import ShrinkBench
 from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
@@ -23,6 +24,7 @@ __all__ = [
     "Landscape",
     "PruneAtInit",
     "ScalingLaw",
+    "ShrinkBench",
     "Stability",
     "Tickets",
     "Tradeoff",

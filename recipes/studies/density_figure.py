@@ -58,7 +58,7 @@ def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
             axes.axhline(dense.value, zorder=2, **MARKS["dense network"])
             if math.isfinite(std := dense.deviation):
                 axes.axhspan(dense.value - std, dense.value + std, color="0.3", alpha=0.12, lw=0)
-    lines = [*_legend_lines(looks, len(panels)), *((name, MARKS[name]) for name in MARKS if name in marks)]
+    lines = [*legend_lines(looks, len(panels)), *((name, MARKS[name]) for name in MARKS if name in marks)]
     names, handles = [name for name, _ in lines], [Line2D([], [], **style) for _, style in lines]
     figure.legend(handles, names, loc="outside right upper", frameon=False, handlelength=3)
     return figure
@@ -122,7 +122,7 @@ def _panels(arms: Sequence[str]) -> dict[str, list[str]]:
     return {name: shown for name, shown in panels.items() if shown not in ([], [name])}
 
 
-def _legend_lines(looks: dict[str, dict[str, Any]], panels: int) -> list[tuple[str, dict[str, Any]]]:
+def legend_lines(looks: dict[str, dict[str, Any]], panels: int) -> list[tuple[str, dict[str, Any]]]:
     """The arms; of several panels the criteria, and then the ablations."""
     if panels == 1:
         return list(looks.items())
@@ -148,10 +148,16 @@ def heights(means: Sequence[Mean], sign: int = 1) -> tuple[float, float]:
 
     That is what lies below the best by more than five times the range of the upper half, and than 25 tolerances.
     """
-    values = sign * np.array([row.value for row in means if math.isfinite(row.value)] or [0.0])
     least = 25 * max((row.tolerance for row in means if row.tolerance > 0), default=0.0)
+    return reach(sign * np.array([row.value for row in means], dtype=float), least)
+
+
+def reach(values: np.ndarray, least: float = 0.0) -> tuple[float, float]:
+    """From where to where values (n,) are shown, which is down to `least` below the best at least; see `heights`."""
+    finite = np.isfinite(values)
+    values = values[finite] if finite.any() else np.zeros(1)
     top = values.max()
-    reach = max(5 * (top - np.median(values)), least) or np.ptp(values)
-    bottom = values[values >= top - reach].min()
+    below = max(5 * (top - np.median(values)), least) or np.ptp(values)
+    bottom = values[values >= top - below].min()
     margin = 0.08 * (top - bottom) or 0.1
     return float(bottom - margin), float(top + margin)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..config.recipe import Recipe
 from ..run.results import percent
 from .claims import Claim, judge_each
 from .core import Base, Study, Train, duration, has_times_in_dur, lower_is_better, on_validation_data, row_of
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..run.results import Result
 
-SIZES = ("compression_ratio", "speedup")
+UNPRUNED = {"density": 1.0, "compression_ratio": 1.0, "speedup": 1.0}
 
 Cell = tuple[str, float]  # an arm at a density
 
@@ -44,7 +45,6 @@ class PruningStudy(Study):
         from composer.core import TimeUnit
 
         from accelerando.algorithms.composer.host import bound_to_the_length
-        from accelerando.algorithms.composer.pruning.sparsity import Pruning
 
         source, recipe = base.source, base.recipe
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
@@ -54,9 +54,8 @@ class PruningStudy(Study):
         base.needs_evaluation(recipe, "what a subnetwork is worth is evaluated there")
         if duration(recipe).unit not in (TimeUnit.EPOCH, TimeUnit.BATCH):
             raise source.error("max_duration", f"{recipe.config['max_duration']} given; expected it in ep or ba")
+        refuse_what_prunes(base, recipe)
         for part, algorithm in zip(recipe.algorithms, base.algorithms_of(recipe), strict=True):
-            if isinstance(algorithm, Pruning):
-                raise source.error(part.key, "the study adds what prunes; leave it out")
             if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
                 raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
         self.metric = base.metric_of(recipe, self.metric)
@@ -69,8 +68,7 @@ class PruningStudy(Study):
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """Of a LotteryTicket one for each level, level 0 being the dense network; of any other run one."""
         if (levels := result.found.get("levels")) is None:
-            size = result.found.get("size") or {"density": 1.0, **dict.fromkeys(SIZES, 1.0)}
-            yield with_size(row_of(node, result), size)
+            yield with_size(row_of(node, result), result.found.get("size") or UNPRUNED)
             return
         for level in levels:
             tags = {**node.tags, "level": level["level"]}
@@ -78,7 +76,7 @@ class PruningStudy(Study):
             metrics = {f"metrics/{name}": number(v) for name, v in level.items() if name.startswith("eval/")}
             row = Row(node=node.name, tags=tags, **cost, metrics=metrics)
             if level["level"] == 0:
-                tags["arm"], size = DENSE, {"density": 1.0, **dict.fromkeys(SIZES, 1.0)}
+                tags["arm"], size = DENSE, UNPRUNED
             else:
                 size = level
             yield with_size(row, size)
@@ -165,6 +163,15 @@ class PruningStudy(Study):
     def choice(self) -> str:
         """On which data what matches is chosen."""
         return f"chosen on {'validation data' if self.chosen_by else 'the data that it is reported on'}"
+
+
+def refuse_what_prunes(base: Base, recipe: Recipe) -> None:
+    """Raises an error at an algorithm of the run that prunes, as the study adds one."""
+    from accelerando.algorithms.composer.pruning.sparsity import Pruning
+
+    for part, algorithm in zip(recipe.algorithms, base.algorithms_of(recipe), strict=True):
+        if isinstance(algorithm, Pruning):
+            raise recipe.source.error(part.key, "the study adds what prunes; leave it out")
 
 
 def with_size(row: Row, size: Mapping[str, Any]) -> Row:

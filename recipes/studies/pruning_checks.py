@@ -51,19 +51,27 @@ def origins(name: str, places: Mapping[str, Mapping[str, Any]]) -> dict[str, str
     return each | {here: list(places)[-1]}
 
 
-def check_weights(base: Base, arguments: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises an error where some of them, by the key where they stand, choose no weights that the model has."""
+def check_weights(
+    base: Base, arguments: Mapping[str, Mapping[str, Any]], recipe: Recipe | None = None
+) -> dict[str, tuple[int, int]]:
+    """How many weights each of them, by the key where they stand, chooses, and of how many parameters.
+
+    They are those of the recipe, by default the base run. Raises an error where some choose no weights that it has.
+    """
     from accelerando.algorithms.generators import untouched_generators
     from accelerando.algorithms.pruning import prunable_weights
 
     from ..run.algorithms import in_its_folders
     from ..run.teachers import as_in_training
 
+    recipe, sizes = recipe or base.recipe, {}
     with untouched_generators():
-        model = as_in_training(base.recipe.model, in_its_folders(base.recipe))
+        model = as_in_training(recipe.model, in_its_folders(recipe))
     for key, given in arguments.items():
         with base.source.blame(key, ValueError):
-            prunable_weights(model, **selection(given))
+            chosen = prunable_weights(model, **selection(given)).values()
+        sizes[key] = sum(weight.numel() for weight in chosen), sum(p.numel() for p in model.parameters())
+    return sizes
 
 
 def check_seeds_matter(base: Base, key: str, arguments: Mapping[str, Any]) -> None:

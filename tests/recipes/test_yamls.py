@@ -58,12 +58,13 @@ INTERPOLATIONS = {f"{name}/interpolation" for name in ("digits", "fashion_mnist"
     "cifar10/interpolation_vgg16",
 }
 DIETS = {f"{name}/data_diet" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
+SHRINKBENCHES = {f"{name}/shrinkbench" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")} | {
     "cifar10/generalization_vgg16"
 }
 LAWS = {f"{name}/scaling_law" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -73,6 +74,8 @@ SMALL_SET = [
     )
 ]
 FEW = "eval_subset_num_batches=1"
+SMALL_PAIR = ["pairs.resnet18-imagenet=false", "methods.global-gradient.samples_per_class=2"]
+SMALL_PAIR = [f"study.shrinkbench.{change}" for change in (*SMALL_PAIR, "fine_tuning.global_batch_size=4")]
 CYCLES = ["max_duration=4ba", "study.tradeoff.window=1ba"]
 CYCLES += ["scheduler.multiplicative_cyclic={t_warmup: 1ba, t_period: 1ba}"]
 
@@ -410,6 +413,34 @@ def test_the_length_of_the_data_diet_of_cifar10():
     assert len(nodes) == 676 and round(sum(node.cost for node in nodes)) == 3493
 
 
+def a_small_shrinkbench(name, *but, methods=("global-magnitude", "random")):
+    """One seed, one ratio, one initial model, and these methods; two batches each."""
+    block, given = "study.shrinkbench", load(f"{name}.yaml")[0].study.shrinkbench
+    own = ["seeds=[17]", "compressions=[4]", "fine_tuning.max_duration=2ba"]
+    own += [f"methods.{method}=false" for method in given.methods if method not in methods]
+    own += [f"initials.{initial}=false" for initial in [*given.get("initials", ())][1:]]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+@pytest.mark.parametrize("name", ["digits/shrinkbench", "fashion_mnist/shrinkbench"])
+def test_small_shrinkbench(name, tmp_path):
+    file, *overrides = a_small_shrinkbench(name, FEW, f"folder={tmp_path}")
+    found = run(plan(*load(file, overrides)))
+    assert not found.failures
+    pairs = load(f"{name}.yaml")[0].study.shrinkbench.pairs
+    methods = ("dense", "global-magnitude", "random")
+    assert [(row["pair"], row["method"]) for row in found.rows] == [(pair, one) for pair in pairs for one in methods]
+
+
+def test_the_ratios_that_the_shrinkbench_of_cifar10_reaches():
+    """On other data, as the real ones are large."""
+    data = ["train_data={digits: {resize: null}}", "eval_data={digits: {split: test}}"]
+    data += [f"model.resnet_cifar.{change}" for change in ("in_channels=1", "num_classes=10")]
+    vgg = "study.shrinkbench.pairs.vgg16=false"
+    found = plan(*load("cifar10/shrinkbench.yaml", ["variables.cifar10=/nowhere", "loggers=null", vgg, *data]))
+    assert len(found.nodes({})) == 2 * 2 * (1 + 3 * 5 * 5)
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -500,6 +531,9 @@ def big(tmp_path_factory):
     commands["resnet50/data_diet"] = a_small_diet(
         "resnet50/data_diet", *small, "run_name=resnet50/data_diet", "max_duration=3ba", starts=IMAGENET_DIETS, count=8
     )
+    commands["resnet50/shrinkbench"] = a_small_shrinkbench(
+        "resnet50/shrinkbench", *small, "run_name=resnet50/shrinkbench", *SMALL_PAIR, methods=("global-gradient",)
+    )
     alone = [
         "criteria.random=false",
         "criteria.snip_per_batch.samples_per_class=2",
@@ -556,6 +590,15 @@ def test_stability_under_two_ranks(big):
     assert [row["arm"] for row in rows if row["role"] == "pair"] == ["dense", "tickets", "random"]
     (run,) = (big / "resnet50" / "stability").glob("wandb/offline-run-*")
     assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"stability", "claims"}
+
+
+@pytest.mark.programs
+def test_shrinkbench_under_two_ranks(big):
+    rows = read_table(big / "resnet50" / "shrinkbench" / "table.csv")
+    assert [(row["method"], row.samples) for row in rows] == [("dense", 8), ("global-gradient", 8)]
+    assert rows[1]["compression_ratio"] == pytest.approx(4, rel=1e-3)
+    (run,) = (big / "resnet50" / "shrinkbench").glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/table/*")} >= {"shrinkbench", "claims"}
 
 
 @pytest.mark.programs

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy as Torchmetrics
 from accelerando.algorithms import LabelledPositions, LabelSmoothing, MixUp
 from accelerando.recipes.data.facts import Facts
 from accelerando.recipes.models.classifier import ImageClassifier
-from accelerando.recipes.models.metrics import MaskedAccuracy, MulticlassAccuracy
+from accelerando.recipes.models.metrics import MaskedAccuracy, MulticlassAccuracy, MulticlassTop5Accuracy
 from tiny import CLASSES, loader, masked_lm, network, token_loader, trainer
 
 
@@ -27,6 +27,22 @@ def test_accuracy_is_that_of_torchmetrics():
     ours.reset()
     ours.update(torch.eye(5)[:2], torch.tensor([0, 3]))
     assert ours.compute() == 0.5
+
+
+@pytest.mark.parametrize("classes", [5, 6, 10])
+def test_top5_is_that_of_torchmetrics(classes):
+    ours, theirs = MulticlassTop5Accuracy(classes), Torchmetrics(classes, top_k=5, average="micro", validate_args=False)
+    for rows in (1, 64):
+        logits, labels = torch.randn(rows, classes), torch.randint(classes, (rows,))
+        for metric in (ours, theirs):
+            metric.update(logits, labels)
+    assert torch.equal(ours.compute(), theirs.compute())
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_top5_is_told_of_more_than_five_classes(classes, told):
+    metrics = ImageClassifier(network(), classes, F.cross_entropy, Facts()).get_metrics(is_train=False)
+    assert ("MulticlassTop5Accuracy" in metrics) == told and [*metrics][:2] == ["CrossEntropy", "MulticlassAccuracy"]
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -58,7 +74,11 @@ def test_masked_accuracy_is_that_of_composer():
     assert torch.equal(ours.compute(), theirs.compute()) and ours.total > 24
 
 
-@pytest.mark.parametrize("metric", [MulticlassAccuracy(5), MaskedAccuracy()], ids=lambda metric: type(metric).__name__)
+@pytest.mark.parametrize(
+    "metric",
+    [MulticlassAccuracy(5), MulticlassTop5Accuracy(5), MaskedAccuracy()],
+    ids=lambda metric: type(metric).__name__,
+)
 def test_an_update_asks_nothing_of_the_device(metric):
     """Fake tensors hold nothing that could be looked at."""
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -194,7 +194,7 @@ def test_validation_data_are_evaluated_beside_the_others(config, tmp_path):
         assert same(same_weights, weights)
         alone[name] = result.metrics["metrics/eval/MulticlassAccuracy"]
     assert alone["test"] != alone["validation"]
-    found = {name: value for name, value in both.metrics.items() if name.endswith("Accuracy")}
+    found = {name: value for name, value in both.metrics.items() if name.endswith("MulticlassAccuracy")}
     assert found == {
         "metrics/eval/MulticlassAccuracy": alone["test"],
         "metrics/eval/validation/MulticlassAccuracy": alone["validation"],
