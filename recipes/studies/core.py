@@ -51,6 +51,7 @@ class Train:
         sets: what the study itself sets, on top of them.
         made_from: by key of the run, where in the study's block what the study sets comes from, to blame it there.
         after: names of trainings that must be done before this one begins.
+        made_by: those of them that it hangs on, by default all: as they change, this training becomes another.
         cost: its length, in trainings of the base run.
         tags: what its rows are told apart by.
         problem: why it cannot be trained, if so; then it fails, and the others go on.
@@ -62,6 +63,7 @@ class Train:
     sets: Mapping[str, Any] = field(default_factory=dict)
     made_from: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    made_by: tuple[str, ...] | None = None
     cost: float = 1.0
     tags: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""

@@ -157,6 +157,7 @@ class Distillation(Study):
             sets={"max_duration": length, "seed": seed},
             made_from={"max_duration": "lengths"},
             after=after,
+            made_by=(),
             cost=self._cost(length),
             tags={"arm": PLAIN, "window": 0.0, "seed": seed, "length": length},
         )
@@ -182,6 +183,7 @@ class Distillation(Study):
             plain,
             name=f"{label}{plain.name.removeprefix(PLAIN)}",
             sets={**plain.sets, "algorithms": {"distillation": arguments}},
+            made_by=tuple(teacher.name for teacher in teachers.values()),
             made_from={**plain.made_from, "algorithms.distillation": "distillation"},
             tags={**plain.tags, "arm": arm, "window": window, "teachers": "+".join(teachers)},
         )

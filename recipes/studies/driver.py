@@ -56,14 +56,14 @@ class Runs:
         return self.plan.base.recipe_of(node)
 
     def followed(self, node: Train) -> dict[str, Recipe]:
-        """The recipes of all runs that it follows, directly or not, by name, as far as they are known."""
+        """The recipes of all runs that it hangs on, directly or not, by name, as far as they are known."""
         known = {other.name: other for other in self.nodes if other.changes is not None}
         found: dict[str, Recipe] = {}
-        names = [*node.after]
+        names = [*_makers(node)]
         while names:
             if (name := names.pop()) in known and name not in found:
                 found[name] = self.recipe_of(known[name])
-                names += known[name].after
+                names += _makers(known[name])
         return found
 
     def begin(self, node: Train) -> Recipe:
@@ -107,6 +107,10 @@ class Runs:
     def cost(self) -> float:
         """That of all nodes."""
         return sum(node.cost for node in self.nodes)
+
+
+def _makers(node: Train) -> tuple[str, ...]:
+    return node.after if node.made_by is None else node.made_by
 
 
 def _join_ranks(plan: Plan) -> None:

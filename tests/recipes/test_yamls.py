@@ -233,7 +233,7 @@ def a_small_search_on_distilled_data(name, *but):
 def test_small_search_on_distilled_data(name, but, tmp_path):
     file, *overrides = a_small_search_on_distilled_data(name, *but, FEW, f"folder={tmp_path}")
     found = run(plan(*load(file, overrides)))
-    arms = ["dense", "tickets", "tickets on distilled data"]
+    arms = ["dense", "tickets", "tickets on distilled data", "tickets on as few real images"]
     assert [row["arm"] for row in found.rows if row["role"] == "pair"] == arms
 
 
