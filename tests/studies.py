@@ -50,6 +50,14 @@ def outcome(given):
     return run(plan(given))
 
 
+def trained_whole(folder, given, batches):
+    """The folder of a study that has been trained to its end, by so many batches; what `Watch` sees begins with it."""
+    Watch.reset()
+    assert not outcome(given).failures
+    assert Watch.batches == batches
+    return folder / "study"
+
+
 def weights(folder):
     """Those of the run's newest checkpoint."""
     (file,) = sorted(Path(folder, "checkpoints").glob("ep*.pt"))[-1:]

@@ -128,13 +128,14 @@ def gradient_norms(
 
     def alone(row: int) -> Tensor:
         example = {name: value[row] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[row]
-        weights = {name: value.requires_grad_() for name, value in trained.items()}
         with torch.enable_grad():
-            found = loss_of(weights, moved(example, device), labels[row].to(device))
-        return norm(torch.autograd.grad(found, [*weights.values()], materialize_grads=True))
+            found = loss_of(trained, moved(example, device), labels[row].to(device))
+        return norm(torch.autograd.grad(found, [*trained.values()], materialize_grads=True))
 
     with evaluating(model):
         if not vectorized:
+            for value in trained.values():
+                value.requires_grad_()
             return torch.stack([alone(row) for row in range(len(labels))])
         try:
             return vmap(vmapped, chunk_size=chunk_size)(moved(inputs, device), labels.to(device))

@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .. import untouched
+from ..batches import device_of
 from ..generators import seeded
 from .samples import samples_in
 
@@ -167,7 +168,7 @@ def synflow(
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.abs_()
-    ones = torch.ones(1, *input.shape[1:], dtype=torch.float64, device=next(copied.parameters()).device)
+    ones = torch.ones(1, *input.shape[1:], dtype=torch.float64, device=device_of(copied))
     with seeded(0, _cuda_devices(weights)), torch.enable_grad(), _all_double():
         try:
             outputs = forward(copied, ones)

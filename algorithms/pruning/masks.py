@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -202,7 +203,7 @@ def keep_highest(
 def _threshold(group: Mapping[str, Tensor], kept: int, masks: Mapping[str, Tensor] | None) -> tuple[float, int, int]:
     """The least score that is kept, how many are kept of those that equal it, and how many there are."""
     remaining = _remaining(group, masks)
-    if not isinstance(kept, int):
+    if not isinstance(kept, Integral):
         raise ValueError(f"kept must be a number of weights, or one by layer, got {kept!r}")
     if not 0 <= kept <= remaining:
         where = f"{some([*group])}: " if group else ""

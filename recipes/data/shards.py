@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ class ShardedExamples(Dataset):
     def __init__(self, streamed: Any):
         self.streamed, self.rows = streamed, [*range(streamed.num_samples)]
         self.targets: list[int] | None = None  # in the place of those in the shards
+        self._held: list[int] | None = None  # those, once they are read
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,17 +123,17 @@ class ShardedExamples(Dataset):
     def take(self, places: Sequence[int]) -> None:
         """Leaves these alone, in this order."""
         self.rows = [self.rows[place] for place in places]
-        self.targets = self.targets and [self.targets[place] for place in places]
-
-    @cached_property
-    def _in_shards(self) -> list[int]:
-        from streaming import StreamingDataset
-
-        return [int(StreamingDataset.get_item(self.streamed, row)["y"]) for row in range(self.streamed.num_samples)]
+        self.targets, self._held = (of and [of[place] for place in places] for of in (self.targets, self._held))
 
     def labels(self) -> list[int]:
         """Those in the column `y`, for which each sample is read once, but no image decoded."""
-        return self.targets or [self._in_shards[row] for row in self.rows]
+        from streaming import StreamingDataset
+
+        if self.targets is not None:
+            return self.targets
+        if self._held is None:
+            self._held = [int(StreamingDataset.get_item(self.streamed, row)["y"]) for row in self.rows]
+        return self._held
 
     def digest(self) -> str:
         """That of the shards, where nothing is changed."""

@@ -75,7 +75,7 @@ class KeepsDistilledSet(ForRecipes, Algorithm):
         data: Any = self._examples(state.device)
         dataset = data.dataloader.dataset
         # Others would be read as a whole.
-        told = hasattr(dataset, "tensors") or hasattr(dataset, "samples")
+        told = any(hasattr(dataset, name) for name in ("tensors", "samples", "digest"))
         self._source = {"examples": len(dataset), "digest": data_digest(dataset) if told else ""}
         if self.begin == "real":
             model.distiller.begin_with(as_seen(data, state.device))

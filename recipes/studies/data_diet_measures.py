@@ -11,6 +11,7 @@ from composer.core.precision import get_precision_context
 from composer.devices import Device
 from composer.loggers import Logger
 
+from accelerando.algorithms.batches import device_of
 from accelerando.algorithms.composer.for_recipes import FinishedRun, Folder, ForRecipes, Supply
 from accelerando.algorithms.composer.pruning.lottery import LotteryTicket
 from accelerando.algorithms.composer.pruning.rewound import RewoundScheduler
@@ -23,7 +24,7 @@ from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.algorithms.untouched import copied
 
 from .core import as_time
-from .measured_paths import END, AtEnd, check_paths, device_of, network_of
+from .measured_paths import END, AtEnd, check_paths, network_of
 
 EXAMPLES, MIDPOINTS = "examples", "midpoints"  # in a run's results
 MIDWAY = (0.0, 0.5, 1.0)
@@ -88,7 +89,9 @@ class ExamplesOfTwins(AtEnd):
 
     def _measure(self, state: State, folder: str) -> dict[str, Any]:
         twin = find_snapshot(folder, END)
-        path = linear_path(twin.weights(), find_snapshot(self.own_folder, END).weights(), device=device_of(state))
+        path = linear_path(
+            twin.weights(), find_snapshot(self.own_folder, END).weights(), device=device_of(network_of(state))
+        )
         assert self.examples is not None
         spec, barriers = self.examples(state.device), dict[str, torch.Tensor]()
         with get_precision_context(state.precision):
@@ -151,7 +154,7 @@ class MidpointsOfLevels(AtEnd):
         check_paths(found, MIDPOINTS, {"level", "test"})
 
     def _measure(self, state: State, ends: tuple[Any, Any], masks: Any) -> dict[str, Any]:
-        path = linear_path(*ends, masks=masks or None, device=device_of(state))
+        path = linear_path(*ends, masks=masks or None, device=device_of(network_of(state)))
         curves, _ = self.curves(state, path, len(MIDWAY))
         return {
             how: {name: middle - (start + end) / 2 for name, (start, middle, end) in own.items()}

@@ -69,8 +69,7 @@ class Runs:
     def begin(self, node: Train) -> Recipe:
         """Its recipe, once its folder tells what it follows."""
         recipe = self.recipe_of(node)
-        with recipe.source.blame("folder", OSError):
-            note(recipe, self.followed(node))
+        note(recipe, self.followed(node))
         return recipe
 
     def ready(self) -> list[Train]:

@@ -20,7 +20,12 @@ def note(recipe: Recipe, followed: Mapping[str, Recipe]) -> None:
     """
     refuse_if_changed(recipe, followed)
     text = json.dumps({name: _digest(other) for name, other in sorted(followed.items())}, indent=1)
-    as_rank_zero_finds(lambda: write(recipe.folder / FILE, f"{text}\n".encode()))
+
+    def tell() -> None:
+        with recipe.source.blame("folder", OSError):
+            write(recipe.folder / FILE, f"{text}\n".encode())
+
+    as_rank_zero_finds(tell)
 
 
 def refuse_if_changed(recipe: Recipe, followed: Mapping[str, Recipe]) -> None:
@@ -32,7 +37,7 @@ def refuse_if_changed(recipe: Recipe, followed: Mapping[str, Recipe]) -> None:
             return None
         try:
             was = dict(json.loads(file.read_bytes()))
-        except ValueError:
+        except (ValueError, TypeError):
             return f"{file} is not as it was written"
         changed = [name for name, other in followed.items() if name in was and was[name] != _digest(other)]
         words = f"the run in {recipe.folder} has followed another {', '.join(changed)} than that of now"

@@ -13,6 +13,7 @@ from composer.core import Algorithm, Event, State
 from composer.devices import Device
 from composer.loggers import Logger
 
+from accelerando.algorithms.batches import device_of
 from accelerando.algorithms.composer.for_recipes import FinishedRun, Folder
 from accelerando.algorithms.composer.host import composer_model
 from accelerando.algorithms.connectivity import blocks_of, distance, layers_of, linear_path
@@ -22,7 +23,7 @@ from accelerando.algorithms.progress import Progress
 from accelerando.algorithms.snapshots import SnapshotWriter, find_snapshot
 
 from .interpolation_cells import BEGIN, WHOLE, alone
-from .measured_paths import END, AtEnd, Curves, Found, check_paths, device_of
+from .measured_paths import END, AtEnd, Curves, Found, check_paths, network_of
 
 MEASURED, TOP = "paths", "top"  # in a run's results
 KINDS = {"layers": "layer", "blocks": "block"}
@@ -72,7 +73,7 @@ class PathsOfTraining(AtEnd):
         parts_of(composer_model(state), self.parts, self.named_parts)
 
     def found(self, run: FinishedRun) -> dict[str, Any]:
-        state, device = run.state, device_of(run.state)
+        state, device = run.state, device_of(network_of(run.state))
         ends = {which: find_snapshot(self.own_folder, at).weights() for which, at in (("begin", BEGIN), ("end", END))}
         begin, end = ends.values()
         measured, top = [], {}

@@ -9,6 +9,7 @@ import torch
 from composer.core.precision import get_precision_context
 from composer.devices import Device
 
+from accelerando.algorithms.batches import device_of
 from accelerando.algorithms.composer.for_recipes import FinishedRun
 from accelerando.algorithms.composer.pruning.sparsity import plain_forward
 from accelerando.algorithms.connectivity import (
@@ -24,7 +25,7 @@ from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.algorithms.untouched import copied
 from accelerando.algorithms.validation import check
 
-from .measured_paths import CURVES, END, AtEnd, device_of, masks_of, network_of
+from .measured_paths import CURVES, END, AtEnd, masks_of, network_of
 
 PLANE, HESSIAN = "plane", "hessian"  # in a run's results
 _DECADES = np.logspace(-6, 3, 28)
@@ -75,7 +76,7 @@ class PlaneOfTwins(AtEnd):
         with get_precision_context(state.precision):
             found = evaluate_plane(
                 model,
-                plane_through(ends, device=device_of(state)),
+                plane_through(ends, device=device_of(network_of(state))),
                 self.test(state),
                 CURVES,
                 self.points,

@@ -119,11 +119,6 @@ def network_of(state: State) -> Any:
     return getattr(composer_model(state), "_orig_mod", composer_model(state))
 
 
-def device_of(state: State) -> torch.device:
-    """That on which the network is."""
-    return next(network_of(state).parameters()).device
-
-
 def masks_of(state: State) -> dict[str, torch.Tensor]:
     """Those of the run, if it is pruned."""
     found: dict[str, torch.Tensor] = {}

@@ -7,12 +7,13 @@ from typing import Any
 from composer.core import State
 from composer.devices import Device
 
+from accelerando.algorithms.batches import device_of
 from accelerando.algorithms.composer.for_recipes import FinishedRun
 from accelerando.algorithms.connectivity import disagreement, distance, linear_path
 from accelerando.algorithms.ranks import gathered
 from accelerando.algorithms.snapshots import Snapshot, find_snapshot
 
-from .measured_paths import END, AtEnd, check_paths, device_of, masks_of
+from .measured_paths import END, AtEnd, check_paths, masks_of, network_of
 from .twins import MEASURED
 
 
@@ -48,7 +49,7 @@ class PathsToTwins(AtEnd):
 
     def _measure(self, state: State, twin: Snapshot, own: Snapshot) -> dict[str, Any]:
         ends = twin.weights(), own.weights()
-        path = linear_path(*ends, masks=masks_of(state) or None, device=device_of(state))
+        path = linear_path(*ends, masks=masks_of(state) or None, device=device_of(network_of(state)))
         curves, predicted = self.curves(state, path, self.points)
         rates = gathered(disagreement(*predicted))
         return {

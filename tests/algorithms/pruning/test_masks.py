@@ -2,6 +2,7 @@ import copy
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -135,6 +136,8 @@ def test_what_cannot_be_ranked_or_kept_is_refused_by_name():
     for kept in (0.25, {"layer0": 0.25, "layer1": 3}, "all"):
         with pytest.raises(ValueError, match="kept must be a number of weights, or one by layer, got"):
             keep_highest(scores, kept)
+    for name, mask in keep_highest(scores, np.int64(10)).items():
+        assert torch.equal(mask, masks[name])
     with pytest.raises(ValueError, match=r"layer0.*11 weights cannot be kept of the 10"):
         keep_highest(scores, 11, masks)
     with pytest.raises(ValueError, match="-1 weights"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from studies import Watch, lines, of_pruning, outcome, refused, table, without_seconds
+from studies import Watch, lines, of_pruning, outcome, refused, table, trained_whole, without_seconds
 from torch.nn import functional as F
 
 from accelerando.algorithms.snapshots import find_snapshot
@@ -54,12 +54,10 @@ def study(folder, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A study's folder, and the labels that its runs saw and the rates of their updates, by their names."""
-    Watch.reset()
     folder = tmp_path_factory.mktemp("whole")
-    assert not outcome(study(folder)).failures
-    assert Watch.batches == OF_A_SEED
+    done = trained_whole(folder, study(folder), OF_A_SEED)
     assert dry_run(plan(study(folder))).endswith(f"21 runs, {OF_A_SEED / LENGTH:g} times 4ba; 0 left, 0 times")
-    return folder / "study", Watch.orders, Watch.rates
+    return done, Watch.orders, Watch.rates
 
 
 def kept(folder, name, at="1dur"):

@@ -141,6 +141,10 @@ def test_runs_that_have_followed_another_set_are_no_results(whole, tmp_path):
     (copy,) = folder.glob("tickets-on-distilled-data-level2-*-copy1-seed1")
     told = [*json.loads((copy / "follows.json").read_text())]
     assert told == ["distilling-seed1", "ladder-on-distilled-seed1", copy.name.replace("copy1", "copy0")]
+    for hostile in ("[1, 2]", "7", "{", '"text"'):
+        (folder / "dense-copy1-seed1" / "follows.json").write_text(hostile)
+        with pytest.raises(ConfigError, match="is not as it was written; delete"):
+            dry_run(plan(given))
 
 
 def test_a_set_of_others_is_trained_on_and_nothing_is_distilled(whole, tmp_path):

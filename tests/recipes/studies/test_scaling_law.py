@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from studies import Watch, lines, of_pruning, outcome, refused, table, without_seconds
+from studies import Watch, lines, of_pruning, outcome, refused, table, trained_whole, without_seconds
 
 from accelerando.algorithms.pruning import ScalingLaw, prunable_weights
 from accelerando.recipes.models.builders import lenet_300_100
@@ -46,11 +46,9 @@ def study(folder, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A study's folder."""
-    Watch.reset()
     folder = tmp_path_factory.mktemp("whole")
-    assert not outcome(study(folder)).failures
-    assert Watch.batches == 2 * 4 * OF_ONE
-    return (folder / "study",)
+    done = trained_whole(folder, study(folder), 2 * 4 * OF_ONE)
+    return (done,)
 
 
 def test_a_study_and_what_it_leaves(whole):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from studies import Watch, lines, of_pruning, outcome, refused, results, table, without_seconds
+from studies import Watch, lines, of_pruning, outcome, refused, results, table, trained_whole, without_seconds
 
 from accelerando.algorithms.connectivity import barrier, distance, evaluate_path
 from accelerando.algorithms.pruning import load_masks
@@ -53,11 +53,9 @@ def study(folder, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A study's folder, and what its runs started from, pruned and saw, by their names."""
-    Watch.reset()
     folder = tmp_path_factory.mktemp("whole")
-    assert not outcome(study(folder)).failures
-    assert Watch.batches == OF_A_SEED
-    return folder / "study", Watch.starts, Watch.masks, Watch.orders
+    done = trained_whole(folder, study(folder), OF_A_SEED)
+    return done, Watch.starts, Watch.masks, Watch.orders
 
 
 def copies_of(folder, arm, step):
