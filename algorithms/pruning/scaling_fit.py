@@ -79,7 +79,7 @@ class Problem:
 
 def best_fit(data: Problem, free: np.ndarray) -> np.ndarray:
     """The parameters (5,) of least squares, the best from several starts; those that are not `free` are 0."""
-    least_squares, (low, high) = _imported(), data.bounds
+    low, high = data.bounds
     inside = 1e-3 * (high - low)
 
     def whole(x: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def best_fit(data: Problem, free: np.ndarray) -> np.ndarray:
         theta[0, free] = x
         return theta
 
-    found = least_squares(
+    found = least_squares()(
         lambda x: data.deviations(whole(x))[0],
         np.clip(_best(data, _starts(data, free), free), low + inside, high - inside)[free],
         lambda x: data.linearized(whole(x))[1][0][:, free],
@@ -173,12 +173,13 @@ def _descended(data: Problem, theta: np.ndarray, weights: np.ndarray, free: np.n
     return theta
 
 
-def _imported() -> Callable[..., Any]:
+def least_squares() -> Callable[..., Any]:
+    """SciPy's; ImportError without it."""
     try:
         from scipy.optimize import least_squares
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "scipy":
             raise
         hint = "pip install 'accelerando[fit]'"
-        raise ImportError(f"fit_scaling_law needs SciPy, which is missing: {hint}", name="scipy") from None
+        raise ImportError(f"a fit needs SciPy, which is missing: {hint}", name="scipy") from None
     return least_squares

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..validation import check
-from .scaling_fit import GAMMA, NAMES, Problem, best_fit, limit_fits, refits
+from .scaling_fit import GAMMA, NAMES, Problem, best_fit, least_squares, limit_fits, refits
 from .scaling_measurements import Measurements
 
 LEVEL = 0.05
@@ -36,7 +36,10 @@ NO_PLACE = "eps_up is not told, with which it varies"
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingLaw:
-    """The law with its five constants; without phi and psi that of one network, where `p` is a density."""
+    """The law with its five constants; without phi and psi that of one network, where `p` is a density.
+
+    ValueError where eps_up or gamma is not above 0.
+    """
 
     eps_up: float
     gamma: float
@@ -44,9 +47,17 @@ class ScalingLaw:
     phi: float = 0.0
     psi: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in NAMES[:2]:
+            check("ScalingLaw", name, (value := getattr(self, name)) > 0, "above 0", value)
+
     def error(self, dense_error: ArrayLike, density: ArrayLike, depth: ArrayLike = 1, width: ArrayLike = 1) -> Any:
-        """The error of the pruned network, a fraction; of numbers, or of arrays (points,)."""
+        """The error of the pruned network, a fraction; of numbers, or of arrays (points,).
+
+        ValueError where a dense network has no error above 0, of which the law says nothing.
+        """
         eps_np, m = np.asarray(dense_error, dtype=float), self.invariant(density, depth, width)
+        check("ScalingLaw", "dense_error", (eps_np > 0).all(), "above 0", dense_error)
         with np.errstate(divide="ignore"):
             s, t = 2 * np.log(m), 2 * np.log(self.p)
         up = t + 2 / self.gamma * np.log(self.eps_up / eps_np)
@@ -61,10 +72,12 @@ class ScalingLaw:
         """The least density with that error: up to 1, 0 for one of the plateau, infinite where no density has it."""
         eps, eps_np = np.asarray(error, dtype=float), np.asarray(dense_error, dtype=float)
         with np.errstate(divide="ignore", invalid="ignore"):
-            q, up = (np.exp(2 / self.gamma * np.log(each / eps_np)) for each in (eps, self.eps_up))
-            m = self.p * np.sqrt(np.maximum(up - q, 0) / (q - 1))
-        m = np.where(q > 1, m, math.inf)  # the dense network itself has what was measured of it
-        return np.where(eps >= eps_np, np.minimum(m / self.invariant(1, depth, width), 1), math.inf)
+            q, up = (2 / self.gamma * np.log(each / eps_np) for each in (eps, self.eps_up))
+            # (m / p)^2 = (exp(up) - exp(q)) / (exp(q) - 1), where exp(up) may be beyond all numbers
+            log_m = np.log(self.p) + (up - q + np.log(-np.expm1(np.minimum(q - up, 0))) - np.log(-np.expm1(-q))) / 2
+        least = np.minimum(log_m - np.log(self.invariant(1, depth, width)), 0)
+        least = np.where(q > 0, least, 0)  # the dense network itself has what was measured of it
+        return np.where(eps >= eps_np, np.exp(least), math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +249,21 @@ def _interval(values: Sequence[float], groups: int) -> tuple[float, float]:
 
 
 def fit_power_law(measured: Measurements) -> PowerLaw:
-    """By least squares of logarithms; what does not vary has an exponent of 0, or shares one."""
-    terms = _logarithms(*measured.arguments)
-    found, *_ = np.linalg.lstsq(terms, np.log(measured.error), rcond=1e-9)
-    return PowerLaw(logarithms=tuple(found.tolist()))
+    """By least squares of the relative deviations, as the law; what does not vary has an exponent of 0, or shares one.
+
+    Raises ImportError without SciPy.
+    """
+    terms, logarithms = _logarithms(*measured.arguments), np.log(measured.error)
+    _, varies, directions = np.linalg.svd(terms, full_matrices=False)
+    told = directions[varies > 1e-9 * varies[0]].T
+    own = terms @ told
+
+    def ratios(x: np.ndarray) -> np.ndarray:
+        return np.exp(own @ x - logarithms)
+
+    start = np.linalg.lstsq(own, logarithms)[0]
+    found = least_squares()(lambda x: ratios(x) - 1, start, lambda x: ratios(x)[:, None] * own)
+    return PowerLaw(logarithms=tuple((told @ found.x).tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,10 @@ class Measurements:
 
     def __post_init__(self) -> None:
         size = len(self.error)
+        object.__setattr__(self, "configuration", np.asarray(self.configuration))
         check("Measurements", "error", size, "of one point or more", size)
+        names = self.configuration.shape
+        check("Measurements", "configuration", names == (size,), f"{size} names, as of error", names)
         for name in (*SHARES, *SIZES):
             values = np.asarray(getattr(self, name), dtype=float)
             object.__setattr__(self, name, values)
@@ -74,8 +77,8 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
     Each further line is a network at a density, with the columns `density` (share of the prunable weights that is kept)
     and `error` (a fraction: 1 - accuracy); and, where they are needed, `dense_error`, of the unpruned network, without
     which each configuration needs a line of density 1; `depth` and `width`, in any units, for several configurations;
-    `configuration`, a name, by default told from `depth`, `width` and `examples` (of the training data). Lines of one
-    configuration and density, such as those of several seeds, are averaged. Other columns are left aside.
+    `configuration`, a name, by default told from `depth`, `width` and `examples` (how many the training data have).
+    Lines of one configuration and density, such as those of several seeds, are averaged. Other columns are left aside.
 
     Raises ValueError, in one line with the file, and the line in it, for what is no such file.
     """
@@ -86,6 +89,8 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
         raise ValueError(f"{path}: no line below the names")
     points = []
     for name, by_density in cells.items():
+        if len({tuple(one[key] for key in SIZES if key in one) for own in by_density.values() for one in own}) > 1:
+            raise ValueError(f"{path}: {name or 'the network'} has several depths or widths; expected one of each")
         means = {d: {key: float(np.mean([v[key] for v in own])) for key in own[0]} for d, own in by_density.items()}
         for density, mean in sorted(means.items(), reverse=True):
             if len(cells) > 1 and not {*SIZES} <= mean.keys():
@@ -112,9 +117,15 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, float]
                     raise ValueError(f"{path}: no column {name}; expected density, error, dense_error, depth, width")
             for line in lines:
                 place = f"{path}, line {lines.line_num}"
+                if None in line or None in line.values():
+                    raise ValueError(f"{place}: has another number of columns than the first line")
                 values = {name: _number(line, name, place) for name in (*SHARES, *SIZES) if name in header}
-                name = ", ".join(f"{key} {line[key]}" for key in TELL_APART if key in header)
-                yield str(line["configuration"]) if "configuration" in header else name, values
+                if "configuration" in header:
+                    name = line["configuration"].strip()
+                else:  # by their numbers, as 8 and 8.0 are one depth
+                    known = {key: _number(line, key, place) for key in TELL_APART if key in header}
+                    name = ", ".join(f"{key} {value:.15g}" for key, value in known.items())
+                yield name, values
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no CSV file; {error}") from error
 

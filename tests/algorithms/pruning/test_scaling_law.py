@@ -66,6 +66,9 @@ def test_the_density_of_an_error_is_the_inverse():
     density = KNOWN.density([0.1, 0.3, 0.6], 0.08, 14, 8)
     np.testing.assert_allclose(KNOWN.error(0.08, density, 14, 8), [0.1, 0.3, 0.6], rtol=1e-9)
     assert KNOWN.density([0.07, 0.08, 0.95], 0.08, 14, 8).tolist() == [math.inf, 1.0, 0.0]
+    cliff = ScalingLaw(eps_up=0.9, gamma=0.02, p=1e-3)  # of which (eps_up / eps_np)^(2 / gamma) is no number
+    assert cliff.error(1e-4, cliff.density([0.8, 0.85], 1e-4)) == pytest.approx([0.8, 0.85])
+    assert cliff.density([0.9, 1.0], 1e-4).tolist() == [0.0, 0.0]
 
 
 def test_known_constants_are_recovered():
@@ -156,6 +159,12 @@ def test_a_power_law_has_its_exponents():
     power = 0.3 * found.dense_error**0.5 * found.density**-0.2 * found.depth**-0.1 * found.width**-0.3
     logarithms = fit_power_law(replace(found, error=power)).logarithms
     assert logarithms == pytest.approx([math.log(0.3), 0.5, -0.2, -0.1, -0.3])
+    spread = 1 + 0.3 * np.random.default_rng(0).normal(size=len(power))
+    noisy = replace(found, error=np.clip(power * spread, 1e-3, 1))  # by the relative deviations, as the law's own
+    terms = np.stack([np.ones(len(power)), *map(np.log, noisy.arguments)], axis=1)
+    left = np.exp(terms @ fit_power_law(noisy).logarithms) / noisy.error - 1
+    assert np.abs(terms.T @ (left * (left + 1))).max() < 1e-4 * len(power)  # the gradient of the sum of their squares
+    assert fit_power_law(replace(found, error=power, depth=np.ones(len(power)))).logarithms[3] == pytest.approx(0)
     law, plain = fit_scaling_law(found, 1).law, fit_power_law(found)
     assert deviations(plain, found).deviation > 0.1 > deviations(law, found).deviation
 
@@ -181,7 +190,7 @@ def test_the_smallest_network_is_that_of_a_search():
 
 LINES = """depth,width,examples,seed,density,error,more
 8,4,100,1,1,0.1,x
-8,4,100,2,1,0.2,x
+8.0,4, 100,2,1,0.2,x
 8,4,100,1,0.5,0.2,x
 8,4,100,2,0.5,0.3,x
 8,4,50,1,1,0.3,x
@@ -214,7 +223,10 @@ def test_measurements_from_a_file(tmp_path):
         ("density,error,dense_error\n0.5,0.2,0.1\n0.4,0,0.1\n", "line 3: error is 0; expected a number"),
         ("density,error,dense_error\n0.5,nan,0.1\n", "line 2: error is nan; expected"),
         ("density,error,dense_error\n50,0.2,0.1\n", "line 2: density is 50; expected a number above 0 and up to 1"),
-        ("density,error,dense_error\n0.5\n", "line 2: error is None; expected a number"),
+        ("density,error,dense_error\n0.5\n", "line 2: has another number of columns than the first line"),
+        ("density,error,dense_error\n.5,.2,.1,\n", "line 2: has another number of columns than the first line"),
+        ("configuration,depth,density,error\na,1,1,.1\na,2,.5,.2\n", "a has several depths or widths; expected one"),
+        ("examples,density,error,dense_error\nall,.5,.2,.1\n", "line 2: examples is 'all'; expected a number"),
         ("configuration,density,error,dense_error\na,.5,.2,.1\nb,.5,.2,.1\n", "2 configurations; expected columns"),
         ("depth,density,error,dense_error\n0,.5,.2,.1\n", "line 2: depth is 0; expected a number above 0"),
         ("density,error\n0.5,\xff\n", "no CSV file; "),
@@ -234,6 +246,13 @@ def test_what_cannot_be_fitted_is_refused(monkeypatch):
         fit_scaling_law(few)
     with pytest.raises(ValueError, match=r"error must be above 0 and up to 1, got \[1\.5\]"):
         replace(few, error=few.error * 0 + 1.5)
+    with pytest.raises(ValueError, match=r"configuration must be 3 names, as of error, got \(2,\)"):
+        replace(few, configuration=["a", "b"])
+    assert replace(few, configuration=["a", "b", "a"]).configurations == ["a", "b"]
+    with pytest.raises(ValueError, match="ScalingLaw: gamma must be above 0, got -1"):
+        ScalingLaw(eps_up=0.9, gamma=-1, p=1)
+    with pytest.raises(ValueError, match="ScalingLaw: dense_error must be above 0, got 0"):
+        KNOWN.error(0, 0.5)
     with pytest.raises(ValueError, match="error must be above 0 and below 1, got 1"):
         smallest_network(fit_scaling_law(measured(), 1), [], 1)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
