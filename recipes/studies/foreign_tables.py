@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class Line:
         except ValueError as error:
             raise ValueError(f"{self.place}: {name} is {text!r}; expected a number") from error
 
+    def share(self, name: str, least: float = 0) -> float:
+        """The number in that column, which must be from `least` to 1, or NaN."""
+        if not math.isnan(value := self.number(name)) and not least <= value <= 1:
+            raise ValueError(f"{self.place}: {name} is {value:g}; expected a share, from {least} to 1")
+        return value
+
 
 def lines_of(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Line]:
     """The lines of a CSV that has these columns; raises OSError, or ValueError where it has not, or has no lines."""
@@ -37,7 +44,7 @@ def lines_of(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Line]
             if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
                 raise ValueError(f"{path}: has no column {lacking[0]}; expected {', '.join(columns)}")
             lines = [Line(f"{path}, line {reader.line_num}", cells) for cells in reader]
-        except csv.Error as error:
+        except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not readable as CSV; {error}") from error
     if not lines:
         raise ValueError(f"{path}: has no lines below its columns")

@@ -165,13 +165,17 @@ class PruningStudy(Study):
         return f"chosen on {'validation data' if self.chosen_by else 'the data that it is reported on'}"
 
 
-def refuse_what_prunes(base: Base, recipe: Recipe) -> None:
-    """Raises an error at an algorithm of the run that prunes, as the study adds one."""
+def refuse_what_prunes(base: Base, recipe: Recipe, place: str = "") -> None:
+    """Raises an error at an algorithm of the run that prunes, as the study adds one.
+
+    The run's algorithms stand at `place` in the study's block, such as "fine_tuning.", if that is given.
+    """
     from accelerando.algorithms.composer.pruning.sparsity import Pruning
 
     for part, algorithm in zip(recipe.algorithms, base.algorithms_of(recipe), strict=True):
         if isinstance(algorithm, Pruning):
-            raise recipe.source.error(part.key, "the study adds what prunes; leave it out")
+            source = base.source if place else recipe.source
+            raise source.error(f"{place}{part.key}", "the study adds what prunes; leave it out")
 
 
 def with_size(row: Row, size: Mapping[str, Any]) -> Row:

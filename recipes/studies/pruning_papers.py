@@ -56,9 +56,9 @@ def read_results(path: str | os.PathLike[str]) -> list[Published]:
 
 
 def _published(line: Line) -> Published:
-    number = line.number
-    dense1, change1 = _first(number("OrigTop1"), 1 - number("OrigErr1")), number("dTop1")
-    top1 = _first(number("Top1"), 1 - number("Err1"), dense1 + change1)
+    number, share = line.number, line.share
+    dense1, change1 = _first(share("OrigTop1"), 1 - share("OrigErr1")), share("dTop1", least=-1)
+    top1 = _first(share("Top1"), 1 - share("Err1"), dense1 + change1)
     return Published(
         paper=line["Paper"],
         pair=f"{line['Model']} on {line['Dataset']}",
@@ -74,9 +74,9 @@ def _published(line: Line) -> Published:
 
 def _ratio(line: Line, told: str, whole: str, left: str, kept: str, saved: str) -> float:
     """As the paper tells it, or from what is kept, or saved."""
-    size = line.number(whole)
-    shares = line.number(left) / size if size > 0 else math.nan, line.number(kept), 1 - line.number(saved)
-    return _first(line.number(told), *(1 / share if share > 0 else math.nan for share in shares))
+    size, ratio = line.number(whole), line.number(told)
+    shares = line.number(left) / size if size > 0 else math.nan, line.share(kept), 1 - line.share(saved)
+    return _first(ratio if ratio > 0 else math.nan, *(1 / share if share > 0 else math.nan for share in shares))
 
 
 def read_papers(path: str | os.PathLike[str]) -> dict[str, list[str]]:

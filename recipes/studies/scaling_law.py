@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config.errors import REFUSALS
+from ..config.errors import show
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, lower_is_better, named, refuse_twice
-from .pruning import PruningStudy
-from .pruning_checks import check_rewind, selection
+from .core import FIXED, Base, Changes, Train, duration, lower_is_better, named, refuse_twice
+from .pruning import PruningStudy, refuse_what_prunes
+from .pruning_checks import check_rewind, check_weights
 from .scaling_law_cells import TOLD, Family, families_of, lines_of, table_of
 from .table import Row
 from .tickets import Ladder, checked_ladder
@@ -75,36 +75,32 @@ class ScalingLaw(PruningStudy):
             ladder = checked_ladder(base, name, {LADDER: self.ladder})
             node = replace(ladder.node(self.seeds[0]), changes=changes, key=f"configurations.{name}")
             recipe = base.recipe_of(node)
+            base.needs_evaluation(recipe, "the law is of the errors there")
+            refuse_what_prunes(base, base.recipe_of(replace(node, sets={})))
+            base.metric_of(recipe, self.metric)
+            own, whole = duration(recipe), duration(base.recipe)
             cost = 1 + ladder.levels * (1 - check_rewind(source, LADDER, ladder.arguments, recipe))
+            cost *= own.value / whole.value if own.unit == whole.unit else 1.0
             sizes = self._sizes(base, node, recipe, ladder)
             self._nodes[name] = ladder, replace(node, cost=cost, tags={"arm": name, **sizes})
 
     def _sizes(self, base: Base, node: Train, recipe: Recipe, ladder: Ladder) -> dict[str, Any]:
         """The family, l, w and n of a configuration, told or counted, and how many weights can be pruned."""
-        from accelerando.algorithms.generators import untouched_generators
-        from accelerando.algorithms.pruning import prunable_weights
-
-        name, model = ladder.name, recipe.model
-        told = self._told[name]
-        for key, value in told.items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise base.source.error(f"{node.key}.{key}", f"{value!r} given; expected a number above 0")
-        for key in ("depth", "width"):
-            defaults = {p.name: p.default for p in inspect.signature(model.target).parameters.values()}
-            found = told.get(key, model.arguments.get(key, defaults.get(key)))
-            if not isinstance(found, int | float):
-                hint = f"the model has no argument {key}; tell the law's, such as {{{key}: 8, ...}}"
+        model, told = recipe.model, self._told[ladder.name]
+        defaults = {p.name: p.default for p in inspect.signature(model.target).parameters.values()}
+        sizes = dict[str, Any]()
+        for key in TOLD:
+            if key in told:
+                sizes[key], hint = told[key], f"{show(told[key])} given; expected a number above 0"
+            elif key == "examples":
+                sizes[key], hint = self._examples(base, node, recipe), "there are none"
+            else:
+                sizes[key] = model.arguments.get(key, defaults.get(key))
+                hint = f"the model has no argument {key} above 0; tell the law's, such as {{{key}: 8, ...}}"
+            if not isinstance(size := sizes[key], int | float) or isinstance(size, bool) or not size > 0:
                 raise base.source.error(f"{node.key}.{key}", hint)
-            told[key] = found
-        if "examples" not in told:
-            told["examples"] = self._examples(base, node, recipe)
-        with untouched_generators(), base.source.blame(LADDER, *REFUSALS):
-            weights = prunable_weights(model.build(), **selection(ladder.arguments))
-        return {
-            "family": model.key.partition(".")[2],
-            **told,
-            "weights": sum(weight.numel() for weight in weights.values()),
-        }
+        ((weights, _),) = check_weights(base, {LADDER: ladder.arguments}, recipe).values()
+        return {"family": model.key.partition(".")[2], **sizes, "weights": weights}
 
     def _examples(self, base: Base, node: Train, recipe: Recipe) -> int:
         """Those of the training data, which are built once for all configurations that have the same."""

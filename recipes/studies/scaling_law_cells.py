@@ -36,6 +36,22 @@ RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallestMeasured:
+    """The least number of weights with which an error was measured, infinite where none was.
+
+    It is but a bound (`at_most`) where a ladder ends before its networks are worse.
+    """
+
+    weights: float
+    at_most: bool
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.weights):
+            return "none"
+        return f"{'at most ' * self.at_most}{self.weights:,.0f}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """The networks of one model, by their points, means over seeds.
 
@@ -46,9 +62,8 @@ class Family:
         fitted_on: the configurations that the joint law was fitted on.
         law, power: the joint law and the plain power law; None where there are too few points.
         singles: the laws of single configurations.
-        smallest: by wanted error the smallest network by the law, and how many weights the smallest has that was
-            measured, infinite where none was.
-        left_out: points without an error above 0.
+        smallest: by wanted error the smallest network by the law, and the smallest that was measured.
+        left_out: points that lack an error above 0, or some of the seeds.
     """
 
     name: str
@@ -60,7 +75,7 @@ class Family:
     law: FittedLaw | None
     power: PowerLaw | None
     singles: Mapping[str, FittedLaw]
-    smallest: Mapping[float, tuple[Smallest | None, float]]
+    smallest: Mapping[float, tuple[Smallest | None, SmallestMeasured]]
     left_out: Sequence[str]
 
     @property
@@ -83,8 +98,9 @@ def _family(
     points: list[tuple[Any, ...]] = []
     networks, left_out = dict[str, PrunableNetwork](), list[str]()
     for (arm,), own in groups(rows, "arm").items():
-        levels = {level: _of_level(of_level, metric) for (level,), of_level in groups(own, "level").items()}
-        first = own[0]
+        by_level, first = groups(own, "level"), own[0]
+        seeds = len(by_level.get((0,), ()))
+        levels = {level: _of_level(of_level, metric, seeds) for (level,), of_level in by_level.items()}
         if not 0 < (dense := levels.pop(0, (math.nan,))[0]) < math.inf:
             left_out.append(f"{arm} (no error of the dense network above 0)")
             continue
@@ -125,30 +141,34 @@ def _family(
     )
 
 
-def _of_level(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
-    """The mean error over seeds, the standard error of that relative to it, and the density."""
-    mean, deviation = mean_and_deviation([1 - row.metrics.get(metric, math.nan) for row in rows])
+def _of_level(rows: Sequence[Row], metric: str, seeds: int) -> tuple[float, float, float]:
+    """The mean error over seeds, the standard error of that relative to it, and the density.
+
+    It is NaN where some seeds have not come that far: those that have may be the better ones.
+    """
+    errors = [1 - row.metrics.get(metric, math.nan) for row in rows]
+    mean, deviation = mean_and_deviation(errors if len(rows) == seeds else [math.nan])
     noise = deviation / math.sqrt(len(rows)) / mean if mean > 0 else math.nan
     return mean, noise, float(np.mean([row["density"] for row in rows]))
 
 
-def _smallest_measured(measured: Measurements, networks: Mapping[str, PrunableNetwork], error: float) -> float:
-    """The least number of weights with that error: between two levels by interpolation, of the logarithms of both."""
-    least = math.inf
+def _smallest_measured(
+    measured: Measurements, networks: Mapping[str, PrunableNetwork], error: float
+) -> SmallestMeasured:
+    """The sparsest levels that have the error; up to the next one by interpolation, of the logarithms of both."""
+    least, at_most = math.inf, False
     for name, network in networks.items():
-        if network.dense_error > error:
+        own = measured.configuration == name
+        x, y = np.log([*measured.density[own], 1.0]), np.log([*measured.error[own], network.dense_error])
+        order = x.argsort()
+        x, y = x[order], y[order] - math.log(error)
+        if not (y <= 0).any():
             continue
-        own = measured.of([name]) if name in measured.configurations else None
-        x, y = [0.0], [math.log(network.dense_error)]
-        for density, value in zip(own.density, own.error, strict=True) if own else ():  # from the densest on
-            x, y = [*x, math.log(density)], [*y, math.log(value)]
-            if value > error:
-                share = (math.log(error) - y[-2]) / (y[-1] - y[-2])
-                least = min(least, network.weights * math.exp(x[-2] + share * (x[-1] - x[-2])))
-                break
-        else:
-            least = min(least, network.weights * math.exp(x[-1]))
-    return least
+        i = int((y <= 0).argmax())
+        at_most |= i == 0
+        place = x[i] + (x[i - 1] - x[i]) * y[i] / (y[i] - y[i - 1]) if i else x[0]
+        least = min(least, network.weights * math.exp(place))
+    return SmallestMeasured(weights=least, at_most=at_most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +285,10 @@ def noise_of(family: Family) -> float:
 def _smallest(family: Family) -> str:
     lines = [["error", "smallest network", "density", "weights", "95 %", "of the laws", "measured"]]
     for error, (found, measured) in family.smallest.items():
-        own = [f"{measured:,.0f}" if math.isfinite(measured) else "none"]
         if found is None:
-            lines.append([f"{error:g}", "none", "", "", "", "", *own])
+            lines.append([f"{error:g}", "none", "", "", "", "", str(measured)])
             continue
         interval = " to ".join(f"{bound:,.0f}" for bound in (found.low, found.high))
         cells = [found.network.name, percent(found.density), f"{found.weights:,.0f}", interval, percent(found.agree)]
-        lines.append([f"{error:g}", *cells, *own])
+        lines.append([f"{error:g}", *cells, str(measured)])
     return aligned(lines, left=("smallest network",))

@@ -6,39 +6,42 @@ Intervals are those of resampled configurations, as the points of one configurat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from accelerando.algorithms.pruning.scaling_law import best_law, deviations
+from accelerando.algorithms.pruning.scaling_law import ScalingLaw, best_law, deviations, relative_deviations
 
 from .claims import Claim, Verdict, judge
-from .scaling_law_cells import CONSTANTS, Family, Spread, by_configuration, noise_of, spread_of
+from .scaling_law_cells import ALONE, CONSTANTS, Family, Spread, by_configuration, noise_of, spread_of
 from .statistics import bootstrap, difference
 
 QUOTED = "arXiv:2006.10621, as others quote it"
 ABSTRACT = "arXiv:2006.10621, abstract"
-MEAN, ALONE, JOINTLY = 0.02, 0.04, 0.06  # relative errors
+MEAN, SINGLY, JOINTLY = 0.02, 0.04, 0.06  # relative errors
 ENOUGH, CHANGE, DRAWS = 15, 0.01, 20  # configurations; of the deviation; subsets
 STEEP = 0.5  # the share of gamma that the law's slope is in the region of the power law
 NEAR = 0.25  # of the number of weights
-TOO_FEW = "too few points to fit the law on"
+POINTS = 2  # for each constant at least: fewer points lie near to any law that is fitted to them
+TOO_FEW = f"too few points, which must be {POINTS} for each of the law's constants"
 UNTOLD: Verdict = "cannot be told here"
 
 
 def claims_of(family: Family) -> Iterator[Claim]:
     """The verdicts on one family's law."""
-    measured, law = family.measured, family.law
-    own = [by_configuration(one.law, measured, [name])[0] for name, one in family.singles.items()]
+    if family.law and family.law.within.points < POINTS * CONSTANTS:
+        family = replace(family, law=None)
+    jointly = dict.fromkeys(family.measured.configurations, family.law.law) if family.law else {}
+    alone = {name: one.law for name, one in family.singles.items() if one.within.points >= POINTS * ALONE}
     claim = "The law of a single configuration errs by less than 2 % in the mean, with a deviation below 4 %."
-    yield _bounded(claim, own, ALONE, family)
+    yield _bounded(claim, alone, [*alone], SINGLY, family)
     claim = "One law of all configurations errs by less than 2 % in the mean, with a deviation below 6 %."
-    yield _bounded(claim, by_configuration(law.law, measured, family.fitted_on) if law else [], JOINTLY, family)
+    yield _bounded(claim, jointly, family.fitted_on, JOINTLY, family)
     if family.predicted:
         claim = "It predicts networks that it was not fitted on: less than 2 % in the mean, a deviation below 6 %."
-        yield _bounded(claim, by_configuration(law.law, measured, family.predicted) if law else [], JOINTLY, family)
+        yield _bounded(claim, jointly, family.predicted, JOINTLY, family)
     yield _suffice(family)
     yield _invariant(family)
     yield _of_another_nature(family)
@@ -46,17 +49,28 @@ def claims_of(family: Family) -> Iterator[Claim]:
         yield _smallest(family)
 
 
-def _bounded(claim: str, values: Sequence[np.ndarray], limit: float, family: Family) -> Claim:
-    if not values:
+def _bounded(claim: str, laws: Mapping[str, ScalingLaw], names: Sequence[str], limit: float, family: Family) -> Claim:
+    """The verdict on how far the laws of these configurations are off.
+
+    It does not hold where the dense networks' errors are as near to what was measured, as any law would be there.
+    """
+    if not laws:
         return Claim(claim=claim, source=QUOTED, measured="nothing", verdict=UNTOLD, why=TOO_FEW)
-    found, noise = spread_of(values), noise_of(family)
-    below = max(map(abs, found.of_mean)) < MEAN and found.of_deviation[1] < limit
+    parts = [(laws[name], family.measured.of([name])) for name in names]
+    found, noise = spread_of([relative_deviations(law, own) for law, own in parts]), noise_of(family)
+    below = _is_within(found, limit)
     above = min(found.of_mean) > MEAN or max(found.of_mean) < -MEAN or found.of_deviation[0] > limit
     verdict, why = _verdict(found, below, above)
     if verdict != "holds" and not noise < limit:
         what = "are not known, of one seed" if math.isnan(noise) else f"are {noise:.1%} by themselves"
         verdict, why = UNTOLD, f"the standard errors of what was measured {what}"
+    if verdict == "holds" and _is_within(spread_of([own.dense_error / own.error - 1 for _, own in parts]), limit):
+        verdict, why = UNTOLD, "the errors are as near to those of the dense networks; prune further"
     return Claim(claim=claim, source=QUOTED, measured=str(found), verdict=verdict, why=why)
+
+
+def _is_within(found: Spread, limit: float) -> bool:
+    return max(map(abs, found.of_mean)) < MEAN and found.of_deviation[1] < limit
 
 
 def _verdict(found: Spread, holds: bool, fails: bool) -> tuple[Verdict, str]:
@@ -83,7 +97,7 @@ def _suffice(family: Family) -> Claim:
     if not found:
         return Claim(claim=claim, source=QUOTED, measured="nothing", verdict=UNTOLD, why=TOO_FEW)
     low, middle, high = np.quantile(found, (0.025, 0.5, 0.975))
-    verdict: Verdict = "holds" if high < CHANGE else "fails" if low > CHANGE and count >= ENOUGH else UNTOLD
+    verdict: Verdict = "holds" if max(high, -low) < CHANGE else "fails" if low > CHANGE and count >= ENOUGH else UNTOLD
     drawn = f"{len(found)} times {count} of {len(names)} configurations"
     text = f"{drawn}: deviation over all {middle:+.2%} (95 % {low:+.2%} to {high:+.2%}) above {of_all:.2%}"
     why = f"by {len(found)} random subsets" if verdict != UNTOLD else f"{len(names)} configurations do not tell more"
@@ -99,12 +113,11 @@ def _invariant(family: Family) -> Claim:
     m = found.invariant(*measured.arguments[1:])
     up = (m / found.p) ** 2, (found.eps_up / measured.dense_error) ** (2 / found.gamma)
     steep = up[1] / (up[0] + up[1]) - 1 / (1 + up[0]) >= STEEP
-    equal = [_apart(family, steep, np.log(x)) for x in (m, measured.density)]
-    told = [each for each in equal if each[1].any()]
-    if len(told) < 2:
-        hint = f"in the region of the power law there are not two of {len(names)} configurations with the same m*"
+    at_m, at_density = (_apart(family, steep, np.log(x)) for x in (m, measured.density))
+    if np.count_nonzero(at_m[1].any(1)) < 3:  # two have no interval
+        hint = f"in the region of the power law there are not three of {len(names)} configurations with the same m*"
         return Claim(claim=claim, source=ABSTRACT, measured="nothing", verdict=UNTOLD, why=hint)
-    (value, low, high), at_density = ((_root(*each), *_resampled(*each)) for each in told)
+    value, (low, high) = _root(*at_m), _resampled(*at_m)
     verdict: Verdict = "holds" if high < JOINTLY else "fails" if low > JOINTLY else UNTOLD
     noise = noise_of(family)
     why = "by the interval of resampled configurations"
@@ -112,7 +125,9 @@ def _invariant(family: Family) -> Claim:
         why = f"{why}, which holds {JOINTLY:.0%}"
     if verdict != "holds" and not noise < JOINTLY:
         verdict, why = UNTOLD, "the standard errors of what was measured are as large, or not known of one seed"
-    text = f"at equal m* {value:.1%} (95 % {low:.1%} to {high:.1%}), at equal density {at_density[0]:.1%}"
+    text = f"at equal m* {value:.1%} (95 % {low:.1%} to {high:.1%})"
+    if at_density[1].any():
+        text += f", at equal density {_root(*at_density):.1%}"
     return Claim(claim=claim, source=ABSTRACT, measured=text, verdict=verdict, why=why)
 
 
@@ -165,11 +180,13 @@ def _smallest(family: Family) -> Claim:
     claim = "The number of weights of the smallest network with a wanted error is predicted within 25 %."
     words, verdicts = list[str](), list[Verdict]()
     for error, (found, measured) in family.smallest.items():
-        if found is None or not math.isfinite(measured):
+        if found is None or not math.isfinite(measured.weights) or measured.at_most:
             lacking = "by the law no network has it" if found is None else "no network that was measured has it"
+            if found and math.isfinite(measured.weights):
+                lacking = f"a ladder ends before its networks are worse, and the smallest has {measured}"
             words.append(f"{error:g} (not counted: {lacking})")
             continue
-        value, low, high = (weights / measured - 1 for weights in (found.weights, found.low, found.high))
+        value, low, high = (weights / measured.weights - 1 for weights in (found.weights, found.low, found.high))
         is_near, is_far = max(abs(low), abs(high)) < NEAR, low > NEAR or high < -NEAR
         verdicts.append("holds" if is_near else "fails" if is_far else UNTOLD)
         words.append(f"{error:g} {value:+.0%} (95 % {low:+.0%} to {high:+.0%})")

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config.errors import REFUSALS
+from ..config.errors import REFUSALS, show
 from ..config.recipe import Recipe
 from .claims import Claim
 from .core import FIXED, Base, Changes, Study, Train, duration, named, refuse_twice, row_of
@@ -65,13 +65,18 @@ class ShrinkBench(Study):
     def prepare(self, base: Base) -> None:
         from .shrinkbench_methods import checked_method
 
-        source, wanted = base.source, self.metric
+        source = base.source
         self._pairs = named(source, "pairs", self.pairs, FIXED)
         self._initials = named(source, "initials", self.initials, (*FIXED, *OF_PAIR))
         for inner in {*FIXED, *OF_PAIR, "start"} & self.fine_tuning.keys():
             raise source.error(f"fine_tuning.{inner}", "the study sets it for every run; leave it out")
+        algorithms = self.fine_tuning.get("algorithms", {})
+        if not isinstance(algorithms, Mapping):
+            hint = "expected names with their arguments, or with false to leave out one of the pair's"
+            raise source.error("fine_tuning.algorithms", f"{show(algorithms)} given; {hint}")
         given = self.compressions
-        refuse_twice(given, source, "compressions", bool(given) and all(ratio > 1 for ratio in given), "above 1")
+        fits = 0 < len(given) == len({f"{ratio:g}" for ratio in given}) and all(ratio > 1 for ratio in given)
+        refuse_twice(given, source, "compressions", fits, "above 1, that differ in their first six digits")
         methods = named(source, "methods", self.methods)
         if DENSE in methods:
             raise source.error(f"methods.{DENSE}", "is what the study calls something else; choose another name")
@@ -86,7 +91,11 @@ class ShrinkBench(Study):
             self._recipes[pair] = recipe = base.recipe_of(self._bare(pair))
             base.needs_evaluation(recipe, "accuracies are measured on it")
             refuse_what_prunes(base, recipe)
-            self.metric = base.metric_of(recipe, wanted, errors=False)
+            tuned = replace(self._bare(pair), sets=self.fine_tuning, made_from=_from("fine_tuning", self.fine_tuning))
+            refuse_what_prunes(base, base.recipe_of(tuned), "fine_tuning.")
+            for initial in self._initials:
+                refuse_what_prunes(base, base.recipe_of(self._initial(base, pair, initial)), f"initials.{initial}.")
+            self.metric = base.metric_of(recipe, self.metric, errors=False)  # one for all pairs
             self._choose_densities(base, pair)
 
     def _bare(self, pair: str) -> Train:
@@ -94,6 +103,8 @@ class ShrinkBench(Study):
 
     def _choose_densities(self, base: Base, pair: str) -> None:
         """The shares of the prunable weights at which each ratio is reached; an error where one cannot be."""
+        from .shrinkbench_methods import try_out
+
         arguments = {f"methods.{method.name}": method.arguments for method in self._methods}
         sizes = check_weights(base, arguments, self._recipes[pair]).values()
         for method, (prunable, parameters) in zip(self._methods, sizes, strict=True):
@@ -105,6 +116,7 @@ class ShrinkBench(Study):
                     hint = f"{others:,} of the {parameters:,} parameters of {pair} are not pruned by {method.name}"
                     raise base.source.error("compressions", f"{ratio:g} given, but at most {most:g} is reached: {hint}")
                 self._density[pair, method.name, ratio] = left / prunable
+            try_out(base, method, self._recipes[pair], self._density[pair, method.name, self.compressions[0]])
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         for pair, initial in product(self._pairs, self._initials):
@@ -121,7 +133,7 @@ class ShrinkBench(Study):
             self._bare(pair),
             name=f"{pair}-{initial}",
             sets={**changes, "seed": self.initial_seed},
-            made_from={name: f"initials.{initial}.{name}" for name in changes},
+            made_from=_from(f"initials.{initial}", changes),
             tags={**tags, "method": DENSE, "asked": 1.0, "seed": self.initial_seed},
         )
         return self._of_its_length(base, node, (pair, initial))
@@ -138,9 +150,9 @@ class ShrinkBench(Study):
                 **tuned,
                 "seed": seed,
                 "start": {"run": f"{base.name}/{dense.name}", **FROM_END},
-                "algorithms": {**(tuned.get("algorithms") or {}), method.algorithm: arguments},
+                "algorithms": {**tuned.get("algorithms", {}), method.algorithm: arguments},
             },
-            made_from={**{name: f"fine_tuning.{name}" for name in tuned}, **method.made_from, **places},
+            made_from={**_from("fine_tuning", tuned), **method.made_from, **places},
             after=(dense.name,),
             tags={**dense.tags, **own, **({"baseline": method.baseline} if method.baseline else {})},
         )
@@ -184,3 +196,8 @@ class ShrinkBench(Study):
         from .shrinkbench_claims import claims_of
 
         yield from claims_of(entries_of(rows, self.metric or ""))
+
+
+def _from(place: str, changes: Mapping[str, Any]) -> dict[str, str]:
+    """Where in the study's block these keys of a run stand."""
+    return {name: f"{place}.{name}" for name in changes}

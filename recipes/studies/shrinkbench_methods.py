@@ -15,21 +15,24 @@ from torch.nn.utils import prune
 
 from accelerando.algorithms.composer.host import composer_model
 from accelerando.algorithms.composer.pruning.sparsity import Pruning
-from accelerando.algorithms.generators import seeded
-from accelerando.algorithms.pruning import kept_counts, prune_at_init
+from accelerando.algorithms.generators import seeded, untouched_generators
+from accelerando.algorithms.pruning import kept_counts, prunable_weights, prune_at_init
 from accelerando.algorithms.pruning.masks import Masks, Scope
 from accelerando.algorithms.pruning.pruner import check_density
 
 from ..config.errors import REFUSALS
 from ..config.lookup import import_path
+from ..config.recipe import Recipe
+from ..run.algorithms import in_its_folders
+from ..run.teachers import as_in_training
 from .core import Base
 from .prune_at_init import checked_criterion
-from .pruning_checks import arguments_of, origins
+from .pruning_checks import arguments_of, origins, selection
 from .shrinkbench_table import GRADIENT, MAGNITUDE, RANDOM
 
 OURS = f"{__name__}:PrunedBy"
-BASELINES = {"magnitude": MAGNITUDE, "snip": GRADIENT, "snip_per_batch": GRADIENT, "L1Unstructured": MAGNITUDE}
-RANDOM_ONES = ("random", "RandomUnstructured")
+BASELINES = {"magnitude": MAGNITUDE, "snip": GRADIENT, "snip_per_batch": GRADIENT, "random": RANDOM}
+OF_TORCH = {prune.L1Unstructured: MAGNITUDE, prune.RandomUnstructured: RANDOM}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +52,28 @@ def checked_method(base: Base, name: str, pruning: Mapping[str, Any], given: Map
     if "method" in given:
         algorithm = OURS
         arguments = arguments_of(PrunedBy, base.source, places, {"density": density}, ("density",))
-        what, default = given["method"].rpartition(":")[2], "layerwise"
+        kind, default = OF_TORCH.get(import_path(given["method"]), ""), "layerwise"
     else:
         arguments = checked_criterion(base, name, places, density)
-        what, default = arguments["criterion"], "global"
+        kind, default = BASELINES.get(arguments["criterion"], ""), "global"
     del arguments["density"]
-    kind = f"{arguments.get('scope', default)} {BASELINES[what]}" if what in BASELINES else ""
     return Method(
         name=name,
         algorithm=algorithm,
         arguments=arguments,
         made_from=origins(algorithm, places),
-        baseline=RANDOM if what in RANDOM_ONES else kind,
+        baseline=kind if kind in (RANDOM, "") else f"{arguments.get('scope', default)} {kind}",
     )
+
+
+def try_out(base: Base, method: Method, recipe: Recipe, density: float) -> None:
+    """Raises an error where a class of torch's cannot prune the recipe's model, as along a dimension that it lacks."""
+    given = method.arguments
+    if method.algorithm != OURS or not _is_torchs(found := import_path(given["method"])):
+        return
+    with untouched_generators(), base.source.blame(f"methods.{method.name}", *REFUSALS, AttributeError):
+        weights = prunable_weights(as_in_training(recipe.model, in_its_folders(recipe)), **selection(given))
+        masks_by(found, weights, density, given.get("scope", "layerwise"), given.get("options"))
 
 
 def masks_by(
@@ -85,10 +97,18 @@ def masks_by(
         return {name: part.view(weight.shape) for (name, weight), part in parts}
     masks = {}
     for name, weight in weights.items():
-        amount = 1 - density if method.PRUNING_TYPE == "structured" else sizes[name] - kept[name]
+        amount = 1 - density if _is_structured(method) else sizes[name] - kept[name]
         values = weight.detach().contiguous()
         masks[name] = method(amount=amount, **options).compute_mask(values, torch.ones_like(values)).bool()
     return masks
+
+
+def _is_torchs(method: Any) -> bool:
+    return inspect.isclass(method) and issubclass(method, prune.BasePruningMethod)
+
+
+def _is_structured(method: Any) -> bool:
+    return getattr(method, "PRUNING_TYPE", "") == "structured"
 
 
 class PrunedBy(Pruning):
@@ -122,13 +142,13 @@ class PrunedBy(Pruning):
         except (LookupError, ImportError) as error:
             raise ValueError(f"{self._name}: method must be an import path, got {method!r}; {error}") from error
         self._found: Any = found
-        self._is_torchs = inspect.isclass(found) and issubclass(found, prune.BasePruningMethod)
+        self._is_torchs = _is_torchs(found)
         fits = self._is_torchs or (inspect.isfunction(found) and found.__module__ != prune.__name__)
         self.check("method", fits, "a class such as torch.nn.utils.prune:L1Unstructured, or a function", method)
         check_density(self._name, density)
         if self._is_torchs:
-            structured = self._found.PRUNING_TYPE == "structured"
-            self.check("scope", not structured or scope == "layerwise", "layerwise for a structured method", scope)
+            fits = scope == "layerwise" or not _is_structured(found)
+            self.check("scope", fits, "layerwise for a structured method", scope)
             try:
                 self._found(amount=0.5, **(options or {}))
             except REFUSALS as error:

@@ -103,18 +103,24 @@ def read_results(path: str) -> list[Entry]:
     Needed are dataset, model, strategy, compression, seed and post_acc1; what lacks of post_acc5, pre_acc1, pre_acc5,
     real_compression, speedup, flops and resume (which tells initial models apart) is not known. Accuracies are shares
     of 1; those of an initial model are the pre_acc of its lines at compression 1. Lines that are not `completed` are
-    left out. Raises OSError or ValueError for a file that cannot be read so.
+    left out. Raises OSError or ValueError for a file that cannot be read so, or that has several runs of one seed.
     """
     lines = [line for line in lines_of(path, NEEDED) if line["completed"].lower() != "false"]
     dense: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for line in filter(_is_dense, lines):
-        dense.setdefault(_initial(line), []).append((_share(line, "pre_acc1"), _share(line, "pre_acc5")))
-    entries = []
+        dense.setdefault(_initial(line), []).append((line.share("pre_acc1"), line.share("pre_acc5")))
+    entries, places = [], dict[tuple[Any, ...], str]()
     for line in lines:
         if _is_dense(line):
             continue
-        if not math.isfinite(asked := line.number("compression")) or math.isnan(top1 := _share(line, "post_acc1")):
+        if math.isnan(asked := line.number("compression")) or math.isnan(top1 := line.share("post_acc1")):
             raise ValueError(f"{line.place}: lacks compression or post_acc1; expected a number")
+        if not 1 < asked < math.inf:
+            raise ValueError(f"{line.place}: compression is {asked:g}; expected 1 of the initial model, or more")
+        run = *_initial(line), line["strategy"], asked, line["seed"]
+        if (before := places.setdefault(run, line.place)) != line.place:
+            hint = "expected one run of each initial model, strategy, compression and seed"
+            raise ValueError(f"{line.place}: is as {before} is; {hint}")
         dense1, dense5 = np.mean(dense.get(_initial(line), [(math.nan, math.nan)]), axis=0).tolist()
         entries.append(
             Entry(
@@ -129,7 +135,7 @@ def read_results(path: str) -> list[Entry]:
                 compression=_counted(line, "real_compression"),
                 speedup=_counted(line, "speedup"),
                 top1=top1,
-                top5=_share(line, "post_acc5"),
+                top5=line.share("post_acc5"),
                 dense1=dense1,
                 dense5=dense5,
                 multiply_adds=_counted(line, "flops"),
@@ -145,13 +151,10 @@ def _initial(line: Line) -> tuple[str, ...]:
 
 
 def _is_dense(line: Line) -> bool:
-    return line["strategy"] in ("", "None") or line.number("compression") == 1
-
-
-def _share(line: Line, name: str) -> float:
-    if not math.isnan(value := line.number(name)) and not 0 <= value <= 1:
-        raise ValueError(f"{line.place}: {name} is {value:g}; expected a share, from 0 to 1")
-    return value
+    compression = line.number("compression")
+    if line["strategy"] in ("", "None") and compression != 1:
+        raise ValueError(f"{line.place}: lacks a strategy, at a compression that is not 1")
+    return compression == 1
 
 
 def _counted(line: Line, name: str) -> float:

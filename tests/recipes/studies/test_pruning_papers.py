@@ -23,7 +23,7 @@ autopruner,ImageNet,VGG-16,,69.20%,,,,,8.1700,,,71.59%,,30.949,,,
 han-prune-quant-huff,ImageNet,VGG-16,31.17%,,,,,7.50%,,,,,138.000,,,,31.50%
 learning-both,ImageNet,VGG-16,,,,,92.50%,,,89.00%,,,138.000,30.900,,,
 learning-compression,CIFAR-10,ResNet-56,6.92%,,,0.1273,,,,,,93.14%,0.850,,,,
-huang-prune-filters,CIFAR-10,VGG-16,,,-0.600%,,,,,,,,,,,1.810,
+huang-prune-filters,CIFAR-10,VGG-16,,,-0.600%,,20.00%,,,,,,,,-1,1.810,
 amc-automl-han,CIFAR-10,Plain-20,,,,,,,,,,,,,,,
 """
 PAPERS = """Name,Compares To
@@ -48,6 +48,7 @@ def test_results_in_whatever_way_a_paper_tells_them(files):
     assert han.compression == pytest.approx(1 / 0.075) and han.change1 == pytest.approx(0.315 - 0.3117)
     assert learning.compression == pytest.approx(1 / 0.075) and learning.speedup == pytest.approx(1 / 0.11)
     assert compression.compression == pytest.approx(0.85 / 0.1273) and compression.top1 == pytest.approx(0.9308)
+    assert huang.compression == pytest.approx(1.25)  # as no ratio is negative
     assert huang.speedup == 1.81 and huang.change1 == pytest.approx(-0.006) and math.isnan(huang.top1)
     assert all(math.isnan(getattr(nothing, name)) for name in ("compression", "speedup", "top1", "parameters"))
 
@@ -104,13 +105,18 @@ def test_ours_are_drawn_beside_what_is_published(files, tmp_path):
         (["{results}", "{papers}", "--figure={png}", "--ours={ours}"], "expected TABLE.csv:PAIR, beside --figure"),
         (["{results}", "{papers}", "--figure={png}", "--ours={ours}:none"], "shrinkbench.csv: has no pair none"),
         (["{bad}", "{papers}"], "bad.csv, line 3: Top1 is 'high'; expected a number"),
+        (["{points}", "{papers}"], "points.csv, line 3: Top1 is 69.2; expected a share, from 0 to 1"),
+        (["{latin}", "{papers}"], "latin.csv: not readable as CSV; 'utf-8' codec can't decode"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, files, tmp_path, capsys):
     places = {"results": files[0], "papers": files[1], "ours": tmp_path / "shrinkbench.csv"}
     places |= {"bad": tmp_path / "bad.csv", "png": tmp_path / "figure.png"}
     places["ours"].write_text(OURS)
+    places |= {name: tmp_path / f"{name}.csv" for name in ("points", "latin")}
     places["bad"].write_text(RESULTS.replace("69.20%", "high"))
+    places["points"].write_text(RESULTS.replace("69.20%", "69.20"))
+    places["latin"].write_text(RESULTS.replace("amc", "amç"), encoding="latin-1")
     with pytest.raises(SystemExit) as ended:
         main([argument.format(**places) for argument in arguments])
     said = capsys.readouterr().err

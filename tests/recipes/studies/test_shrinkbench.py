@@ -7,9 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from composer.metrics import CrossEntropy
 from omegaconf import OmegaConf
 from studies import Watch, lines, of_pruning, outcome, refused, table, weights, without_seconds
+from torch.nn.utils.prune import BasePruningMethod
+from torchmetrics import MetricCollection
 
+from accelerando.recipes.models.builders import lenet_300_100
 from accelerando.recipes.studies.driver import dry_run
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.studies.shrinkbench_checklist import checklist
@@ -195,8 +199,17 @@ NODES = ("resnet-initial", "resnet-initial-whole-2x-seed1")
         ("fine_tuning.max_duration=2xx", "fine_tuning.max_duration: "),
         ("fine_tuning.optimiser={sgd: {}}", "fine_tuning.optimiser: unknown key; did you mean optimizer?"),
         ("compressions=[]", "compressions: [] given; expected different ones, above 1"),
-        ("compressions=[2,2]", "given; expected different ones, above 1"),
         ("compressions=[1]", "given; expected different ones, above 1"),
+        ("compressions=[2,2.0000001]", "expected different ones, above 1, that differ in their first six digits"),
+        ("fine_tuning.algorithms=null", "fine_tuning.algorithms: null given; expected names with their arguments"),
+        ("fine_tuning.algorithms=mixup", "fine_tuning.algorithms: 'mixup' given; expected names"),
+        ("fine_tuning.algorithms={prune_at_init: {density: 0.9}}", "fine_tuning.algorithms.prune_at_init: the study"),
+        (
+            "initials.other={algorithms: {magnitude_pruning: {density: 0.9}}}",
+            "initials.other.algorithms.magnitude_pruning: the study adds what prunes",
+        ),
+        (f"pairs.other={{model: {{'{__name__}:without_accuracy': {{}}}}}}", "metric: no metric is "),
+        ("methods.channels.options={n: 2, dim: 3}", "methods.channels: "),
         ("methods=null", "methods: "),
         ("methods.dense={criterion: magnitude}", "methods.dense: is what the study calls something else"),
         ("methods.largest={}", "methods.largest: unknown criterion"),
@@ -284,8 +297,11 @@ def test_somebody_elses_table_is_told_beside(copied, tmp_path):
         (THEIRS.replace(".915", "many"), "line 3: post_acc1 is 'many'; expected a number"),
         (THEIRS.replace(".915", "90.5"), "line 3: post_acc1 is 90.5; expected a share, from 0 to 1"),
         (THEIRS.replace(".915", ""), "line 3: lacks compression or post_acc1"),
+        (THEIRS.replace("GlobalMagWeight,2,42", ",2,42"), "line 3: lacks a strategy, at a compression that is not 1"),
+        (THEIRS.replace("GlobalMagWeight,2,42", "GlobalMagWeight,-2,42"), "line 3: compression is -2; expected 1 of"),
+        (THEIRS.replace("GlobalMagWeight,2,43", "GlobalMagWeight,2.0,42"), "line 4: is as "),
         (THEIRS + "CIFAR10,resnet20\n", "line 6: has another number of columns than the first line"),
-        ("dataset,modèle", "codec can't decode"),
+        ("dataset,modèle", "theirs.csv: not readable as CSV; 'utf-8' codec can't decode"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_told_in_one_line(text, message, tmp_path):
@@ -357,6 +373,9 @@ def kept(given):
     [
         ({}, {}),
         ({"pairs": ("a", "b")}, {"three pairs": False}),
+        ({"model": "MobileNet-v2"}, {}),
+        ({"model": "GoogLeNet"}, {}),
+        ({"ratios": (1.5, 3, 6, 12, 24, 48)}, {}),
         ({"data": "Fashion-MNIST"}, {"no toys": False}),
         ({"model": "lenet_300_100"}, {"no toys": False}),
         ({"multiply_adds": 3e8}, {"large ones": False}),
@@ -394,6 +413,11 @@ def one_seed_differs(initial, method, seed):
     return plain(initial, method, seed) + (0.1 if (method, seed) == ("each", 4) else 0.0)
 
 
+def others_cross(initial, method, seed):
+    """The same method is first, and the others change places."""
+    return plain(initial, {"random": "each", "each": "random"}.get(method, method) if initial == "y" else method, seed)
+
+
 def near(initial, method, seed):
     return plain(initial, method, seed) + (0.15 if method == "random" else 0.0)
 
@@ -407,6 +431,7 @@ EXPECTED = {"initial": "fails", "seed": "fails", "random": "holds", "global": "h
     [
         (plain, {}, {}),
         (crossing, {}, {"initial": "holds", "global": "fails"}),
+        (others_cross, {}, {"random": "fails"}),
         (one_seed_differs, {}, {"initial": UNTOLD, "seed": "holds", "global": UNTOLD}),
         (near, {}, {"random": UNTOLD}),
         (plain, {"initials": ("x",)}, {"initial": UNTOLD}),
@@ -415,6 +440,74 @@ EXPECTED = {"initial": "fails", "seed": "fails", "random": "holds", "global": "h
 )
 def test_verdicts(top1, changes, expected):
     assert verdicts(top1, **changes) == EXPECTED | expected
+
+
+def test_a_run_that_diverged_is_not_counted_and_told():
+    """Neither what it is compared with nor who is first there is told of; elsewhere all goes on."""
+    given = [*entries(plain, pairs=("a",), ratios=(8, 16), seeds=5)]
+    whole = [claim.verdict for claim in claims_of(given)]
+    for method, at_16 in (("random", {"random"}), ("each", {"global"}), ("whole", {"global"})):
+        lost = [
+            replace(one, top1=math.nan)
+            if (one.initial, one.method, one.asked, one.seed) == ("x", method, 16, 2)
+            else one
+            for one in given
+        ]
+        claims = [*claims_of(lost)]
+        told = [f"{method} of a, x at 16x" in claim.measured for claim in claims]
+        assert told == [True, True, False, False, True, True]
+        assert [claim.verdict for claim in claims] == whole
+        pairs = dict(zip(("random", "global"), claims[-2:], strict=True))
+        assert {name for name, claim in pairs.items() if "a, x " not in claim.measured.split("; not")[0]} == at_16
+        assert "of 3 pairs, initial models" in claims[1].measured
+
+
+def test_one_method_ranks_nowhere():
+    given = [one for one in entries(plain, pairs=("a",), ratios=(16,), seeds=5) if one.method == "whole"]
+    assert {claim.verdict for claim in claims_of(given)} == {UNTOLD}
+
+
+def test_a_method_is_the_papers_by_what_it_is_and_not_by_its_name(tmp_path):
+    given = study(tmp_path, pairs={"lenet": {"model": {"lenet_300_100": {"image_size": 8}}}})
+    given.study.shrinkbench.methods |= {"random": {}, "of_torch": {"method": f"{TORCH}:RandomUnstructured"}}
+    given.study.shrinkbench.methods |= {
+        "own": {"method": f"{__name__}:snip"},
+        "kindless": {"method": f"{__name__}:Half"},
+    }
+    found = {node.tags["method"]: node.tags.get("baseline", "") for node in plan(given).nodes({})}
+    assert found == {
+        "dense": "",
+        "whole": "global magnitude",
+        "each": "layerwise magnitude",
+        "whole_torch": "global magnitude",
+        "channels": "",
+        "mine": "",
+        "random": "random",
+        "of_torch": "random",
+        "own": "",
+        "kindless": "",
+    }
+
+
+def snip(model, weights, masks):
+    """Whose name is that of another criterion."""
+    return {name: weight.abs() for name, weight in weights.items()}
+
+
+class Half(BasePruningMethod):
+    """It says not of which kind it is."""
+
+    def __init__(self, amount):
+        self.amount = amount
+
+    def compute_mask(self, t, default_mask):
+        return default_mask.flatten().index_fill(0, torch.arange(self.amount), 0).view_as(t)
+
+
+def without_accuracy():
+    model = lenet_300_100(image_size=8)
+    model.val_metrics = MetricCollection([CrossEntropy()])
+    return model
 
 
 def test_one_seed_tells_nothing():
