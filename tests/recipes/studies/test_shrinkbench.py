@@ -458,7 +458,7 @@ def test_a_run_that_diverged_is_not_counted_and_told():
         assert told == [True, True, False, False, True, True]
         assert [claim.verdict for claim in claims] == whole
         pairs = dict(zip(("random", "global"), claims[-2:], strict=True))
-        assert {name for name, claim in pairs.items() if "a, x " not in claim.measured.split("; not")[0]} == at_16
+        assert {name for name, claim in pairs.items() if "a, x" not in claim.measured.split("; not")[0]} == at_16
         assert "of 3 pairs, initial models" in claims[1].measured
 
 
