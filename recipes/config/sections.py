@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TECHNIQUES = "accelerando.algorithms.composer"
 MODELS = ("accelerando.recipes.models.builders", "accelerando.recipes.models.distilling")
-SOURCES = ("images", "image_files", "text", "noise", "subset", "distilled")
+SOURCES = ("images", "image_files", "text", "python_docs", "noise", "subset", "distilled")
 DATA = tuple(f"accelerando.recipes.data.{module}" for module in SOURCES)
 SECTIONS = {
     "model": Namespace(modules=MODELS, makes="composer:ComposerModel"),
