@@ -77,7 +77,7 @@ def test_batches_are_what_a_bert_reads_and_slices_are_parts_of_the_whole(task):
         ({"words": 1}, "words must be at least 2, not 1"),
         ({"words": 200}, "words: 200 given; expected 160 at most, the length of a block"),
         ({"stride": 0}, "stride must be at least 1, not 0"),
-        ({"split": "dev"}, "split: dev given; expected train or test"),
+        ({"split": "dev"}, "split: 'dev' given; expected train or test"),
         ({"seq_len": 2}, "seq_len must be at least 3, not 2"),
     ],
 )

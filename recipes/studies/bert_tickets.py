@@ -1,0 +1,307 @@
+"""Lottery tickets of a pretrained encoder: on each task, and how the masks of one task do on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from ..run.history import EVAL_PREFIX
+from ..run.results import label, percent
+from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS, in_words, transfers
+from .bert_tickets_checks import check_together, check_weights_of, task_of
+from .bert_tickets_masks import TRANSFERRED
+from .claims import Claim
+from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .density import DENSE, sparsest_match, table
+from .pruning import PruningStudy, number
+from .pruning_checks import WHICH, ticket_of
+from .table import Row
+from .tickets import checked_ladder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..run.results import Result
+
+Control = Literal["one_shot", "random"]
+CRITERIA = {ONE_SHOT: "magnitude", RANDOM: "random"}
+PRETRAINING = "pretraining"
+
+
+@dataclass(kw_only=True)
+class BertTickets(PruningStudy):
+    """The base run with a task's changes is the fine-tuning of that task from pretrained weights, theta_0.
+
+    Args:
+        tasks: what each task changes of the base run, by name: its model's head, its data, its length.
+        masked_lm: which of the tasks is that of the pretraining, if any.
+        pretraining: what the run that makes theta_0 changes of the base run, such as {max_duration: 60ep}; null where
+            the base run's model names its `pretrained` weights.
+        scratch: what besides `pretrained: null` makes the model one of random weights, as large as theta_0.
+        ladder: arguments of LotteryTicket that all ladders share, such as {include: ["*.encoder.*"]}; by default they
+            have nine levels, each of which prunes a tenth of all.
+        later: the moment of the training, such as 20ba, to which another ladder of each task rewinds; null for none.
+        together: tasks that are trained at once on one encoder, in a ladder of their own, by its name, such as {all:
+            {tasks: [topic, order], max_duration: 900ba}}; all but `tasks` changes the base run.
+        controls: what is pruned before the training, to as many weights as the tickets have: those of theta_0 of least
+            magnitude (`one_shot`), or random ones.
+        control_levels: at which of the ladder's levels.
+        transfer_level: the level whose masks are tried on all other tasks; null for none.
+        metrics: by which metric a task is judged, such as {stsb: PearsonCorrCoef}; by default the first accuracy.
+        tolerance: see `PruningStudy`; by default null, one standard deviation of the task's dense networks.
+    """
+
+    about: ClassVar[str] = (
+        "Each task's network begins with the same pretrained encoder, theta_0, and a head of its own. Densities are "
+        "those of the matrices that may be pruned, to which a head does not belong. `scratch` is the dense network "
+        "from random weights. `tickets` are found by iterative magnitude pruning on the task and rewound to theta_0, "
+        "`later` to a later moment of the training. `one_shot` keeps the weights of theta_0 that are greatest, "
+        "`random` any. `from NAME` are the masks that were found on another task, on theta_0 (arXiv 2007.12223). "
+        + PruningStudy.about
+    )
+    tasks: Changes = field(default_factory=dict)
+    masked_lm: str | None = None
+    pretraining: Changes | None = None
+    scratch: Changes = field(default_factory=dict)
+    ladder: dict[str, Any] = field(default_factory=dict)
+    later: str | None = None
+    together: Changes = field(default_factory=dict)
+    controls: list[Control] = field(default_factory=list)
+    control_levels: list[int] = field(default_factory=lambda: [7])
+    transfer_level: int | None = 7
+    metrics: dict[str, str] = field(default_factory=dict)
+    tolerance: float | None = None
+
+    def prepare(self, base: Base) -> None:
+        source = base.source
+        self.check_tolerance(base)
+        if self.metric is not None:
+            raise source.error("metric", "each task has one of its own; give `metrics`, by task")
+        self._tasks = named(source, "tasks", self.tasks, FIXED)
+        for key, given in {"masked_lm": [self.masked_lm or ""], "metrics": [*self.metrics]}.items():
+            for name in {*given} - {"", *self._tasks}:
+                raise source.error(key, f"{name} given; expected one of the tasks {', '.join(self._tasks)}")
+        self._checked = set[str]()
+        self._recipes = {task: base.recipe_of(self._bare(task, self.seeds[0])) for task in self._tasks}
+        self.judged = {
+            task: task_of(base, task, recipe, self.metrics.get(task)) for task, recipe in self._recipes.items()
+        }
+        self._check_ladders(base)
+        self._together = check_together(base, self.together, self._tasks)
+        for name, (tasks, _) in self._together.items():
+            self._recipes[name] = base.recipe_of(self._bare(name, self.seeds[0]))
+            self.judged |= {f"{task} of {name}": self.judged[task].of_several(name) for task in tasks}
+        refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
+        given = [] if self.transfer_level is None else [self.transfer_level]
+        for key, levels in {"control_levels": self.control_levels, "transfer_level": given}.items():
+            fits = all(1 <= level <= self._ladder.levels for level in levels)
+            refuse_twice(levels, source, key, fits, f"from 1 to {self._ladder.levels}, the levels of the ladder")
+        if self.controls and not self.control_levels:
+            raise source.error("controls", "given without control_levels, at which they stand")
+        check_weights_of(base, self._recipes, self._ladder.arguments, self.pretraining is not None)
+        for task in self._tasks:
+            base.recipe_of(self._scratch(task, self.seeds[0]))
+        if self.pretraining is not None:
+            base.recipe_of(self._pretrains())
+
+    def _check_ladders(self, base: Base) -> None:
+        for name in ("rewind_to", "rewind"):
+            if name in self.ladder:
+                hint = "ladders rewind to theta_0, or to `later`; leave it out"
+                raise base.source.error(f"ladder.{name}", hint)
+        own = {"levels": 9, "fraction": 0.1, "schedule": "arithmetic", **self.ladder}
+        for recipe in self._recipes.values():
+            self._ladder = checked_ladder(base, TICKETS, {"ladder": own}, recipe)
+            later = {"ladder": own, "later": {"rewind_to": self.later}}
+            self._later = checked_ladder(base, LATER, later, recipe) if self.later else None
+
+    def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
+        if self.pretraining is not None:
+            yield self._pretrains()
+        for seed in self.seeds:
+            for name in self._recipes:
+                yield self._climbs(base, name, seed, done)
+            for task in self._tasks:
+                yield from self._on_task(base, task, seed, done)
+
+    def _on_task(self, base: Base, task: str, seed: int, done: Mapping[str, Result]) -> Iterator[Train]:
+        yield self._sized(base, self._scratch(task, seed))
+        if self._later:
+            yield self._climbs(base, task, seed, done, LATER)
+        for level in sorted(self.control_levels):
+            for control in self.controls:
+                pruning = {"criterion": CRITERIA[control], "density": self._ladder.densities[level]}
+                name = f"{task}-{control}-level{level}"
+                tags = {"arm": control, "level": level}
+                yield self._pruned(base, task, seed, done, name, {"prune_at_init": pruning}, tags)
+        for other in self._recipes if self.transfer_level else ():
+            if other != task:
+                yield self._transfers(base, other, task, seed, done)
+
+    def _transfers(self, base: Base, other: str, task: str, seed: int, done: Mapping[str, Result]) -> Train:
+        """The masks that were found on the other task, or on several at once; by which it is called."""
+        level, ladder = self.transfer_level or 0, f"{other}-{TICKETS}-seed{seed}"
+        name, problem = f"{task}-from-{other}-level{level}", ""
+        pruning: dict[str, Any] = {"density": self._ladder.densities[level]}
+        if (found := done.get(ladder)) and level < len(found.found["levels"]):
+            name, file, problem = ticket_of(base, ladder, found, level, name, seed, self._checked)
+            pruning["ticket"] = f"{base.name}/{file}"
+        elif found:
+            problem = f"{ladder} ended before level {level}: it has no masks for it"
+        tags = {"arm": f"{FROM}{other}", "level": level}
+        node = self._pruned(base, task, seed, done, name, {TRANSFERRED: pruning}, tags)
+        node = replace(node, after=(*node.after, ladder), problem=problem)
+        return node if found else replace(node, changes=None)
+
+    def _bare(self, name: str, seed: int) -> Train:
+        """The training of a task, or of several at once, from random weights unless the base run says otherwise."""
+        tags = {"task": name, "arm": DENSE, "seed": seed, "level": 0}
+        if name in self._tasks:
+            changes, key = self._tasks[name], f"tasks.{name}"
+            return Train(name=name, changes=changes, key=key, sets={"seed": seed}, tags=tags)
+        tasks, changes = self._together[name]
+        each = {task: self._recipes[task].config for task in tasks}
+        sets = {
+            "seed": seed,
+            "model": {"several_tasks": {"models": {task: config["model"] for task, config in each.items()}}},
+            "validation_data": None,
+        }
+        for key in ("train_data", "eval_data"):
+            sets[key] = {"several": {"sources": {task: config[key] for task, config in each.items()}}}
+        made_from = dict.fromkeys(("model", "train_data", "eval_data"), f"together.{name}.tasks")
+        return Train(name=name, changes=changes, key=f"together.{name}", sets=sets, made_from=made_from, tags=tags)
+
+    def _scratch(self, task: str, seed: int) -> Train:
+        """The task from random weights."""
+        node, models = self._bare(task, seed), self.scratch.get("model") or {self._model(task): {}}
+        models = {name: {"pretrained": None, **(arguments or {})} for name, arguments in models.items()}
+        given = {**self.scratch, "model": models}
+        sets, made_from = {**node.sets, **given}, dict.fromkeys(given, "scratch")
+        name = f"{task}-{SCRATCH}-seed{seed}"
+        return replace(node, name=name, sets=sets, made_from=made_from, tags={**node.tags, "arm": SCRATCH})
+
+    def _model(self, task: str) -> str:
+        return self._recipes[task].model.key.partition(".")[2]
+
+    def _pretrains(self) -> Train:
+        sets, tags = {"seed": self.seeds[0]}, {"task": PRETRAINING, "arm": PRETRAINING, "seed": self.seeds[0]}
+        return Train(name=PRETRAINING, changes=self.pretraining, key=PRETRAINING, sets=sets, tags=tags)
+
+    def _from_theta(self, base: Base, name: str, seed: int, done: Mapping[str, Result]) -> Train:
+        """The training from theta_0, which is not known before the pretraining has ended."""
+        node = self._sized(base, self._bare(name, seed))
+        if self.pretraining is None:
+            return node
+        start: dict[str, Any] = {"pretrained": str(base.folder / PRETRAINING)}
+        if name in self._tasks:
+            model: dict[str, Any] = {self._model(name): start}
+        else:
+            parts = {task: {self._model(task): start} for task in self._together[name][0]}
+            given = node.sets["model"]["several_tasks"]["models"]
+            each = {task: {key: {**given[task][key], **start} for key in part} for task, part in parts.items()}
+            model = {"several_tasks": {"models": each}}
+        changes = node.changes if PRETRAINING in done else None
+        return replace(node, changes=changes, sets={**node.sets, "model": model}, after=(PRETRAINING,))
+
+    def _climbs(self, base: Base, name: str, seed: int, done: Mapping[str, Result], arm: str = TICKETS) -> Train:
+        """A ladder from theta_0."""
+        ladder = self._later if arm == LATER and self._later else self._ladder
+        node, own = self._from_theta(base, name, seed, done), ladder.node(seed)
+        return replace(
+            node,
+            name=f"{name}-{arm}-seed{seed}",
+            sets={**node.sets, "algorithms": own.sets["algorithms"]},
+            made_from={**node.made_from, **own.made_from},
+            cost=node.cost * own.cost,
+            tags={**node.tags, "arm": arm},
+        )
+
+    def _pruned(
+        self, base: Base, task: str, seed: int, done: Mapping[str, Result], name: str, pruning: Any, tags: Any
+    ) -> Train:
+        """A training from theta_0 of what is pruned before."""
+        node, ((algorithm, arguments),) = self._from_theta(base, task, seed, done), pruning.items()
+        which = {name: self._ladder.arguments[name] for name in WHICH[:3] if name in self._ladder.arguments}
+        return replace(
+            node,
+            name=f"{name}-seed{seed}",
+            sets={**node.sets, "algorithms": {algorithm: {**which, **arguments}}},
+            made_from={**node.made_from, f"algorithms.{algorithm}": "ladder"},
+            tags={**node.tags, **tags},
+        )
+
+    def _sized(self, base: Base, node: Train) -> Train:
+        """With its length in trainings of the base run, if both have the same unit."""
+        own, whole = duration(self._recipes[node.tags["task"]]), duration(base.recipe)
+        return replace(node, cost=own.value / whole.value if own.unit == whole.unit else 1.0)
+
+    def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
+        """Those of `PruningStudy`; of tasks that are trained at once, one for each of them."""
+        for row in super().rows(base, node, result):
+            if row["arm"] == DENSE and node.tags["arm"] == LATER:
+                continue  # the dense network again
+            if (name := row["task"]) not in self._together:
+                yield row
+                continue
+            for task in self._together[name][0]:
+                own = {metric: value for metric, value in row.metrics.items() if not metric.startswith(EVAL_PREFIX)}
+                group = self.judged[f"{task} of {name}"]
+                own |= {metric: value for metric, value in row.metrics.items() if metric in group.metrics}
+                yield replace(row, tags={**row.tags, "task": group.name}, metrics=own)
+
+    def words(self, base: Base, node: Train, result: Result) -> str:
+        """The metric at the end, of the task or of each of several."""
+        name = node.tags["task"]
+        names = [f"{task} of {name}" for task in self._together[name][0]] if name in self._together else [name]
+        if name == PRETRAINING:
+            return "the weights of theta_0"
+        metrics = [self.judged[name].metric for name in names]
+        return ", ".join(f"{label(metric)} {number(result.metrics.get(metric)):.4f}" for metric in metrics)
+
+    def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+        """`density.csv`, the means by each metric of each task, and `transfer.csv`, those of each mask on each task."""
+        lines = [
+            {"task": task.name, "metric": metric, **asdict(mean)}
+            for task in self.judged.values()
+            for metric in task.metrics
+            for mean in task.means(rows, metric, self.tolerance)
+        ]
+        return {"density": lines, "transfer": self._matrix(rows)}
+
+    def _matrix(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        if not self.transfer_level:
+            return []
+        tasks = [self.judged[task] for task in self._tasks]
+        return transfers(rows, tasks, self._ladder.densities[self.transfer_level], self.tolerance)
+
+    def text(self, base: Base, rows: Sequence[Row]) -> str:
+        parts = []
+        for task in self.judged.values():
+            if not (found := task.means(rows, task.metric, self.tolerance)):
+                continue
+            by_deviation, chosen = self.tolerance is None, task.chosen_by(task.metric)
+            parts.append(f"{task.name.upper()}\n\n{table(found, task.metric, by_deviation, chosen)}")
+            for metric in task.metrics:
+                if metric != task.metric:
+                    match = sparsest_match(task.means(rows, metric, self.tolerance)).get(TICKETS)
+                    parts.append(
+                        f"by {label(metric)}, tickets match down to {percent(match.density) if match else 'none'}"
+                    )
+        if matrix := self._matrix(rows):
+            parts.append(f"MASKS OF ONE TASK ON ANOTHER\n\n{in_words(matrix)}")
+        return "\n\n".join(parts)
+
+    def figure(self, base: Base, rows: Sequence[Row]) -> Figure | None:
+        from .bert_tickets_figure import draw
+
+        means = {task: task.means(rows, task.metric, self.tolerance) for task in self.judged.values()}
+        return draw({task: found for task, found in means.items() if found}, self._matrix(rows), base.folder.name)
+
+    def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
+        from .bert_tickets_claims import claims_of
+
+        tasks = [self.judged[task] for task in self._tasks]
+        densities = [self._ladder.densities[level] for level in sorted(self.control_levels)]
+        transfer = self._ladder.densities[self.transfer_level] if self.transfer_level else None
+        yield from claims_of(rows, tasks, densities, transfer, self.masked_lm or "")

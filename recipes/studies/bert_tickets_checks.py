@@ -1,0 +1,92 @@
+"""What the study `bert_tickets` checks before anything trains: its tasks, and that all begin with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..config.recipe import Recipe
+from .bert_tickets_cells import Task
+from .core import FIXED, Base, Changes, evaluated, named, on_validation_data, refuse_twice
+from .pruning import check_dense
+from .pruning_checks import selection
+
+OF_TASK = ("model", "train_data", "eval_data", "validation_data")
+
+
+def task_of(base: Base, name: str, recipe: Recipe, wanted: str | None) -> Task:
+    """The task of that name, judged by the metric that is wanted, or by its first accuracy."""
+    base.needs_evaluation(recipe, "what a subnetwork is worth is evaluated there")
+    check_dense(base, recipe)
+    metrics = tuple(evaluated(recipe))
+    short = {metric.rpartition("/")[2]: metric for metric in metrics}
+    if wanted is not None and wanted not in short:
+        raise base.source.error(f"metrics.{name}", f"{wanted} given; expected one of {', '.join(short)}")
+    accuracies = [metric for metric in short if "Accuracy" in metric]
+    if wanted is None and not accuracies:
+        raise base.source.error(f"metrics.{name}", f"missing; the task has no accuracy, but {', '.join(short)}")
+    metric = short[wanted or accuracies[0]]
+    return Task(name=name, metric=metric, metrics=metrics, validated=bool(on_validation_data(recipe, metric)))
+
+
+def check_together(
+    base: Base, together: Changes, tasks: Mapping[str, Any]
+) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """By the name of each ladder of several tasks these, and what it changes of the base run."""
+    found = {}
+    for name, given in (named(base.source, "together", together, (*FIXED, *OF_TASK)) if together else {}).items():
+        key = f"together.{name}"
+        several = given.pop("tasks", None)
+        fits = isinstance(several, list) and len(several) > 1 and {*several} <= {*tasks}
+        expected = f"two or more of the tasks {', '.join(tasks)}"
+        refuse_twice(several if isinstance(several, list) else [several], base.source, f"{key}.tasks", fits, expected)
+        if name in tasks:
+            raise base.source.error(key, "is what a task is called; choose another name")
+        found[name] = several, given
+    return found
+
+
+def check_weights_of(base: Base, recipes: Mapping[str, Recipe], arguments: Mapping[str, Any], made_here: bool) -> None:
+    """Raises an error unless all begin with the same pretrained weights, as far as they have the same to prune.
+
+    Those that are `made_here`, by the study's pretraining, are not there yet: of these only the shapes are compared.
+    """
+    import torch
+
+    first, weights = "", dict[str, torch.Tensor]()
+    for name, recipe in recipes.items():
+        own = _weights(base, recipe, arguments, 0)
+        key, model = f"tasks.{name}", recipe.model.key
+        if not made_here and (drawn := _differ(own, _weights(base, recipe, arguments, 1))):
+            hint = f"{drawn[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
+            raise base.source.error(key, f"{model}: {hint}")
+        if made_here and recipe.config["model"][model.partition(".")[2]].get("pretrained"):
+            raise base.source.error("pretraining", f"given beside {model}.pretrained of {name}; expected one of them")
+        if not weights:
+            first, weights = name, own
+        common = own.keys() & weights.keys()
+        shapes = [each for each in common if own[each].shape != weights[each].shape]
+        other = shapes or ([] if made_here else _differ(own, weights))
+        if not common or other:
+            hint = f"begins with other weights in {other[0]}" if other else "has none of the weights that are pruned"
+            raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
+    import torch
+
+    return [name for name in one if name in other and not torch.equal(one[name], other[name])]
+
+
+def _weights(base: Base, recipe: Recipe, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Those that are pruned, as they are with that seed."""
+    import torch
+
+    from accelerando.algorithms.generators import untouched_generators
+    from accelerando.algorithms.pruning import prunable_weights
+
+    with untouched_generators():
+        torch.manual_seed(seed)
+        model = recipe.model.build()
+    with base.source.blame("ladder.include" if "include" in arguments else "ladder", ValueError):
+        return {name: weight.detach() for name, weight in prunable_weights(model, **selection(arguments)).items()}
