@@ -14,7 +14,7 @@ from accelerando.recipes.data.text import (
     _MaskTokens,
     _python_docs_tokenizer,
 )
-from accelerando.recipes.models.builders import bert
+from accelerando.recipes.models.hugging_face import bert
 
 KEYS = {"input_ids", "attention_mask", "labels"}
 

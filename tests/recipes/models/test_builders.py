@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.models import builders
-from accelerando.recipes.models.builders import bert, convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
+from accelerando.recipes.models.builders import convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
+from accelerando.recipes.models.hugging_face import bert
 from accelerando.recipes.models.metrics import build_metrics
 from accelerando.recipes.train import train
 
