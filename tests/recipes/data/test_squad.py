@@ -23,24 +23,7 @@ ASKED = [
     (FIRST, " Who bought it?", ["Ørsted"]),
     (SECOND, "What means joy?", ["😀"]),
 ]
-WORDS = {*"the in it rained lot that day painter bought guitar when did what who means".split(" ")}
-    "the",
-    "in",
-    "it",
-    "rained",
-    "a",
-    "lot",
-    "that",
-    "day",
-    "painter",
-    "bought",
-    "guitar",
-    "when",
-    "did",
-    "what",
-    "who",
-    "means",
-]
+WORDS = "the in it rained lot that day painter bought guitar when did what who means"
 SEQ_LEN, STRIDE = 40, 6
 
 
@@ -74,7 +57,7 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("squad")
     letters = sorted({*in_lower_case(FIRST + SECOND + "?")} - {" "})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    vocabulary += sorted(WORDS)
+    vocabulary += WORDS.split()
     (root / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizerFast(str(root / "vocab.txt")).save_pretrained(root / "tokenizer")
     return written(root / "train-v1.1.json"), str(root / "tokenizer")
