@@ -23,6 +23,7 @@ from accelerando.algorithms.checkpoints import some
 
 from ..data.facts import IGNORED, Described, Facts
 from ..models.classifier import ImageClassifier, binary_cross_entropy
+from ..models.pretrained import classes_for
 
 if TYPE_CHECKING:
     from ..config.errors import ConfigError
@@ -148,18 +149,9 @@ def _whole(labels: Tensor) -> bool:
 
 
 def takes(model: ComposerModel) -> Facts:
-    """What can be told of a model's data: of BERT, and of a classifier by Composer's or torch's cross entropy."""
+    """What can be told of a model's data: of Hugging Face's, and of a classifier by one of LOSSES."""
     if isinstance(model, HuggingFaceModel):
-        from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
-
-        network, config = model.model, model.model.config
-        if isinstance(config, BertConfig) and isinstance(network, BertForMaskedLM | BertForSequenceClassification):
-            text = Facts(
-                inputs="texts", labels="tokens", words=config.vocab_size, positions=config.max_position_embeddings
-            )
-            if isinstance(network, BertForMaskedLM):
-                return text
-            return replace(text, labels="classes" if config.num_labels > 1 else "numbers", classes=config.num_labels)
+        return _takes_text(model.model)
     if isinstance(model, ComposerClassifier) and model._loss_fn in LOSSES:
         said = model.takes if isinstance(model, ImageClassifier) else Facts()
         channels = said.channels or _channels(model.module)
@@ -167,6 +159,27 @@ def takes(model: ComposerModel) -> Facts:
         return replace(said, inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
     said = getattr(model, "takes", None)
     return said if isinstance(said, Facts) else Facts()
+
+
+def _takes_text(network: Any) -> Facts:
+    """Of a network of transformers for one of the objectives that recipes know."""
+    labels: dict[str, Any] = {"masked_lm": "tokens", "classification": "classes", "question_answering": "spans"}
+    for objective, kind in labels.items():
+        if isinstance(network, classes_for(objective).get(type(network.config), ())):
+            text = Facts(inputs="texts", labels=kind, words=network.config.vocab_size, positions=_positions(network))
+            classes = network.config.num_labels
+            if kind == "classes":
+                return replace(text, labels="classes" if classes > 1 else "numbers", classes=classes)
+            return text
+    return Facts()
+
+
+def _positions(network: nn.Module) -> int | None:
+    """Of how many tokens there are embeddings; RoBERTa and its kin number them from behind the padding's."""
+    for name, module in network.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _channels(module: nn.Module) -> int | None:

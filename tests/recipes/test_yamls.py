@@ -38,6 +38,7 @@ BIG = (
     | {
         "bert/pretrain_base",
         "bert/finetune_mnli",
+        "bert/finetune_squad",
     }
 )
 TRADEOFFS = {"digits/tradeoff", "fashion_mnist/tradeoff", "resnet50/tradeoff"}
@@ -485,6 +486,7 @@ def big(tmp_path_factory):
     pairs = [f"variables.model={data / 'bert'}", f"variables.data={data / 'mnli'}"]
     text.append("device_train_microbatch_size=1")
     extra = {"bert/pretrain_base": text, "bert/finetune_mnli": pairs}
+    extra["bert/finetune_squad"] = [pairs[0], f"variables.data={data / 'squad'}"]
     tiny = [f"{part}.image_folder.crop_size=64" for part in ("train_data", "eval_data")]
     # One of them is as large as on GPUs.
     small_images = [*images, *tiny, "model.resnet.depth=18"]

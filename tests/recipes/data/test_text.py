@@ -9,7 +9,7 @@ from streaming import MDSWriter
 from accelerando.recipes.config.errors import REFUSALS
 from accelerando.recipes.data.python_docs import PythonDocs, python_docs_tokenizer
 from accelerando.recipes.data.text import HuggingFaceText, MaskTokens, StreamingText
-from accelerando.recipes.models.builders import bert
+from accelerando.recipes.models.hugging_face import bert
 
 KEYS = {"input_ids", "attention_mask", "labels"}
 
