@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-MODELS = ("accelerando.recipes.models.builders", "accelerando.recipes.models.distilling")
-SOURCES = ("images", "image_files", "text", "noise", "subset", "distilled")
+MODELS = tuple(f"accelerando.recipes.models.{module}" for module in ("builders", "distilling", "several"))
+SOURCES = ("images", "image_files", "text", "noise", "subset", "distilled", "several")
 DATA = tuple(f"accelerando.recipes.data.{module}" for module in SOURCES)
 SECTIONS = {
     "model": Namespace(modules=MODELS, makes="composer:ComposerModel"),
