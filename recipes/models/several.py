@@ -132,9 +132,10 @@ def _compare(encoder: nn.Module, own: nn.Module, argument: str, name: str, train
 def _structure(module: nn.Module) -> dict[str, Any]:
     """By place the class of each module inside, the numbers and texts that it holds, and the shapes of its weights."""
     found: dict[str, Any] = {}
+    left_out = "training", "name_or_path"
     for place, each in module.named_modules():
         held = {key: value for key, value in vars(each).items() if isinstance(value, int | float | str)}
-        plain = {key: value for key, value in held.items() if key != "training" and not key.startswith("_")}
+        plain = {key: value for key, value in held.items() if key not in left_out and not key.startswith("_")}
         shapes = {key: tuple(weight.shape) for key, weight in each.named_parameters(recurse=False)}
         attention = getattr(getattr(each, "config", None), "_attn_implementation", None)
         found[place] = type(each), plain, shapes, attention

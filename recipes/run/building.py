@@ -62,7 +62,7 @@ def build(
 ) -> Run:
     """The run of that id, which `watch` shows in place of what is shown otherwise."""
     # Composer says so of every smaller last batch.
-    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+    warnings.filterwarnings("ignore", "Cannot split (tensor|list) of length", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
