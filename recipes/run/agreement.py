@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from accelerando.algorithms.checkpoints import some
 
 from ..data.facts import IGNORED, Described, Facts
+from ..data.turns import OfTasks
 from ..models.classifier import ImageClassifier, binary_cross_entropy
 from ..models.pretrained import classes_for
+from ..models.several import SeveralTasks
 
 if TYPE_CHECKING:
     from ..config.errors import ConfigError
@@ -32,6 +34,38 @@ if TYPE_CHECKING:
 
 # Their labels are classes, from 0.
 LOSSES = (F.cross_entropy, soft_cross_entropy, binary_cross_entropy)
+
+
+def agree_by_task(recipe: Recipe, model: ComposerModel, data: Sequence[tuple[Part, Any]]) -> None:
+    """As `agree`, but the data of each task with its own model, where the model has several tasks."""
+    tasks = model.tasks if isinstance(model, SeveralTasks) else {}
+    for part, built in data:
+        _compare_tasks(recipe, part, [*tasks], list(_specs(built)))
+    if not isinstance(model, SeveralTasks):
+        return agree(recipe, takes(model), data)
+    for task, of_model in model.parts.items():
+        key = of_model.key.replace("model", f"{recipe.model.key}.models.{task}", 1)
+        own = [
+            (replace(part, key=f"{part.key}.{spec.keys[task]}"), spec.tasks[task])
+            for part, built in data
+            for spec in _specs(built)
+            if isinstance(spec, OfTasks) and task in spec.tasks
+        ]
+        agree(replace(recipe, model=replace(of_model, key=key), train_data=own[0][0]), takes(model.tasks[task]), own)
+
+
+def _compare_tasks(recipe: Recipe, part: Part, tasks: list[str], specs: list[DataSpec]) -> None:
+    """ConfigError where a source has other tasks than the model; what is evaluated may lack some."""
+    model, error = recipe.model.key, recipe.source.error
+    held = [task for spec in specs for task in (spec.tasks if isinstance(spec, OfTasks) else ())]
+    if not tasks and held:
+        raise error(part.key, f"is of several tasks, but {model} is not; expected several_tasks")
+    if tasks and not held:
+        raise error(part.key, f"is not of several tasks, but {model} is; expected the source several")
+    if unknown := [task for task in held if task not in tasks]:
+        raise error(f"{part.key}.sources.{unknown[0]}", f"{model} has no such task; expected {', '.join(tasks)}")
+    if part is recipe.train_data and (lacking := [task for task in tasks if task not in held]):
+        raise error(part.key, f"has no data of {some(lacking)}, a task of {model}")
 
 
 def agree(recipe: Recipe, takes: Facts, data: Sequence[tuple[Part, Any]]) -> None:
