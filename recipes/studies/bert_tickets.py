@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from ..run.history import EVAL_PREFIX
 from ..run.results import label, percent
 from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS, in_words, transfers
-from .bert_tickets_checks import check_together, check_weights_of, task_of
+from .bert_tickets_checks import check_together, check_weights_of, task_of, which_of
 from .bert_tickets_masks import TRANSFERRED
 from .claims import Claim
 from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
 from .density import DENSE, sparsest_match, table
 from .pruning import PruningStudy, number
-from .pruning_checks import WHICH, ticket_of
+from .pruning_checks import ticket_of
 from .table import Row
 from .tickets import checked_ladder
 
@@ -87,9 +87,11 @@ class BertTickets(PruningStudy):
         self.judged = {
             task: task_of(base, task, recipe, self.metrics.get(task)) for task, recipe in self._recipes.items()
         }
+        self._which = which_of(base, self._recipes, self.ladder)
         self._check_ladders(base)
         self._together = check_together(base, self.together, self._tasks)
         for name, (tasks, _) in self._together.items():
+            self._which[name] = self._which[tasks[0]]
             self._recipes[name] = base.recipe_of(self._bare(name, self.seeds[0]))
             self.judged |= {f"{task} of {name}": self.judged[task].of_several(name) for task in tasks}
         refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
@@ -99,7 +101,7 @@ class BertTickets(PruningStudy):
             refuse_twice(levels, source, key, fits, f"from 1 to {self._ladder.levels}, the levels of the ladder")
         if self.controls and not self.control_levels:
             raise source.error("controls", "given without control_levels, at which they stand")
-        check_weights_of(base, self._recipes, self._ladder.arguments, self.pretraining is not None)
+        check_weights_of(base, self._recipes, self._which, self.pretraining is not None)
         for task in self._tasks:
             base.recipe_of(self._scratch(task, self.seeds[0]))
         if self.pretraining is not None:
@@ -111,7 +113,8 @@ class BertTickets(PruningStudy):
                 hint = "ladders rewind to theta_0, or to `later`; leave it out"
                 raise base.source.error(f"ladder.{name}", hint)
         own = {"levels": 9, "fraction": 0.1, "schedule": "arithmetic", **self.ladder}
-        for recipe in self._recipes.values():
+        for task, recipe in self._recipes.items():
+            own |= self._which[task]
             self._ladder = checked_ladder(base, TICKETS, {"ladder": own}, recipe)
             later = {"ladder": own, "later": {"rewind_to": self.later}}
             self._later = checked_ladder(base, LATER, later, recipe) if self.later else None
@@ -208,10 +211,11 @@ class BertTickets(PruningStudy):
         """A ladder from theta_0."""
         ladder = self._later if arm == LATER and self._later else self._ladder
         node, own = self._from_theta(base, name, seed, done), ladder.node(seed)
+        ((algorithm, arguments),) = own.sets["algorithms"].items()
         return replace(
             node,
             name=f"{name}-{arm}-seed{seed}",
-            sets={**node.sets, "algorithms": own.sets["algorithms"]},
+            sets={**node.sets, "algorithms": {algorithm: {**arguments, **self._which[name]}}},
             made_from={**node.made_from, **own.made_from},
             cost=node.cost * own.cost,
             tags={**node.tags, "arm": arm},
@@ -222,11 +226,10 @@ class BertTickets(PruningStudy):
     ) -> Train:
         """A training from theta_0 of what is pruned before."""
         node, ((algorithm, arguments),) = self._from_theta(base, task, seed, done), pruning.items()
-        which = {name: self._ladder.arguments[name] for name in WHICH[:3] if name in self._ladder.arguments}
         return replace(
             node,
             name=f"{name}-seed{seed}",
-            sets={**node.sets, "algorithms": {algorithm: {**which, **arguments}}},
+            sets={**node.sets, "algorithms": {algorithm: {**self._which[task], **arguments}}},
             made_from={**node.made_from, f"algorithms.{algorithm}": "ladder"},
             tags={**node.tags, **tags},
         )
@@ -241,6 +244,9 @@ class BertTickets(PruningStudy):
         for row in super().rows(base, node, result):
             if row["arm"] == DENSE and node.tags["arm"] == LATER:
                 continue  # the dense network again
+            if row["level"]:
+                metrics = {**row.metrics, "kept": row["density"]}
+                row = replace(row, tags={**row.tags, "density": self._ladder.densities[row["level"]]}, metrics=metrics)
             if (name := row["task"]) not in self._together:
                 yield row
                 continue

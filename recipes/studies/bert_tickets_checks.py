@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..config.recipe import Recipe
@@ -46,7 +47,27 @@ def check_together(
     return found
 
 
-def check_weights_of(base: Base, recipes: Mapping[str, Recipe], arguments: Mapping[str, Any], made_here: bool) -> None:
+def which_of(base: Base, recipes: Mapping[str, Recipe], ladder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each task those arguments of the ladder that say which weights are pruned.
+
+    Of several patterns each must fit in one task at least: masked language modelling has no pooler.
+    """
+    given = selection(ladder)
+    names = {task: _weights(base, recipe, {}, 0).keys() for task, recipe in recipes.items()}
+    found = {task: dict(given) for task in recipes}
+    for key in ("include", "exclude"):
+        fitting = {
+            pattern: [task for task, own in names.items() if any(fnmatchcase(name, pattern) for name in own)]
+            for pattern in given.get(key, ())
+        }
+        for task in recipes if any(fitting.values()) else ():
+            found[task][key] = [pattern for pattern, tasks in fitting.items() if task in tasks or not tasks]
+    return found
+
+
+def check_weights_of(
+    base: Base, recipes: Mapping[str, Recipe], which: Mapping[str, Mapping[str, Any]], made_here: bool
+) -> None:
     """Raises an error unless all begin with the same pretrained weights, as far as they have the same to prune.
 
     Those that are `made_here`, by the study's pretraining, are not there yet: of these only the shapes are compared.
@@ -55,12 +76,12 @@ def check_weights_of(base: Base, recipes: Mapping[str, Recipe], arguments: Mappi
 
     first, weights = "", dict[str, torch.Tensor]()
     for name, recipe in recipes.items():
-        own = _weights(base, recipe, arguments, 0)
+        own, arguments = _weights(base, recipe, which[name], 0), which[name]
         key, model = f"tasks.{name}", recipe.model.key
         if not made_here and (drawn := _differ(own, _weights(base, recipe, arguments, 1))):
             hint = f"{drawn[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
             raise base.source.error(key, f"{model}: {hint}")
-        if made_here and recipe.config["model"][model.partition(".")[2]].get("pretrained"):
+        if made_here and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
             raise base.source.error("pretraining", f"given beside {model}.pretrained of {name}; expected one of them")
         if not weights:
             first, weights = name, own
