@@ -52,7 +52,7 @@ def sources(tmp_path_factory):
         rows = [{"text": " ".join(draw.choices(WORDS, k=6)), "label": i % classes} for i in range(size)]
         DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:10])}).save_to_disk(root / task)
         found[task] = {"name": str(root / task), "tokenizer": str(root / "tokenizer"), "seq_len": 8}
-        found[task] |= {} if task == "words" else {"label_column": "label"}
+        found[task] |= {"mask_probability": 0.5} if task == "words" else {"label_column": "label"}
     return found
 
 
@@ -206,7 +206,7 @@ def settings(folder, sources, **changes):
         "folder": str(folder),
         "max_duration": "6ba",
         "global_batch_size": 4,
-        "device_train_microbatch_size": 3,
+        "device_train_microbatch_size": 2,
         "save_interval": "4ba",
         "model": {"several_tasks": {"models": MODELS}},
         "train_data": {"several": {"sources": several(sources)}},
