@@ -244,7 +244,7 @@ class BertTickets(PruningStudy):
         for row in super().rows(base, node, result):
             if row["arm"] == DENSE and node.tags["arm"] == LATER:
                 continue  # the dense network again
-            if row["level"]:
+            if row.tags.get("level"):
                 metrics = {**row.metrics, "kept": row["density"]}
                 row = replace(row, tags={**row.tags, "density": self._ladder.densities[row["level"]]}, metrics=metrics)
             if (name := row["task"]) not in self._together:

@@ -1,4 +1,4 @@
-"""A whole study of `bert_tickets` on a tiny BERT that it pretrains itself: what begins where, masks, claims, mistakes."""
+"""A study of `bert_tickets` on a tiny BERT that it pretrains itself: what begins where, masks, claims, mistakes."""
 
 import pytest
 from omegaconf import OmegaConf
