@@ -1,8 +1,8 @@
 """What the study `bert_tickets` reads of its rows: the means of each task, and how each mask does on each task.
 
-A row's tags are `task`, `arm`, `seed`, `level` and `density`, which is that of the ladder's level; the metric `kept` has
-what was counted, which is another where masks stand in a network with other matrices. The ladder of several tasks at
-once gives rows of each of them, as the task "NAME of LADDER".
+A row's tags are `task`, `arm`, `seed`, `level` and `density`, that of the ladder's level; the metric `kept` has what was
+counted, which is another where masks stand in a network with other matrices. The ladder of several tasks at once gives
+rows of each of them, as the task "NAME of LADDER".
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class Task:
 
     def of_several(self, ladder: str) -> Task:
         """The same task as one of several that are trained at once."""
-        own = {
-            metric: metric.replace(EVAL_PREFIX, f"{EVAL_PREFIX}{self.name}/{self.name}/", 1) for metric in self.metrics
-        }
+        own = {metric: metric.replace(EVAL_PREFIX, f"{EVAL_PREFIX}{self.name}/", 1) for metric in self.metrics}
         name = f"{self.name} of {ladder}"
         return Task(name=name, metric=own[self.metric], metrics=tuple(own.values()), validated=False)
 
