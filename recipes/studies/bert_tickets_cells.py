@@ -1,8 +1,8 @@
 """What the study `bert_tickets` reads of its rows: the means of each task, and how each mask does on each task.
 
 A row's tags are `task`, `arm`, `seed`, `level` and `density`, that of the ladder's level. The metric `kept` has what
-was counted, which is another where masks stand in a network with other matrices. The ladder of several tasks at once has
-rows of each of them, as the task "NAME of LADDER".
+was counted, which is another where masks stand in a network with other matrices. The ladder of several tasks has rows
+of each of them, as the task "NAME of LADDER".
 """
 
 from __future__ import annotations
