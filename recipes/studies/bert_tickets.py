@@ -101,11 +101,11 @@ class BertTickets(PruningStudy):
             refuse_twice(levels, source, key, fits, f"from 1 to {self._ladder.levels}, the levels of the ladder")
         if self.controls and not self.control_levels:
             raise source.error("controls", "given without control_levels, at which they stand")
-        check_weights_of(base, self._recipes, self._which, self.pretraining is not None)
+        plain = {task: self._recipes[task] for task in self._tasks}
+        pretrains = None if self.pretraining is None else base.recipe_of(self._pretrains())
+        check_weights_of(base, plain, self._which, pretrains)
         for task in self._tasks:
             base.recipe_of(self._scratch(task, self.seeds[0]))
-        if self.pretraining is not None:
-            base.recipe_of(self._pretrains())
 
     def _check_ladders(self, base: Base) -> None:
         for name in ("rewind_to", "rewind"):

@@ -66,28 +66,29 @@ def which_of(base: Base, recipes: Mapping[str, Recipe], ladder: Mapping[str, Any
 
 
 def check_weights_of(
-    base: Base, recipes: Mapping[str, Recipe], which: Mapping[str, Mapping[str, Any]], made_here: bool
+    base: Base, recipes: Mapping[str, Recipe], which: Mapping[str, Mapping[str, Any]], pretraining: Recipe | None
 ) -> None:
     """Raises an error unless all begin with the same pretrained weights, as far as they have the same to prune.
 
-    Those that are `made_here`, by the study's pretraining, are not there yet: of these only the shapes are compared.
+    Those of the study's own pretraining are not there yet: of these the names and shapes are compared.
     """
-    import torch
-
-    first, weights = "", dict[str, torch.Tensor]()
+    first, weights = "pretraining", _weights(base, pretraining, {}, 0) if pretraining else {}
     for name, recipe in recipes.items():
-        own, arguments = _weights(base, recipe, which[name], 0), which[name]
-        key, model = f"tasks.{name}", recipe.model.key
-        if not made_here and (drawn := _differ(own, _weights(base, recipe, arguments, 1))):
-            hint = f"{drawn[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
+        own, key, model = _weights(base, recipe, which[name], 0), f"tasks.{name}", recipe.model.key
+        random = _differ(own, _weights(base, recipe, which[name], 1)) if pretraining is None else []
+        if random:
+            hint = f"{random[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
             raise base.source.error(key, f"{model}: {hint}")
-        if made_here and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
+        if pretraining and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
             raise base.source.error("pretraining", f"given beside {model}.pretrained of {name}; expected one of them")
+        if lacking := [each for each in own if pretraining and each not in weights]:
+            hint = "which the network of the pretraining lacks, so that it is random; leave it out by `include`"
+            raise base.source.error("ladder.include", f"prunes {lacking[0]} of {name}, {hint}")
         if not weights:
             first, weights = name, own
         common = own.keys() & weights.keys()
         shapes = [each for each in common if own[each].shape != weights[each].shape]
-        other = shapes or ([] if made_here else _differ(own, weights))
+        other = shapes or ([] if pretraining else _differ(own, weights))
         if not common or other:
             hint = f"begins with other weights in {other[0]}" if other else "has none of the weights that are pruned"
             raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")

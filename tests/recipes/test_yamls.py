@@ -43,6 +43,7 @@ BIG = (
 )
 TRADEOFFS = {"digits/tradeoff", "fashion_mnist/tradeoff", "resnet50/tradeoff"}
 GLUES = {"bert/glue"}  # run in test_glue.py
+BERT_TICKETS = {"bert/bert_tickets", "python_docs/bert_tickets"}
 DISTILLATIONS = {"digits/distillation", "fashion_mnist/distillation", "python_docs/distillation"}
 TICKETS = {"digits/tickets", "fashion_mnist/tickets", "resnet50/tickets", "bert/tickets"}
 CRITERIA = {"digits/prune_at_init", "fashion_mnist/prune_at_init", "resnet50/prune_at_init"}
@@ -65,7 +66,7 @@ GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnis
 }
 LAWS = {f"{name}/scaling_law" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES | BERT_TICKETS
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -440,6 +441,44 @@ def test_the_ratios_that_the_shrinkbench_of_cifar10_reaches():
     vgg = "study.shrinkbench.pairs.vgg16=false"
     found = plan(*load("cifar10/shrinkbench.yaml", ["variables.cifar10=/nowhere", "loggers=null", vgg, *data]))
     assert len(found.nodes({})) == 2 * 2 * (1 + 3 * 5 * 5)
+
+
+def a_small_bert_tickets(name, *but, tasks):
+    """One seed, these tasks, and one level; two batches each."""
+    block, given = "study.bert_tickets", load(f"{name}.yaml")[0].study.bert_tickets
+    own = ["seeds=[17]", "tolerance=0.1", "control_levels=[1]", "transfer_level=1", "later=1ba"]
+    own += ["ladder.levels=1", "ladder.fraction=0.5"]
+    own += [f"tasks.{task}.max_duration=2ba" if task in tasks else f"tasks.{task}=false" for task in given.tasks]
+    own += [f"metrics.{task}={metric}" for task, metric in given.get("metrics", {}).items() if task in tasks]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+def masks_of_tasks(found, *tasks):
+    assert not found.failures
+    return {(row["task"], row["arm"]) for row in found.rows if row["task"] in tasks}
+
+
+def expected(tasks, *others):
+    arms = ("dense", "tickets", "later", "scratch", "one_shot", "random")
+    sources = [*tasks, *others]
+    return {(task, arm) for task in tasks for arm in (*arms, *(f"from {one}" for one in sources if one != task))}
+
+
+def test_small_tickets_of_bert(tmp_path):
+    block = "study.bert_tickets"
+    short = [f"{block}.pretraining.max_duration=2ba", f"{block}.together.all.tasks=[topic,masked_lm]"]
+    short += [f"{block}.together.all.max_duration=2ba", "scheduler.linear_with_warmup.t_warmup=1ba", FEW]
+    tasks = ("masked_lm", "topic")
+    file, *overrides = a_small_bert_tickets("python_docs/bert_tickets", *short, f"folder={tmp_path}", tasks=tasks)
+    assert masks_of_tasks(run(plan(*load(file, overrides))), *tasks) == expected(tasks, "all")
+
+
+def test_tickets_of_a_bert_of_the_hub(tmp_path):
+    """On small files in the hub's formats: regression by two metrics, SQuAD, and masked language modelling."""
+    write_texts(tmp_path)
+    Dataset.from_dict({"text": ["the cat sat on the mat"] * 64}).to_parquet(
+        tmp_path / "texts" / "part" / "train-00000-of-00001.parquet"
+    )
 
 
 def test_the_matrices_of_bert_that_are_pruned():
