@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from ..run.history import EVAL_PREFIX
 from ..run.results import label, percent
-from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS, in_words, transfers
+from .bert_tickets_cells import LATER, TICKETS, in_words, transfers
 from .bert_tickets_checks import check_together, check_weights_of, task_of, which_of
-from .bert_tickets_masks import TRANSFERRED
+from .bert_tickets_runs import PRETRAINING, Runs
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .core import FIXED, Base, Changes, Train, named, refuse_twice
 from .density import DENSE, sparsest_match, table
 from .pruning import PruningStudy, number
-from .pruning_checks import ticket_of
 from .table import Row
 from .tickets import checked_ladder
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from ..run.results import Result
 
 Control = Literal["one_shot", "random"]
-CRITERIA = {ONE_SHOT: "magnitude", RANDOM: "random"}
-PRETRAINING = "pretraining"
 
 
 @dataclass(kw_only=True)
@@ -80,164 +77,56 @@ class BertTickets(PruningStudy):
             raise source.error("metric", "each task has one of its own; give `metrics`, by task")
         self._tasks = named(source, "tasks", self.tasks, FIXED)
         for key, given in {"masked_lm": [self.masked_lm or ""], "metrics": [*self.metrics]}.items():
-            for name in {*given} - {"", *self._tasks}:
+            for name in {*given} - {"", *self.tasks}:  # one that is left out may be named there
                 raise source.error(key, f"{name} given; expected one of the tasks {', '.join(self._tasks)}")
-        self._checked = set[str]()
-        self._recipes = {task: base.recipe_of(self._bare(task, self.seeds[0])) for task in self._tasks}
-        self.judged = {
-            task: task_of(base, task, recipe, self.metrics.get(task)) for task, recipe in self._recipes.items()
-        }
-        self._which = which_of(base, self._recipes, self.ladder)
+        self._runs = runs = Runs(
+            base=base,
+            tasks=self._tasks,
+            pretraining=self.pretraining,
+            scratch=self.scratch,
+            seeds=self.seeds,
+            controls=self.controls,
+            control_levels=self.control_levels,
+            transfer_level=self.transfer_level,
+        )
+        runs.recipes |= {task: base.recipe_of(runs.bare(task, self.seeds[0])) for task in self._tasks}
+        self.judged = {task: task_of(base, task, own, self.metrics.get(task)) for task, own in runs.recipes.items()}
+        runs.which |= which_of(base, runs.recipes, self.ladder)
         self._check_ladders(base)
-        self._together = check_together(base, self.together, self._tasks)
-        for name, (tasks, _) in self._together.items():
-            self._which[name] = self._which[tasks[0]]
-            self._recipes[name] = base.recipe_of(self._bare(name, self.seeds[0]))
-            self.judged |= {f"{task} of {name}": self.judged[task].of_several(name) for task in tasks}
-        refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
-        given = [] if self.transfer_level is None else [self.transfer_level]
-        for key, levels in {"control_levels": self.control_levels, "transfer_level": given}.items():
-            fits = all(1 <= level <= self._ladder.levels for level in levels)
-            refuse_twice(levels, source, key, fits, f"from 1 to {self._ladder.levels}, the levels of the ladder")
-        if self.controls and not self.control_levels:
-            raise source.error("controls", "given without control_levels, at which they stand")
-        plain = {task: self._recipes[task] for task in self._tasks}
-        pretrains = None if self.pretraining is None else base.recipe_of(self._pretrains())
-        check_weights_of(base, plain, self._which, pretrains)
+        pretrains = None if self.pretraining is None else base.recipe_of(runs.pretrains())
+        check_weights_of(base, runs.recipes, runs.which, pretrains)
         for task in self._tasks:
-            base.recipe_of(self._scratch(task, self.seeds[0]))
+            base.recipe_of(runs.from_scratch(task, self.seeds[0]))
+        runs.together = check_together(base, self.together, self._tasks)
+        for name, (tasks, _) in runs.together.items():
+            runs.which[name] = runs.which[tasks[0]]
+            runs.recipes[name] = base.recipe_of(runs.bare(name, self.seeds[0]))
+            self.judged |= {f"{task} of {name}": self.judged[task].of_several(name) for task in tasks}
 
     def _check_ladders(self, base: Base) -> None:
+        """Finds the ladders, and checks the levels of all that stands beside them."""
+        source, runs = base.source, self._runs
         for name in ("rewind_to", "rewind"):
             if name in self.ladder:
                 hint = "ladders rewind to theta_0, or to `later`; leave it out"
-                raise base.source.error(f"ladder.{name}", hint)
+                raise source.error(f"ladder.{name}", hint)
         own = {"levels": 9, "fraction": 0.1, "schedule": "arithmetic", **self.ladder}
-        for task, recipe in self._recipes.items():
-            own |= self._which[task]
-            self._ladder = checked_ladder(base, TICKETS, {"ladder": own}, recipe)
+        for task, recipe in runs.recipes.items():
+            own |= runs.which[task]
+            runs.ladder = checked_ladder(base, TICKETS, {"ladder": own}, recipe)
             later = {"ladder": own, "later": {"rewind_to": self.later}}
-            self._later = checked_ladder(base, LATER, later, recipe) if self.later else None
+            runs.later = checked_ladder(base, LATER, later, recipe) if self.later else None
+        assert runs.ladder
+        refuse_twice(self.controls, source, "controls", True, f"of {', '.join(get_args(Control))}")
+        given = [] if self.transfer_level is None else [self.transfer_level]
+        for key, levels in {"control_levels": self.control_levels, "transfer_level": given}.items():
+            fits = all(1 <= level <= runs.ladder.levels for level in levels)
+            refuse_twice(levels, source, key, fits, f"from 1 to {runs.ladder.levels}, the levels of the ladder")
+        if self.controls and not self.control_levels:
+            raise source.error("controls", "given without control_levels, at which they stand")
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
-        if self.pretraining is not None:
-            yield self._pretrains()
-        for seed in self.seeds:
-            for name in self._recipes:
-                yield self._climbs(base, name, seed, done)
-            for task in self._tasks:
-                yield from self._on_task(base, task, seed, done)
-
-    def _on_task(self, base: Base, task: str, seed: int, done: Mapping[str, Result]) -> Iterator[Train]:
-        yield self._sized(base, self._scratch(task, seed))
-        if self._later:
-            yield self._climbs(base, task, seed, done, LATER)
-        for level in sorted(self.control_levels):
-            for control in self.controls:
-                pruning = {"criterion": CRITERIA[control], "density": self._ladder.densities[level]}
-                name = f"{task}-{control}-level{level}"
-                tags = {"arm": control, "level": level}
-                yield self._pruned(base, task, seed, done, name, {"prune_at_init": pruning}, tags)
-        for other in self._recipes if self.transfer_level else ():
-            if other != task:
-                yield self._transfers(base, other, task, seed, done)
-
-    def _transfers(self, base: Base, other: str, task: str, seed: int, done: Mapping[str, Result]) -> Train:
-        """The masks that were found on the other task, or on several at once; by which it is called."""
-        level, ladder = self.transfer_level or 0, f"{other}-{TICKETS}-seed{seed}"
-        name, problem = f"{task}-from-{other}-level{level}", ""
-        pruning: dict[str, Any] = {"density": self._ladder.densities[level]}
-        if (found := done.get(ladder)) and level < len(found.found["levels"]):
-            name, file, problem = ticket_of(base, ladder, found, level, name, seed, self._checked)
-            pruning["ticket"] = f"{base.name}/{file}"
-        elif found:
-            problem = f"{ladder} ended before level {level}: it has no masks for it"
-        tags = {"arm": f"{FROM}{other}", "level": level}
-        node = self._pruned(base, task, seed, done, name, {TRANSFERRED: pruning}, tags)
-        node = replace(node, after=(*node.after, ladder), problem=problem)
-        return node if found else replace(node, changes=None)
-
-    def _bare(self, name: str, seed: int) -> Train:
-        """The training of a task, or of several at once, from random weights unless the base run says otherwise."""
-        tags = {"task": name, "arm": DENSE, "seed": seed, "level": 0}
-        if name in self._tasks:
-            changes, key = self._tasks[name], f"tasks.{name}"
-            return Train(name=name, changes=changes, key=key, sets={"seed": seed}, tags=tags)
-        tasks, changes = self._together[name]
-        each = {task: self._recipes[task].config for task in tasks}
-        sets = {
-            "seed": seed,
-            "model": {"several_tasks": {"models": {task: config["model"] for task, config in each.items()}}},
-            "validation_data": None,
-        }
-        for key in ("train_data", "eval_data"):
-            sets[key] = {"several": {"sources": {task: config[key] for task, config in each.items()}}}
-        made_from = dict.fromkeys(("model", "train_data", "eval_data"), f"together.{name}.tasks")
-        return Train(name=name, changes=changes, key=f"together.{name}", sets=sets, made_from=made_from, tags=tags)
-
-    def _scratch(self, task: str, seed: int) -> Train:
-        """The task from random weights."""
-        node, models = self._bare(task, seed), self.scratch.get("model") or {self._model(task): {}}
-        models = {name: {"pretrained": None, **(arguments or {})} for name, arguments in models.items()}
-        given = {**self.scratch, "model": models}
-        sets, made_from = {**node.sets, **given}, dict.fromkeys(given, "scratch")
-        name = f"{task}-{SCRATCH}-seed{seed}"
-        return replace(node, name=name, sets=sets, made_from=made_from, tags={**node.tags, "arm": SCRATCH})
-
-    def _model(self, task: str) -> str:
-        return self._recipes[task].model.key.partition(".")[2]
-
-    def _pretrains(self) -> Train:
-        sets, tags = {"seed": self.seeds[0]}, {"task": PRETRAINING, "arm": PRETRAINING, "seed": self.seeds[0]}
-        return Train(name=PRETRAINING, changes=self.pretraining, key=PRETRAINING, sets=sets, tags=tags)
-
-    def _from_theta(self, base: Base, name: str, seed: int, done: Mapping[str, Result]) -> Train:
-        """The training from theta_0, which is not known before the pretraining has ended."""
-        node = self._sized(base, self._bare(name, seed))
-        if self.pretraining is None:
-            return node
-        start: dict[str, Any] = {"pretrained": str(base.folder / PRETRAINING)}
-        if name in self._tasks:
-            model: dict[str, Any] = {self._model(name): start}
-        else:
-            parts = {task: {self._model(task): start} for task in self._together[name][0]}
-            given = node.sets["model"]["several_tasks"]["models"]
-            each = {task: {key: {**given[task][key], **start} for key in part} for task, part in parts.items()}
-            model = {"several_tasks": {"models": each}}
-        changes = node.changes if PRETRAINING in done else None
-        return replace(node, changes=changes, sets={**node.sets, "model": model}, after=(PRETRAINING,))
-
-    def _climbs(self, base: Base, name: str, seed: int, done: Mapping[str, Result], arm: str = TICKETS) -> Train:
-        """A ladder from theta_0."""
-        ladder = self._later if arm == LATER and self._later else self._ladder
-        node, own = self._from_theta(base, name, seed, done), ladder.node(seed)
-        ((algorithm, arguments),) = own.sets["algorithms"].items()
-        return replace(
-            node,
-            name=f"{name}-{arm}-seed{seed}",
-            sets={**node.sets, "algorithms": {algorithm: {**arguments, **self._which[name]}}},
-            made_from={**node.made_from, **own.made_from},
-            cost=node.cost * own.cost,
-            tags={**node.tags, "arm": arm},
-        )
-
-    def _pruned(
-        self, base: Base, task: str, seed: int, done: Mapping[str, Result], name: str, pruning: Any, tags: Any
-    ) -> Train:
-        """A training from theta_0 of what is pruned before."""
-        node, ((algorithm, arguments),) = self._from_theta(base, task, seed, done), pruning.items()
-        return replace(
-            node,
-            name=f"{name}-seed{seed}",
-            sets={**node.sets, "algorithms": {algorithm: {**self._which[task], **arguments}}},
-            made_from={**node.made_from, f"algorithms.{algorithm}": "ladder"},
-            tags={**node.tags, **tags},
-        )
-
-    def _sized(self, base: Base, node: Train) -> Train:
-        """With its length in trainings of the base run, if both have the same unit."""
-        own, whole = duration(self._recipes[node.tags["task"]]), duration(base.recipe)
-        return replace(node, cost=own.value / whole.value if own.unit == whole.unit else 1.0)
+        return self._runs.all(done)
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:
         """Those of `PruningStudy`; of tasks that are trained at once, one for each of them."""
@@ -246,11 +135,11 @@ class BertTickets(PruningStudy):
                 continue  # the dense network again
             if row.tags.get("level"):
                 metrics = {**row.metrics, "kept": row["density"]}
-                row = replace(row, tags={**row.tags, "density": self._ladder.densities[row["level"]]}, metrics=metrics)
-            if (name := row["task"]) not in self._together:
+                row = replace(row, tags={**row.tags, "density": self._runs.density(row["level"])}, metrics=metrics)
+            if (name := row["task"]) not in self._runs.together:
                 yield row
                 continue
-            for task in self._together[name][0]:
+            for task in self._runs.together[name][0]:
                 own = {metric: value for metric, value in row.metrics.items() if not metric.startswith(EVAL_PREFIX)}
                 group = self.judged[f"{task} of {name}"]
                 own |= {metric: value for metric, value in row.metrics.items() if metric in group.metrics}
@@ -259,7 +148,9 @@ class BertTickets(PruningStudy):
     def words(self, base: Base, node: Train, result: Result) -> str:
         """The metric at the end, of the task or of each of several."""
         name = node.tags["task"]
-        names = [f"{task} of {name}" for task in self._together[name][0]] if name in self._together else [name]
+        names = (
+            [f"{task} of {name}" for task in self._runs.together[name][0]] if name in self._runs.together else [name]
+        )
         if name == PRETRAINING:
             return "the weights of theta_0"
         metrics = [self.judged[name].metric for name in names]
@@ -279,7 +170,7 @@ class BertTickets(PruningStudy):
         if not self.transfer_level:
             return []
         tasks = [self.judged[task] for task in self._tasks]
-        return transfers(rows, tasks, self._ladder.densities[self.transfer_level], self.tolerance)
+        return transfers(rows, tasks, self._runs.density(self.transfer_level), self.tolerance)
 
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         parts = []
@@ -291,9 +182,8 @@ class BertTickets(PruningStudy):
             for metric in task.metrics:
                 if metric != task.metric:
                     match = sparsest_match(task.means(rows, metric, self.tolerance)).get(TICKETS)
-                    parts.append(
-                        f"by {label(metric)}, tickets match down to {percent(match.density) if match else 'none'}"
-                    )
+                    down_to = f"down to {percent(match.density)}" if match else "nowhere"
+                    parts.append(f"by {label(metric)}, tickets match {down_to}")
         if matrix := self._matrix(rows):
             parts.append(f"MASKS OF ONE TASK ON ANOTHER\n\n{in_words(matrix)}")
         return "\n\n".join(parts)
@@ -308,6 +198,6 @@ class BertTickets(PruningStudy):
         from .bert_tickets_claims import claims_of
 
         tasks = [self.judged[task] for task in self._tasks]
-        densities = [self._ladder.densities[level] for level in sorted(self.control_levels)]
-        transfer = self._ladder.densities[self.transfer_level] if self.transfer_level else None
+        densities = [self._runs.density(level) for level in sorted(self.control_levels)]
+        transfer = self._runs.density(self.transfer_level) if self.transfer_level else None
         yield from claims_of(rows, tasks, densities, transfer, self.masked_lm or "")

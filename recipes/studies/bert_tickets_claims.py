@@ -34,8 +34,7 @@ def claims_of(
         at = f"at {percent(1 - density)} of sparsity"
         yield _matches(cells, tasks, density, at, lacking)
         if found := cells.over(tasks, TICKETS, density, LATER, density):
-            claim = (
-                f"No later rewinding than to theta_0 is needed {at}: it does not make tickets better by a deviation."
+            claim = f"No later rewinding is needed {at}: tickets are not better by a deviation for it."
             )
             yield judge_each(claim, SOURCE, found, at_least=-1, precondition=lacking)
         for control, words in ((RANDOM, "random weights"), (ONE_SHOT, "weights of theta_0 of greatest magnitude")):

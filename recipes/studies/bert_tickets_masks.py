@@ -64,11 +64,14 @@ class TransferredTicket(Pruning):
     def is_due_before(self, state: State) -> bool:
         return state.timestamp.batch > 0
 
-    def before_update(self, state: State, logger: Logger) -> None:
-        if self.masks or state.timestamp.batch > 0:
-            return
+    def chosen(self) -> Masks:
+        """The masks of all weights."""
         masks = self._load()
         if rest := {name: weight for name, weight in self.weights.items() if name not in masks}:
             sizes = {name: weight.numel() for name, weight in rest.items()}
             masks |= keep_highest(magnitude(rest), kept_counts(sizes, self.density, "layerwise"))
-        self.prune(masks, state, logger)
+        return masks
+
+    def before_update(self, state: State, logger: Logger) -> None:
+        if not self.masks and state.timestamp.batch == 0:
+            self.prune(self.chosen(), state, logger)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import write_images, write_texts
+from formats import found_in, write_images, write_texts
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -474,11 +474,16 @@ def test_small_tickets_of_bert(tmp_path):
 
 
 def test_tickets_of_a_bert_of_the_hub(tmp_path):
-    """On small files in the hub's formats: regression by two metrics, SQuAD, and masked language modelling."""
+    """On small files in the hub's formats: a task of two metrics, SQuAD, and masked language modelling."""
     write_texts(tmp_path)
-    Dataset.from_dict({"text": ["the cat sat on the mat"] * 64}).to_parquet(
-        tmp_path / "texts" / "part" / "train-00000-of-00001.parquet"
-    )
+    tasks = ("masked_lm", "mrpc", "squad")
+    places = [*found_in("bert/bert_tickets", tmp_path), f"folder={tmp_path / 'runs'}", "global_batch_size=4"]
+    places += [f"study.bert_tickets.tasks.{task}.global_batch_size=4" for task in ("masked_lm", "squad")]
+    file, *overrides = a_small_bert_tickets("bert/bert_tickets", *places, FEW, tasks=tasks)
+    found = run(plan(*load(file, overrides)))
+    assert masks_of_tasks(found, *tasks) == expected(tasks)
+    metrics = {name.rpartition("/")[2] for row in found.rows if row["task"] == "mrpc" for name in row.metrics}
+    assert {"MulticlassAccuracy", "BinaryF1Score"} <= metrics
 
 
 def test_the_matrices_of_bert_that_are_pruned():
