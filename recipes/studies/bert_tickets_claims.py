@@ -35,7 +35,6 @@ def claims_of(
         yield _matches(cells, tasks, density, at, lacking)
         if found := cells.over(tasks, TICKETS, density, LATER, density):
             claim = f"No later rewinding is needed {at}: tickets are not better by a deviation for it."
-            )
             yield judge_each(claim, SOURCE, found, at_least=-1, precondition=lacking)
         for control, words in ((RANDOM, "random weights"), (ONE_SHOT, "weights of theta_0 of greatest magnitude")):
             if found := cells.over(tasks, TICKETS, density, control, density):
