@@ -1,5 +1,6 @@
 """Small data in the formats that the shipped YAMLs name, and what makes each of these YAMLs find them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def write_images(data: Path) -> None:
 
 
 def write_texts(data: Path) -> None:
-    """`c4` in shards, `mnli` as of the hub, `bert`, a tiny model with its tokenizer, and `glue`, a folder a task."""
+    """`c4` in shards, `mnli` as of the hub, `bert`, a tiny model with its tokenizer, `squad`, `texts`, `glue`."""
     for split in ("train", "val"):
         with MDSWriter(out=str(data / "c4" / split), columns={"text": "str"}) as shards:
             for sample in range(64):
@@ -44,6 +45,15 @@ def write_texts(data: Path) -> None:
     rows = {"premise": ["the cat sat"] * 16, "hypothesis": ["on the mat"] * 16, "label": [0, 1, 2, 0] * 4}
     mnli = DatasetDict({split: Dataset.from_dict(rows) for split in ("train", "validation_matched")})
     mnli.save_to_disk(data / "mnli")
+    (data / "squad").mkdir()
+    asked = {"id": "1", "question": "the cat sat on", "answers": [{"text": "the mat", "answer_start": 15}]}
+    squad = {"data": [{"paragraphs": [{"context": "the cat sat on the mat", "qas": [asked] * 9}]}]}
+    for name in ("train", "dev"):
+        (data / "squad" / f"{name}-v1.1.json").write_text(json.dumps(squad))
+    (data / "texts").mkdir()
+    for split in ("train", "validation"):
+        texts = Dataset.from_dict({"text": ["the cat sat on the mat " * 40] * 32})
+        texts.to_parquet(data / "texts" / f"{split}-00000-of-00001.parquet")
     for task, given in load("bert/glue.yaml")[0].study.glue.tasks.items():
         (data / "glue" / task).mkdir(parents=True)
         kind = Value("float32") if given.labels == 1 else ClassLabel(given.labels)
@@ -65,6 +75,12 @@ def found_in(name: str, data: Path) -> list[str]:
         keys += [f"variables.data={data / 'glue'}", "executor=null"]
     elif name in ("bert/finetune_mnli", "bert/tickets"):
         keys += [f"variables.model={data / 'bert'}", f"variables.data={data / 'mnli'}"]
+    elif name == "bert/bert_tickets":
+        places = {"model": "bert", "data": "glue", "squad": "squad", "texts": "texts"}
+        keys += [f"variables.{key}={data / place}" for key, place in places.items()]
+        keys += ["variables.part=null", "executor=null", "loggers=null"]
+    elif name == "bert/finetune_squad":
+        keys += [f"variables.model={data / 'bert'}", f"variables.data={data / 'squad'}"]
     elif name.startswith("bert/"):
         places = {"remote": "c4", "local": "cache", "tokenizer": "bert"}
         keys += [f"variables.{key}={data / place}" for key, place in places.items()]

@@ -127,7 +127,8 @@ class Watch(Callback):
 
     def batch_end(self, state, logger):
         Watch.batches += 1
-        Watch.orders.setdefault(state.run_name.rpartition("/")[2], []).append(state.batch[1].tolist())
+        labels = state.batch["labels" if isinstance(state.batch, dict) else 1]
+        Watch.orders.setdefault(state.run_name.rpartition("/")[2], []).append(labels.tolist())
         if Watch.batches == Watch.kill_at:
             raise KeyboardInterrupt
         if Watch.batches == Watch.stop_at:

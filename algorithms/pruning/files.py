@@ -24,8 +24,10 @@ def save_masks(path: str | PathLike[str], masks: Mapping[str, Tensor], **metadat
     write_safetensors(path, tensors, {**metadata, "format": "pt", "digest": digest(masks)})
 
 
-def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Masks:
+def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor], *, partial: bool = False) -> Masks:
     """The masks in a file, for the weights of these names and shapes, on the CPU.
+
+    With `partial`, masks of other layers are left out, and so are weights that have none in the file, but not all.
 
     Names may have the prefix of a `ComposerModel` (`module.` or `model.`) that `weights` lack, or lack what they have.
     Raises FileNotFoundError, and ValueError naming the file for one that is damaged, has no masks, masks of other
@@ -39,9 +41,10 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
         raise ValueError(f"{path} does not fit: the mask of {some(odd)} is no tensor of bool, integers or floats")
     found = renamed_for(weights, held)
     problems = []
-    if missing := [name for name in weights if name not in found]:
+    missing = [name for name in weights if name not in found]
+    if len(missing) > (len(weights) - 1 if partial else 0):
         problems.append(f"lacks the masks of {some(missing)}")
-    if extra := [name for name in found if name not in weights]:
+    if (extra := [name for name in found if name not in weights]) and not partial:
         problems.append(f"has masks of {some(extra)}, which are not pruned here")
     both = {name: mask for name, mask in found.items() if name in weights}
     wrong = [name for name, mask in both.items() if mask.shape != weights[name].shape]
@@ -58,4 +61,4 @@ def load_masks(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> Mask
     written = read_metadata(path).get("digest")
     if written and digest({name: mask.to(torch.bool) for name, mask in held.items()}) != written:
         raise ValueError(f"{path} is damaged: its masks are not those that were written")
-    return {name: found[name].to(torch.bool) for name in weights}
+    return {name: both[name].to(torch.bool) for name in weights if name in both}

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from accelerando.algorithms.composer.for_recipes import Folder, Supply
 
 TECHNIQUES = "accelerando.algorithms.composer"
-MODELS = ("accelerando.recipes.models.builders", "accelerando.recipes.models.distilling")
-SOURCES = ("images", "image_files", "text", "noise", "subset", "distilled")
+BUILDERS = ("builders", "hugging_face", "distilling", "several")
+MODELS = tuple(f"accelerando.recipes.models.{module}" for module in BUILDERS)
+SOURCES = ("images", "image_files", "text", "python_docs", "squad", "noise", "subset", "distilled", "several")
 DATA = tuple(f"accelerando.recipes.data.{module}" for module in SOURCES)
 SECTIONS = {
     "model": Namespace(modules=MODELS, makes="composer:ComposerModel"),

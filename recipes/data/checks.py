@@ -1,6 +1,12 @@
 """What arguments of sources and models must be: numbers, folders, names on the hub."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from torch import nn
+
+from ..config.errors import ArgumentError, show
 
 
 def check_least(least: int, **numbers: int) -> None:
@@ -18,3 +24,13 @@ def check_hub_name(name: str) -> None:
     """Raise if the name can only be a local folder, and is none."""
     if name.startswith(("/", "./", "../")):
         check_folder(Path(name), "what save_to_disk or save_pretrained wrote, or a name on the hub")
+
+
+def check_tasks(argument: str, names: Iterable[str]) -> None:
+    """Raise for what cannot be the names of tasks, of labels and of a model's parts; there must be one or more."""
+    expected = "expected a task or more, such as {topic: {...}}, by names of letters, digits and _"
+    if not (names := [*names]):
+        raise ArgumentError(argument, f"none given; {expected}")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or hasattr(nn.ModuleDict(), name):
+            raise ArgumentError(argument, f"{show(name)} given, which cannot be the name of a task; {expected}")

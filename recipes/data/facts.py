@@ -15,7 +15,7 @@ class Facts:
     """What a source holds, or a model takes; None where it does not say."""
 
     inputs: Literal["images", "texts"] | None = None
-    labels: Literal["classes", "numbers", "tokens"] | None = None  # what stands in them; a token of each text's own
+    labels: Literal["classes", "numbers", "tokens", "spans"] | None = None  # the latter two of each text's own
     classes: int | None = None  # of a source without their names, one more than the largest label
     names: tuple[str, ...] | None = None  # of the classes, in the order of their labels
     channels: int | None = None

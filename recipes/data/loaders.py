@@ -22,12 +22,14 @@ class Shards(DistributedSampler):
     """Which samples this rank sees, by the run's epoch; they may begin elsewhere than at those of epoch 0.
 
     Shifted by s batches, of which an epoch has n, the run's epoch e has the n batches of the data from place e n + s
-    on, counted from the first batch of their epoch 0.
+    on, counted from the first batch of their epoch 0. Where the ranks are `alike`, each sees all.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, train: bool, seed: int, drop_last: bool = True):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, train: bool, seed: int, drop_last: bool = True, alike: bool = False
+    ):
         # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
-        ranks = {"num_replicas": dist.get_world_size(), "rank": dist.get_global_rank()}
+        ranks = {"num_replicas": 1 if alike else dist.get_world_size(), "rank": 0 if alike else dist.get_global_rank()}
         cut = train and drop_last
         super().__init__(dataset, shuffle=train, seed=seed * SEED_STRIDE, drop_last=cut, **ranks)
         self.batch_size, self.shift = batch_size, 0

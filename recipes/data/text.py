@@ -6,16 +6,12 @@ modelling the labels are -100 where nothing is to be predicted; the masks change
 never in evaluation, and come out the same after a kill and a resume.
 """
 
-import hashlib
 import math
-import os
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any, ClassVar
 
 import torch
@@ -24,55 +20,15 @@ from composer.core import DataSpec, Evaluator
 from torch import Tensor
 
 from accelerando.algorithms.generators import generator_of
-from accelerando.algorithms.whole_files import written_whole
 
 from ..config.errors import ArgumentError, show
 from .checks import check_hub_name, check_least
 from .facts import IGNORED, Described, Facts
 from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
 from .shards import check_shards, open_shards, same_shards
-from .splits import overlap, part_of
 
 Batch = dict[str, Tensor]
 Tokenizer = Any  # of transformers, whose annotations do not fit its own use
-
-
-@dataclass
-class PythonDocs:
-    """The reference texts of Python's own `help()`: half a million characters, for masked language modelling.
-
-    They belong to the running Python, so figures differ a little from one version to the next. Every eighth topic is
-    held out. The WordPiece vocabulary is trained on the others, once, and kept in ~/.cache/accelerando.
-    """
-
-    counts_tokens: ClassVar[bool] = True
-
-    split: str = "train"  # or test, or a slice of the topics of either, such as train[:90%]
-    seq_len: int = 128  # tokens per sample, [CLS] and [SEP] included
-    mask_probability: float = 0.15
-    vocab_size: int = 4096
-
-    def check(self) -> None:
-        _check(self.seq_len, self.mask_probability)
-        if self.vocab_size < 256:
-            raise ValueError(f"vocab_size must be at least 256, not {self.vocab_size}")
-        self.part()
-
-    def part(self) -> tuple[str, range]:
-        """The split and which of its topics."""
-        return part_of(self.split, {split: len(_python_docs(split)) for split in ("train", "test")})
-
-    def overlaps(self, other: Any) -> bool:
-        return isinstance(other, PythonDocs) and overlap(self.part(), other.part())
-
-    def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        tokenizer = _python_docs_tokenizer(self.vocab_size)
-        split, topics = self.part()
-        texts = _python_docs(split)[topics.start : topics.stop]
-        samples = to_device(_pack(texts, tokenizer, self.seq_len), device)
-        mask = _MaskTokens(tokenizer, self.mask_probability, device)
-        loader = TensorLoader([samples], batch_size, train, seed, mask, noise_shape=(self.seq_len, 2))
-        return Described(loader, _facts(tokenizer, self.seq_len))
 
 
 @dataclass
@@ -95,7 +51,7 @@ class HuggingFaceText:
     drop_last: bool = True  # in training: leave out what does not fill the last batch
 
     def check(self) -> None:
-        _check(self.seq_len, self.mask_probability, self.name, self.tokenizer)
+        check_text(self.seq_len, self.mask_probability, self.name, self.tokenizer)
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
             raise ValueError(f"text_columns must be one, or two with label_column, not {self.text_columns}")
 
@@ -120,12 +76,12 @@ class HuggingFaceText:
         columns = rows[:]
         texts = [columns[name] for name in self.text_columns]
         if self.label_column is None:
-            samples = to_device(_pack(texts[0], tokenizer, self.seq_len), device)
-            mask = _MaskTokens(tokenizer, self.mask_probability, device)
+            samples = to_device(packed(texts[0], tokenizer, self.seq_len), device)
+            mask = MaskTokens(tokenizer, self.mask_probability, device)
             loader = TensorLoader([samples], batch_size, train, seed, mask, (self.seq_len, 2), self.drop_last)
-            return Described(loader, _facts(tokenizer, self.seq_len))
+            return Described(loader, facts_of(tokenizer, self.seq_len))
         labels = labels_of(rows, self.label_column, split)
-        batch = _truncate(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
+        batch = truncated(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
         tensors = [to_device(tensor, device) for tensor in batch.values()]
 
         def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
@@ -133,7 +89,7 @@ class HuggingFaceText:
 
         loader = TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=self.drop_last)
         names = rows.features[self.label_column]
-        return Described(loader, _facts(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
+        return Described(loader, facts_of(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
 
     def rows(self, split: str) -> Any:
         """One split as a `datasets.Dataset` of the columns that are used."""
@@ -183,7 +139,7 @@ class StreamingText:
     num_workers: int = 8  # processes per rank that tokenise
 
     def check(self) -> None:
-        _check(self.seq_len, self.mask_probability, self.tokenizer)
+        check_text(self.seq_len, self.mask_probability, self.tokenizer)
         check_least(0, num_workers=self.num_workers)
         check_shards(self.local, self.remote, self.split, {"text"})
 
@@ -195,13 +151,13 @@ class StreamingText:
 
         dataset = open_shards(StreamingDataset, self.local, self.remote, self.split, batch_size, train, seed)
         tokenizer = _tokenizer(self.tokenizer)
-        mask = _MaskTokens(tokenizer, self.mask_probability)
+        mask = MaskTokens(tokenizer, self.mask_probability)
         collate = _TokeniseAndMask(tokenizer, mask, self.seq_len, seed, dataset if train else None)
         loader = worker_loader(dataset, collate, batch_size, train, seed, self.num_workers)
-        return Described(loader, _facts(tokenizer, self.seq_len))
+        return Described(loader, facts_of(tokenizer, self.seq_len))
 
 
-class _MaskTokens:
+class MaskTokens:
     """BERT's masking (Devlin et al. 2018): of the chosen tokens 80 % are masked, 10 % replaced, 10 % left alone."""
 
     def __init__(self, tokenizer: Tokenizer, probability: float, device: AnyDevice = "cpu"):
@@ -235,14 +191,14 @@ class _TokeniseAndMask:
     """Collates documents; the noise hangs on (seed, epoch, text), so on no worker, rank or batch."""
 
     tokenizer: Tokenizer
-    mask: _MaskTokens
+    mask: MaskTokens
     seq_len: int
     seed: int
     dataset: Any  # the StreamingDataset, which knows the epoch; None: the same masks always
 
     def __call__(self, samples: Sequence[dict[str, str]]) -> Batch:
         texts = [sample["text"] for sample in samples]
-        input_ids = _truncate([texts], self.tokenizer, self.seq_len)["input_ids"]
+        input_ids = truncated([texts], self.tokenizer, self.seq_len)["input_ids"]
         return self.mask([input_ids], torch.stack([self._noise(text) for text in texts]))
 
     def _noise(self, text: str) -> Tensor:
@@ -250,7 +206,7 @@ class _TokeniseAndMask:
         return torch.rand(self.seq_len, 2, generator=generator_of(key))
 
 
-def _pack(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
+def packed(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
     """The texts one after the other, cut into samples of [CLS], `seq_len - 2` tokens and [SEP]."""
     documents = tokenizer([text + tokenizer.sep_token for text in texts], add_special_tokens=False).input_ids
     stream, size = torch.tensor(list(chain.from_iterable(documents)), dtype=torch.long), seq_len - 2
@@ -258,7 +214,7 @@ def _pack(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
     return F.pad(F.pad(pieces, (1, 0), value=tokenizer.cls_token_id), (0, 1), value=tokenizer.sep_token_id)
 
 
-def _truncate(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int) -> Batch:
+def truncated(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int) -> Batch:
     """Each text, or pair of texts, cut or padded to `seq_len` tokens."""
     return dict(tokenizer(*texts, truncation=True, padding="max_length", max_length=seq_len, return_tensors="pt"))
 
@@ -284,7 +240,7 @@ def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | li
     return labels
 
 
-def _facts(
+def facts_of(
     tokenizer: Tokenizer, seq_len: int, labels: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Facts:
     """Of texts with labels of their own, or else with one at each masked token."""
@@ -297,32 +253,7 @@ def _facts(
     return replace(text, labels="classes", classes=classes, names=tuple(names) if names else None)
 
 
-def _python_docs(split: str) -> list[str]:
-    return [topics[name] for i, name in enumerate(sorted(topics)) if (i % 8 == 0) == (split == "test")]
-
-
-def _python_docs_tokenizer(vocab_size: int) -> Tokenizer:
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
-
-    texts = _python_docs("train")
-    digest = hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "accelerando"
-    file = cache / f"python_docs-{digest}-{vocab_size}.txt"
-    if not file.is_file():
-        tokenizer = BertWordPieceTokenizer()
-        # The trainer numbers characters in the order of a hash table, and breaks ties by number: unless they are given
-        # numbers beforehand, the vocabulary differs from process to process.
-        letters = sorted(set("".join(texts).lower()) - set(string.whitespace))
-        reserved = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-        tokenizer.train_from_iterator(texts, vocab_size, special_tokens=reserved, show_progress=False)
-        tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
-        with written_whole(file) as part:
-            part.write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    return BertTokenizerFast(str(file))
-
-
-def _check(seq_len: int, mask_probability: float, *names: str) -> None:
+def check_text(seq_len: int, mask_probability: float = 0.15, *names: str) -> None:
     """Raise for values out of range, missing libraries, and names that can only be local folders but are none."""
     if seq_len < 3:
         raise ValueError(f"seq_len must be at least 3, not {seq_len}")

@@ -1,7 +1,7 @@
 """Sources that change the data of another one, example by example, in memory, in a folder of images or in shards."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,15 +52,19 @@ class Wrapped:
         """Changes what is held."""
         raise NotImplementedError
 
-    @contextmanager
-    def _source(self) -> Iterator[Any]:
-        """The other source; what is wrong with it is told of the argument `of`."""
-        try:
-            (part,) = check_section(Source(), SECTION, self.of)
-            with part.source.blame(part.key, *REFUSALS):
-                yield looking_in(self._runs, part.build())
-        except ConfigError as error:
-            raise ArgumentError(f"of{error.key.removeprefix(SECTION)}", error.message) from error
+    def _source(self) -> AbstractContextManager[Any]:
+        return source_at("of", self.of, self._runs)
+
+
+@contextmanager
+def source_at(argument: str, given: Any, runs: Path) -> Iterator[Any]:
+    """The source that an argument gives; what is wrong with it is told of that."""
+    try:
+        (part,) = check_section(Source(), SECTION, given or {})
+        with part.source.blame(part.key, *REFUSALS):
+            yield looking_in(runs, part.build())
+    except ConfigError as error:
+        raise ArgumentError(f"{argument}{error.key.removeprefix(SECTION)}", error.message) from error
 
 
 class Examples:

@@ -1,28 +1,15 @@
 """Models by name, each a function that returns a `ComposerModel`; a YAML gives the arguments."""
 
-import inspect
-import logging
-from importlib.util import find_spec
 from itertools import chain, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 import torchvision
-from composer.metrics import LanguageCrossEntropy
-from composer.models import ComposerClassifier, HuggingFaceModel
+from composer.models import ComposerClassifier
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from ..config.lookup import nearest
-from ..data.checks import check_hub_name, check_least
+from ..data.checks import check_least
 from .classifier import Loss, classifier
-from .metrics import MaskedAccuracy, MetricName, build_metrics
-from .pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
-
-# Composer warns of it at every model, and a study builds hundreds; whoever wants it in checkpoints names one.
-logging.getLogger("composer.models.huggingface").addFilter(
-    lambda record: "tokenizer was not provided" not in record.msg
-)
 
 
 def resnet(
@@ -154,64 +141,3 @@ def convnet(
         layers += [nn.ReLU(), nn.AvgPool2d(2)]
     head = nn.Linear(width * (padded // 2**depth) ** 2, num_classes)
     return classifier(nn.Sequential(*layers, nn.Flatten(), head), head, loss, side=image_size)
-
-
-def bert(
-    objective: Literal["masked_lm", "classification"] = "masked_lm",
-    config: dict[str, Any] | None = None,
-    num_labels: int = 2,
-    pretrained: str | None = None,
-    tokenizer: str | None = None,
-    attention: Literal["sdpa", "eager"] = "sdpa",
-    metrics: tuple[MetricName, ...] | None = None,
-) -> HuggingFaceModel:
-    """Hugging Face's BERT, which computes its own loss from the batch's `labels`.
-
-    Args:
-        objective: with `classification`, the labels are one class per sequence.
-        config: fields of `transformers.BertConfig`; those left out keep BERT-base's values, or `pretrained`'s.
-        num_labels: classes of `classification`; 1 is regression with the mean squared error.
-        pretrained: hub name or local folder whose weights are the start, or a Composer checkpoint, or the folder of a
-            run, with its latest one; otherwise they are random. ValueError if the encoder would not be complete.
-        tokenizer: hub name or local folder, to be saved inside Composer's checkpoints.
-        attention: PyTorch's fused attention, or one matrix product after the other.
-        metrics: of `classification`; by default accuracy, or for regression mean squared error and Pearson's.
-    """
-    file = find_checkpoint(pretrained) if pretrained else None
-    for name in filter(None, (None if file else pretrained, tokenizer)):
-        check_hub_name(name)
-    check_least(1, num_labels=num_labels)
-    if find_spec("transformers") is None:
-        raise ImportError("bert needs transformers: pip install 'accelerando[nlp]'")
-    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
-
-    fields = config or {}
-    known = set(inspect.signature(BertConfig).parameters) - {"self", "kwargs"}
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"BertConfig has no field {name}{nearest(name, known)}")
-    model_class = AutoModelForMaskedLM if objective == "masked_lm" else AutoModelForSequenceClassification
-    measured: list[Metric] = [LanguageCrossEntropy(), MaskedAccuracy()]
-    if objective == "classification":
-        measured = build_metrics(metrics or (("accuracy",) if num_labels > 1 else ("mse", "pearson")), num_labels)
-    elif metrics:
-        raise ValueError("metrics are for objective: classification; masked_lm has its own")
-    if file:
-        model = from_checkpoint(model_class, file, fields, num_labels, attention)
-    elif pretrained:
-        bert_config = BertConfig.from_pretrained(pretrained, num_labels=num_labels, **fields)
-        model, found = model_class.from_pretrained(
-            pretrained,
-            config=forget_problem(bert_config),
-            attn_implementation=attention,
-            # Fine-tuning may start from the checkpoint of another task, with another number of classes.
-            ignore_mismatched_sizes=objective == "classification",
-            output_loading_info=True,
-        )
-        # With their shapes in older versions.
-        wrong = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
-        check_encoder(pretrained, found["missing_keys"], wrong)
-    else:
-        model = model_class.from_config(BertConfig(num_labels=num_labels, **fields), attn_implementation=attention)
-    saved = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None
-    return HuggingFaceModel(model, tokenizer=saved, use_logits=True, metrics=measured)

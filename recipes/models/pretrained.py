@@ -1,21 +1,25 @@
-"""The weights a BERT starts from: a checkpoint of our own or Hugging Face's; no part of it stays random unsaid."""
+"""The weights an encoder starts from: a checkpoint of our own or Hugging Face's; no part of it stays random unsaid."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+import torch
 
-from accelerando.algorithms.checkpoints import read_content, some, weights_in
+from accelerando.algorithms.checkpoints import some, weights_in
 
-if TYPE_CHECKING:
-    from transformers import BertConfig
+from ..config.errors import ArgumentError
+from ..config.lookup import nearest
 
-# What another objective has no use for, and what it starts anew.
-HEADS = ("bert.pooler.", "cls.", "classifier.")
-OLD_BUFFER = "bert.embeddings.position_ids"
+AUTO = {
+    "masked_lm": "AutoModelForMaskedLM",
+    "classification": "AutoModelForSequenceClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+}
+COMMON = ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta")
 
 
 def find_checkpoint(pretrained: str) -> Path | None:
@@ -31,53 +35,89 @@ def find_checkpoint(pretrained: str) -> Path | None:
     raise FileNotFoundError(f"{path} has no latest checkpoint: expected checkpoints/latest-rank0.pt")
 
 
-def from_checkpoint(
-    model_class: Any, file: Path, fields: Mapping[str, Any], num_labels: int, attention: str
-) -> nn.Module:
-    """A model of the checkpoint's own size, with its encoder, and its head where that is for the same objective.
+def auto_class(objective: str) -> Any:
+    """That of transformers which makes a network for the objective."""
+    import transformers
 
-    A classifier is always new: whatever the checkpoint was fine-tuned for is not what comes next.
-    """
-    from transformers import BertConfig
-
-    content = read_content(file)
-    weights = {name.removeprefix("model."): value for name, value in weights_in(content, file).items()}
-    saved = BertConfig.from_dict(_saved_fields(content, file), num_labels=num_labels, **fields)
-    model = model_class.from_config(forget_problem(saved), attn_implementation=attention)
-    own = model.state_dict()
-    if not any(name.startswith("bert.encoder.") for name in weights):
-        raise ValueError(f"{file} holds no BERT: it has {', '.join(list(weights)[:3])}, ...")
-    taken = {name: value for name, value in weights.items() if name in own and not name.startswith("classifier.")}
-    extra = [name for name in weights if name not in own and name != OLD_BUFFER and not name.startswith(HEADS)]
-    wrong = [name for name, value in taken.items() if value.shape != own[name].shape]
-    check_encoder(str(file), own.keys() - taken.keys(), wrong, extra)
-    model.load_state_dict(taken, strict=False)
-    return model
+    return getattr(transformers, AUTO[objective])
 
 
-def _saved_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The BertConfig inside one of Composer's checkpoints; {} where there is none."""
+def classes_for(objective: str) -> Any:
+    """The classes of networks for the objective, by those of their configurations."""
+    return auto_class(objective)._model_mapping
+
+
+def fields_in(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the configuration inside one of Composer's checkpoints; {} where there is none."""
     try:
-        fields = content["state"]["integrations"]["huggingface"]["model"]["config"]["content"]
+        return dict(content["state"]["integrations"]["huggingface"]["model"]["config"]["content"])
     except (KeyError, TypeError):
         return {}
-    if fields.get("model_type") != "bert":
-        raise ValueError(f"{file} holds a model of the type {fields.get('model_type')}: expected bert")
-    return fields
 
 
-def forget_problem(config: BertConfig) -> BertConfig:
-    """Else a regression that starts from a classifier would go on with the classifier's loss."""
+def config_of(
+    model_type: str | None, saved: Mapping[str, Any], fields: Mapping[str, Any], num_labels: int, pretrained: str | None
+) -> Any:
+    """transformers' configuration of this type, or of that of the `saved` fields, with `fields` in their place."""
+    from transformers import CONFIG_MAPPING
+
+    found = saved.get("model_type")
+    if model_type and found and model_type != found:
+        raise ArgumentError("pretrained", f"{pretrained} holds a model of the type {found}: expected {model_type}")
+    kind = model_type or found
+    if not kind:
+        whose = f"{pretrained} does not tell" if pretrained else "missing, without pretrained weights"
+        raise ArgumentError("config.model_type", f"{whose}; expected one such as {', '.join(COMMON)}")
+    if kind not in CONFIG_MAPPING:
+        of = "" if model_type else f"{pretrained} holds a model of the type "
+        name = "config.model_type" if model_type else "pretrained"
+        raise ArgumentError(name, f"{of}{kind}, which transformers does not know{nearest(kind, COMMON)}")
+    kind = CONFIG_MAPPING[kind]
+    known = set(inspect.signature(kind).parameters) - {"self", "kwargs"}
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no field {name}{nearest(name, known)}")
+    config = kind.from_dict({**saved, **fields}, num_labels=num_labels)
+    # Else a regression that starts from a classifier would go on with the classifier's loss.
     config.problem_type = None
     return config
 
 
-def check_encoder(name: str, missing: Iterable[str], wrong: Iterable[str], extra: Iterable[str] = ()) -> None:
+def load_encoder(model: Any, content: Mapping[str, Any], file: Path) -> None:
+    """Gives a network of transformers the checkpoint's encoder, and what else a masked language model has in common.
+
+    The head of any other task is new: whatever the checkpoint was fine-tuned for is not what comes next.
+    """
+    weights = {name.removeprefix("model."): value for name, value in weights_in(content, file).items()}
+    own, prefix = model.state_dict(), model.base_model_prefix
+    if not any(_of_encoder(name, prefix) for name in weights):
+        raise ValueError(f"{file} holds no {model.config.model_type}: it has {', '.join(list(weights)[:3])}, ...")
+    pretrained = _names_in_masked_lm(model.config)
+    wanted = [name for name in own if name.startswith(f"{prefix}.") or name in pretrained]
+    taken = {name: weights[name] for name in wanted if name in weights}
+    wrong = [name for name, value in taken.items() if value.shape != own[name].shape]
+    check_encoder(str(file), prefix, own.keys() - taken.keys(), wrong, weights.keys() - own.keys())
+    model.load_state_dict(taken, strict=False)
+
+
+def check_encoder(
+    name: str, prefix: str, missing: Iterable[str], wrong: Iterable[str], extra: Iterable[str] = ()
+) -> None:
     """ValueError where a part of the encoder would stay random, or where the checkpoint has more of an encoder."""
-    found = {
-        "lacks": [key for key in missing if not key.startswith(HEADS)],
-        "has another shape of": [key for key in wrong if not key.startswith("classifier.")],
-        "has, unknown to the model,": list(extra),
-    }
-    if problems := [f"{verb} {some(sorted(keys), most=2)}" for verb, keys in found.items() if keys]:
+    found = {"lacks": missing, "has another shape of": wrong, "has, unknown to the model,": extra}
+    parts = {verb: sorted(key for key in keys if _of_encoder(key, prefix)) for verb, keys in found.items()}
+    if problems := [f"{verb} {some(keys, most=2)}" for verb, keys in parts.items() if keys]:
         raise ValueError(f"{name} does not fit the model: it {'; it '.join(problems)}")
+
+
+def _of_encoder(name: str, prefix: str) -> bool:
+    """But for the pooler, which not every objective has, and for a buffer of older versions."""
+    apart = (f"{prefix}.pooler.", f"{prefix}.embeddings.position_ids")
+    return name.startswith(f"{prefix}.") and not name.startswith(apart)
+
+
+def _names_in_masked_lm(config: Any) -> set[str]:
+    if type(config) not in classes_for("masked_lm"):
+        return set()
+    with torch.device("meta"):
+        return set(auto_class("masked_lm").from_config(config).state_dict())

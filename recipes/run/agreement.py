@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from accelerando.algorithms.checkpoints import some
 
 from ..data.facts import IGNORED, Described, Facts
+from ..data.turns import OfTasks
 from ..models.classifier import ImageClassifier, binary_cross_entropy
+from ..models.pretrained import classes_for
+from ..models.several import SeveralTasks
 
 if TYPE_CHECKING:
     from ..config.errors import ConfigError
@@ -31,6 +34,38 @@ if TYPE_CHECKING:
 
 # Their labels are classes, from 0.
 LOSSES = (F.cross_entropy, soft_cross_entropy, binary_cross_entropy)
+
+
+def agree_by_task(recipe: Recipe, model: ComposerModel, data: Sequence[tuple[Part, Any]]) -> None:
+    """As `agree`, but the data of each task with its own model, where the model has several tasks."""
+    tasks = model.tasks if isinstance(model, SeveralTasks) else {}
+    for part, built in data:
+        _compare_tasks(recipe, part, [*tasks], list(_specs(built)))
+    if not isinstance(model, SeveralTasks):
+        return agree(recipe, takes(model), data)
+    for task, of_model in model.parts.items():
+        key = of_model.key.replace("model", f"{recipe.model.key}.models.{task}", 1)
+        own = [
+            (replace(part, key=f"{part.key}.{spec.keys[task]}"), spec.tasks[task])
+            for part, built in data
+            for spec in _specs(built)
+            if isinstance(spec, OfTasks) and task in spec.tasks
+        ]
+        agree(replace(recipe, model=replace(of_model, key=key), train_data=own[0][0]), takes(model.tasks[task]), own)
+
+
+def _compare_tasks(recipe: Recipe, part: Part, tasks: list[str], specs: list[DataSpec]) -> None:
+    """ConfigError where a source has other tasks than the model; what is evaluated may lack some."""
+    model, error = recipe.model.key, recipe.source.error
+    held = [task for spec in specs for task in (spec.tasks if isinstance(spec, OfTasks) else ())]
+    if not tasks and held:
+        raise error(part.key, f"is of several tasks, but {model} is not; expected several_tasks")
+    if tasks and not held:
+        raise error(part.key, f"is not of several tasks, but {model} is; expected the source several")
+    if unknown := [task for task in held if task not in tasks]:
+        raise error(f"{part.key}.sources.{unknown[0]}", f"{model} has no such task; expected {', '.join(tasks)}")
+    if part is recipe.train_data and (lacking := [task for task in tasks if task not in held]):
+        raise error(part.key, f"has no data of {some(lacking)}, a task of {model}")
 
 
 def agree(recipe: Recipe, takes: Facts, data: Sequence[tuple[Part, Any]]) -> None:
@@ -148,18 +183,9 @@ def _whole(labels: Tensor) -> bool:
 
 
 def takes(model: ComposerModel) -> Facts:
-    """What can be told of a model's data: of BERT, and of a classifier by Composer's or torch's cross entropy."""
+    """What can be told of a model's data: of Hugging Face's, and of a classifier by one of LOSSES."""
     if isinstance(model, HuggingFaceModel):
-        from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
-
-        network, config = model.model, model.model.config
-        if isinstance(config, BertConfig) and isinstance(network, BertForMaskedLM | BertForSequenceClassification):
-            text = Facts(
-                inputs="texts", labels="tokens", words=config.vocab_size, positions=config.max_position_embeddings
-            )
-            if isinstance(network, BertForMaskedLM):
-                return text
-            return replace(text, labels="classes" if config.num_labels > 1 else "numbers", classes=config.num_labels)
+        return _takes_text(model.model)
     if isinstance(model, ComposerClassifier) and model._loss_fn in LOSSES:
         said = model.takes if isinstance(model, ImageClassifier) else Facts()
         channels = said.channels or _channels(model.module)
@@ -167,6 +193,27 @@ def takes(model: ComposerModel) -> Facts:
         return replace(said, inputs=inputs, labels="classes", classes=model.num_classes, channels=channels)
     said = getattr(model, "takes", None)
     return said if isinstance(said, Facts) else Facts()
+
+
+def _takes_text(network: Any) -> Facts:
+    """Of a network of transformers for one of the objectives that recipes know."""
+    labels: dict[str, Any] = {"masked_lm": "tokens", "classification": "classes", "question_answering": "spans"}
+    for objective, kind in labels.items():
+        if isinstance(network, classes_for(objective).get(type(network.config), ())):
+            text = Facts(inputs="texts", labels=kind, words=network.config.vocab_size, positions=_positions(network))
+            classes = network.config.num_labels
+            if kind == "classes":
+                return replace(text, labels="classes" if classes > 1 else "numbers", classes=classes)
+            return text
+    return Facts()
+
+
+def _positions(network: nn.Module) -> int | None:
+    """Of how many tokens there are embeddings; RoBERTa and its kin number them from behind the padding's."""
+    for name, module in network.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _channels(module: nn.Module) -> int | None:

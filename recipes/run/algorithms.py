@@ -45,7 +45,10 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
 
 def _examples(recipe: Recipe, device: Device) -> DataSpec:
     """This rank's share of the training data, in evaluation."""
-    data = ensure_data_spec(recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device))
+    built = recipe.train_data.build(recipe.eval_batch_size, False, recipe.data_seed, device)
+    if isinstance(built, list):
+        raise recipe.source.error(recipe.train_data.key, "is several data sets, of which an algorithm asks for one")
+    data = ensure_data_spec(built)
     data.dataloader = one_by_one(data.dataloader, False, recipe.data_seed)
     return data
 

@@ -21,7 +21,8 @@ from accelerando.algorithms.composer.for_recipes import declared_by
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
 from ..config.recipe import Recipe
-from .agreement import agree, takes
+from ..models.several import SeveralTasks
+from .agreement import agree_by_task
 from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
@@ -34,6 +35,7 @@ from .origin import find_origin
 from .progress import Lines
 from .seeds import SeedOfWeights
 from .start import StartedRun
+from .tasks import OneTaskAtATime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def build(
 ) -> Run:
     """The run of that id, which `watch` shows in place of what is shown otherwise."""
     # Composer says so of every smaller last batch.
-    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+    warnings.filterwarnings("ignore", "Cannot split (tensor|list) of length", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
@@ -74,6 +76,7 @@ def build(
 
     reproducibility.seed_all(recipe.weights_seed)
     model = _build_model(recipe)
+    algorithms += [OneTaskAtATime()] if isinstance(model, SeveralTasks) else []
     optimizer = recipe.optimizer.build(model)
     callbacks.append(KeepsGroups(model, optimizer))
     reproducibility.seed_all(seed := recipe.data_seed)
@@ -83,7 +86,7 @@ def build(
         for part in (recipe.eval_data, recipe.validation_data)
         if part
     ]
-    agree(recipe, takes(model), [(recipe.train_data, train_data), *evaluated])
+    agree_by_task(recipe, model, [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
     callbacks += [started] if started else []

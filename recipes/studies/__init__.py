@@ -1,5 +1,6 @@
 """The studies, by whose names a YAML finds them: ``study: {tickets: {...}}``."""
 
+from .bert_tickets import BertTickets
 from .data_diet import DataDiet
 from .distillation import Distillation
 from .distilled_tickets import DistilledTickets
@@ -15,6 +16,7 @@ from .tickets import Tickets
 from .tradeoff import Tradeoff
 
 __all__ = [
+    "BertTickets",
     "DataDiet",
     "Distillation",
     "DistilledTickets",

@@ -42,24 +42,20 @@ class PruningStudy(Study):
 
     def prepare(self, base: Base) -> None:
         """Checks that the base run is evaluated, and that nothing in it prunes or follows the whole run's length."""
-        from composer.core import TimeUnit
+        self.check_tolerance(base)
+        base.needs_evaluation(base.recipe, "what a subnetwork is worth is evaluated there")
+        check_dense(base, base.recipe)
+        self.metric = base.metric_of(base.recipe, self.metric)
+        self.chosen_by = on_validation_data(base.recipe, self.metric)
 
-        from accelerando.algorithms.composer.host import bound_to_the_length
-
-        source, recipe = base.source, base.recipe
+    def check_tolerance(self, base: Base) -> None:
+        """Raises an error where it is no difference, or one that these seeds do not tell."""
         if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
-            raise source.error("tolerance", f"{self.tolerance} given; expected 0 or more, or null for one deviation")
+            raise base.source.error(
+                "tolerance", f"{self.tolerance} given; expected 0 or more, or null for one deviation"
+            )
         if self.tolerance is None and len(self.seeds) < 2:
-            raise source.error("tolerance", "null is one standard deviation over seeds; give two seeds or more")
-        base.needs_evaluation(recipe, "what a subnetwork is worth is evaluated there")
-        if duration(recipe).unit not in (TimeUnit.EPOCH, TimeUnit.BATCH):
-            raise source.error("max_duration", f"{recipe.config['max_duration']} given; expected it in ep or ba")
-        refuse_what_prunes(base, recipe)
-        for part, algorithm in zip(recipe.algorithms, base.algorithms_of(recipe), strict=True):
-            if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
-                raise source.error(part.key, "follows the length of the whole run, which may hold several trainings")
-        self.metric = base.metric_of(recipe, self.metric)
-        self.chosen_by = on_validation_data(recipe, self.metric)
+            raise base.source.error("tolerance", "null is one standard deviation over seeds; give two seeds or more")
 
     def dense(self, seed: int) -> Train:
         """The base run itself."""
@@ -163,6 +159,20 @@ class PruningStudy(Study):
     def choice(self) -> str:
         """On which data what matches is chosen."""
         return f"chosen on {'validation data' if self.chosen_by else 'the data that it is reported on'}"
+
+
+def check_dense(base: Base, recipe: Recipe) -> None:
+    """Raises an error where something in the dense training prunes, or follows the length of the whole run."""
+    from composer.core import TimeUnit
+
+    from accelerando.algorithms.composer.host import bound_to_the_length
+
+    if duration(recipe).unit not in (TimeUnit.EPOCH, TimeUnit.BATCH):
+        raise recipe.source.error("max_duration", f"{recipe.config['max_duration']} given; expected it in ep or ba")
+    refuse_what_prunes(base, recipe)
+    for part, algorithm in zip(recipe.algorithms, base.algorithms_of(recipe), strict=True):
+        if bound_to_the_length(algorithm) or has_times_in_dur(part.arguments):
+            raise recipe.source.error(part.key, "follows the length of the whole run, which may hold several trainings")
 
 
 def refuse_what_prunes(base: Base, recipe: Recipe, place: str = "") -> None:

@@ -25,6 +25,7 @@ from .pruning_checks import (
 from .table import Row
 
 if TYPE_CHECKING:
+    from ..config.recipe import Recipe
     from ..run.results import Result
 
 Control = Literal["random", "reinitialize", "shuffle"]
@@ -198,14 +199,19 @@ def other_weights(seed: int) -> dict[str, int]:
     return {"seed": seed, "weights_seed": seed + OTHER_SEED}
 
 
-def checked_ladder(base: Base, name: str, places: Mapping[str, Mapping[str, Any]]) -> Ladder:
-    """The ladder with the arguments that stand at these keys of the study, of which the last one counts."""
+def checked_ladder(
+    base: Base, name: str, places: Mapping[str, Mapping[str, Any]], recipe: Recipe | None = None
+) -> Ladder:
+    """The ladder with the arguments that stand at these keys of the study, of which the last one counts.
+
+    Its trainings are those of the recipe, by default the base run.
+    """
     from accelerando.algorithms import LotteryTicket
     from accelerando.algorithms.pruning import level_densities
 
     arguments = arguments_of(LotteryTicket, base.source, places, {}, taken=("save_folder",))
     levels, fraction = arguments["levels"], arguments.get("fraction", 0.2)
     densities = level_densities(levels, fraction, arguments.get("schedule", "geometric"))
-    rewind = check_rewind(base.source, [*places][-1], arguments, base.recipe)
+    rewind = check_rewind(base.source, [*places][-1], arguments, recipe or base.recipe)
     made_from = origins("lottery_ticket", places)
     return Ladder(name=name, arguments=arguments, made_from=made_from, densities=densities, rewind=rewind)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formats import write_images, write_texts
+from formats import found_in, write_images, write_texts
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -38,10 +38,12 @@ BIG = (
     | {
         "bert/pretrain_base",
         "bert/finetune_mnli",
+        "bert/finetune_squad",
     }
 )
 TRADEOFFS = {"digits/tradeoff", "fashion_mnist/tradeoff", "resnet50/tradeoff"}
 GLUES = {"bert/glue"}  # run in test_glue.py
+BERT_TICKETS = {"bert/bert_tickets", "python_docs/bert_tickets"}
 DISTILLATIONS = {"digits/distillation", "fashion_mnist/distillation", "python_docs/distillation"}
 TICKETS = {"digits/tickets", "fashion_mnist/tickets", "resnet50/tickets", "bert/tickets"}
 CRITERIA = {"digits/prune_at_init", "fashion_mnist/prune_at_init", "resnet50/prune_at_init"}
@@ -64,7 +66,7 @@ GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnis
 }
 LAWS = {f"{name}/scaling_law" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES | BERT_TICKETS
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -441,6 +443,49 @@ def test_the_ratios_that_the_shrinkbench_of_cifar10_reaches():
     assert len(found.nodes({})) == 2 * 2 * (1 + 3 * 5 * 5)
 
 
+def a_small_bert_tickets(name, *but, tasks):
+    """One seed, these tasks, and one level; two batches each."""
+    block, given = "study.bert_tickets", load(f"{name}.yaml")[0].study.bert_tickets
+    own = ["seeds=[17]", "tolerance=0.1", "control_levels=[1]", "transfer_level=1", "later=1ba"]
+    own += ["ladder.levels=1", "ladder.fraction=0.5"]
+    own += [f"tasks.{task}.max_duration=2ba" if task in tasks else f"tasks.{task}=false" for task in given.tasks]
+    own += [f"metrics.{task}={metric}" for task, metric in given.get("metrics", {}).items() if task in tasks]
+    return [f"{name}.yaml", "max_duration=2ba", *(f"{block}.{change}" for change in own), *but]
+
+
+def masks_of_tasks(found, *tasks):
+    assert not found.failures
+    return {(row["task"], row["arm"]) for row in found.rows if row["task"] in tasks}
+
+
+def expected(tasks, *others):
+    arms = ("dense", "tickets", "later", "scratch", "one_shot", "random")
+    sources = [*tasks, *others]
+    return {(task, arm) for task in tasks for arm in (*arms, *(f"from {one}" for one in sources if one != task))}
+
+
+def test_small_tickets_of_bert(tmp_path):
+    block = "study.bert_tickets"
+    short = [f"{block}.pretraining.max_duration=2ba", f"{block}.together.all.tasks=[topic,masked_lm]"]
+    short += [f"{block}.together.all.max_duration=2ba", "scheduler.linear_with_warmup.t_warmup=1ba", FEW]
+    tasks = ("masked_lm", "topic")
+    file, *overrides = a_small_bert_tickets("python_docs/bert_tickets", *short, f"folder={tmp_path}", tasks=tasks)
+    assert masks_of_tasks(run(plan(*load(file, overrides))), *tasks) == expected(tasks, "all")
+
+
+def test_tickets_of_a_bert_of_the_hub(tmp_path):
+    """On small files in the hub's formats: a task of two metrics, SQuAD, and masked language modelling."""
+    write_texts(tmp_path)
+    tasks = ("masked_lm", "mrpc", "squad")
+    places = [*found_in("bert/bert_tickets", tmp_path), f"folder={tmp_path / 'runs'}", "global_batch_size=4"]
+    places += [f"study.bert_tickets.tasks.{task}.global_batch_size=4" for task in ("masked_lm", "squad")]
+    file, *overrides = a_small_bert_tickets("bert/bert_tickets", *places, FEW, tasks=tasks)
+    found = run(plan(*load(file, overrides)))
+    assert masks_of_tasks(found, *tasks) == expected(tasks)
+    metrics = {name.rpartition("/")[2] for row in found.rows if row["task"] == "mrpc" for name in row.metrics}
+    assert {"MulticlassAccuracy", "BinaryF1Score"} <= metrics
+
+
 def test_the_matrices_of_bert_that_are_pruned():
     config = load("bert/tickets.yaml")[0]
     with torch.device("meta"):
@@ -485,6 +530,7 @@ def big(tmp_path_factory):
     pairs = [f"variables.model={data / 'bert'}", f"variables.data={data / 'mnli'}"]
     text.append("device_train_microbatch_size=1")
     extra = {"bert/pretrain_base": text, "bert/finetune_mnli": pairs}
+    extra["bert/finetune_squad"] = [pairs[0], f"variables.data={data / 'squad'}"]
     tiny = [f"{part}.image_folder.crop_size=64" for part in ("train_data", "eval_data")]
     # One of them is as large as on GPUs.
     small_images = [*images, *tiny, "model.resnet.depth=18"]

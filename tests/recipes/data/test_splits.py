@@ -7,8 +7,8 @@ import torch
 
 from accelerando.recipes.config.errors import ArgumentError
 from accelerando.recipes.data.images import Digits
+from accelerando.recipes.data.python_docs import PythonDocs
 from accelerando.recipes.data.splits import overlap, part_of
-from accelerando.recipes.data.text import PythonDocs
 
 SIZES = {"train": 1437, "test": 360}
 

@@ -7,14 +7,9 @@ from composer import Trainer
 from streaming import MDSWriter
 
 from accelerando.recipes.config.errors import REFUSALS
-from accelerando.recipes.data.text import (
-    HuggingFaceText,
-    PythonDocs,
-    StreamingText,
-    _MaskTokens,
-    _python_docs_tokenizer,
-)
-from accelerando.recipes.models.builders import bert
+from accelerando.recipes.data.python_docs import PythonDocs, python_docs_tokenizer
+from accelerando.recipes.data.text import HuggingFaceText, MaskTokens, StreamingText
+from accelerando.recipes.models.hugging_face import bert
 
 KEYS = {"input_ids", "attention_mask", "labels"}
 
@@ -29,7 +24,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(cache):
-    return _python_docs_tokenizer(512)
+    return python_docs_tokenizer(512)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +57,7 @@ def equal(ours, theirs):
 def test_masks_against_a_plain_reference(tokenizer):
     ids = torch.randint(len(tokenizer), (16, 32))
     noise = torch.rand(16, 32, 2)
-    result = _MaskTokens(tokenizer, 0.4)([ids], noise)
+    result = MaskTokens(tokenizer, 0.4)([ids], noise)
     for row in range(16):
         for column in range(32):
             token, (fate, replacement) = ids[row, column].item(), noise[row, column].tolist()
@@ -124,11 +119,11 @@ def test_python_docs_mask_anew_each_epoch_in_training_only():
 
 def test_the_vocabulary_is_the_same_wherever_it_is_trained(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    again = _python_docs_tokenizer(512)
+    again = python_docs_tokenizer(512)
     assert len(again) == 512 and again.get_vocab() == tokenizer.get_vocab()
     (file,) = (tmp_path / "accelerando").iterdir()
     written = file.stat().st_mtime_ns
-    _python_docs_tokenizer(512)
+    python_docs_tokenizer(512)
     assert file.stat().st_mtime_ns == written and len(list(file.parent.iterdir())) == 1
 
 

@@ -11,23 +11,9 @@ from torch.nn import functional as F
 
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.models import builders
-from accelerando.recipes.models.builders import bert, convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
+from accelerando.recipes.models.builders import convnet, lenet_300_100, resnet, resnet_cifar, vgg_cifar
 from accelerando.recipes.models.metrics import build_metrics
 from accelerando.recipes.train import train
-
-TINY_BERT = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-}
-
-
-def text_batch(labels):
-    ids = torch.randint(5, 64, (4, 8), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels(ids)}
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -204,83 +190,6 @@ def test_sizes_below_one_are_refused(model, size):
         model(**{size: 0})
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_bert_for_masked_lm(attention):
-    model = bert(config=TINY_BERT, attention=attention)
-    assert model.config.hidden_size == 16 and model.config._attn_implementation == attention
-    batch = text_batch(lambda ids: ids.masked_fill(torch.rand(ids.shape) < 0.5, -100))
-    outputs = model(batch)
-    assert outputs["logits"].shape == (4, 8, 64) and outputs["loss"].requires_grad
-    assert set(model.get_metrics(is_train=False)) == {"LanguageCrossEntropy", "MaskedAccuracy"}
-    logits = model.eval().eval_forward(dict(batch))
-    for metric in model.get_metrics(is_train=False).values():
-        model.update_metric(batch, logits, metric)
-    metric = model.get_metrics(is_train=False)["LanguageCrossEntropy"]
-    torch.testing.assert_close(metric.compute(), model(batch)["loss"])
-
-
-@pytest.mark.parametrize(("num_labels", "metric"), [(3, "MulticlassAccuracy"), (1, "MeanSquaredError")])
-def test_bert_for_classification_and_regression(num_labels, metric):
-    model = bert("classification", TINY_BERT, num_labels=num_labels).eval()
-    batch = text_batch(lambda ids: torch.tensor([0, 1, 2, 1]) if num_labels > 1 else torch.randn(4))
-    assert model(batch)["logits"].shape == (4, num_labels)
-    metrics = model.get_metrics(is_train=False)
-    model.update_metric(batch, model.eval_forward(dict(batch)), metrics[metric])
-    if num_labels == 1:
-        torch.testing.assert_close(metrics[metric].compute(), model(batch)["loss"])
-
-
-def test_bert_starts_from_pretrained_weights(tmp_path):
-    source = bert(config=TINY_BERT)
-    source.model.save_pretrained(tmp_path)
-    again = bert(pretrained=str(tmp_path), config={"hidden_dropout_prob": 0.3})
-    assert again.config.hidden_dropout_prob == 0.3 and again.config.hidden_size == 16
-    expected = source.model.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.model.state_dict().items())
-    body = bert("classification", pretrained=str(tmp_path), num_labels=4).model
-    assert torch.equal(body.bert.embeddings.word_embeddings.weight, source.model.bert.embeddings.word_embeddings.weight)
-
-
-def test_bert_starts_from_a_checkpoint_file(tmp_path):
-    source = bert(config=TINY_BERT)
-    content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
-    torch.save(content, tmp_path / "ep1.pt")
-    again = bert(pretrained=str(tmp_path / "ep1.pt"))
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in again.state_dict().items())
-    with pytest.raises(ValueError, match=r"it has another shape of bert.embeddings.word_embeddings.weight"):
-        bert(pretrained=str(tmp_path / "ep1.pt"), config={"vocab_size": 65})
-    with pytest.raises(ValueError, match=r"it has, unknown to the model, bert.encoder.layer.0"):
-        bert(pretrained=str(tmp_path / "ep1.pt"), config={"num_hidden_layers": 0})
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_bert_forgets_what_the_weights_were_for(kind, tmp_path):
-    source = bert("classification", TINY_BERT, num_labels=3)
-    source(text_batch(lambda ids: torch.tensor([0, 1, 2, 1])))
-    assert source.config.problem_type == "single_label_classification"
-    if kind == "folder":
-        source.model.save_pretrained(tmp_path / "bert")
-    else:
-        content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
-        torch.save(content, tmp_path / "bert")
-    model = bert("classification", pretrained=str(tmp_path / "bert"), num_labels=1).eval()
-    batch = text_batch(lambda ids: torch.randn(4))
-    outputs = model(batch)
-    assert outputs["logits"].shape == (4, 1)
-    torch.testing.assert_close(outputs["loss"], F.mse_loss(outputs["logits"][:, 0], batch["labels"]))
-
-
-def test_bert_refuses_an_encoder_with_holes(tmp_path):
-    source = bert(config=TINY_BERT).model
-    weights = source.state_dict()
-    del weights["bert.encoder.layer.0.output.dense.bias"]
-    source.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(ValueError, match=r"does not fit the model: it lacks bert.encoder.layer.0.output.dense.bias"):
-        bert("classification", pretrained=str(tmp_path))
-    with pytest.raises(ValueError, match=r"another shape of bert.embeddings.word_embeddings.weight"):
-        bert("classification", pretrained=str(tmp_path), config={"vocab_size": 65})
-
-
 @pytest.mark.parametrize("predicted", ["any", "one class", "never right"])
 def test_metrics_of_two_classes(predicted):
     target = torch.randint(2, (40,))
@@ -302,13 +211,3 @@ def test_matthews_of_three_classes():
     (metric,) = build_metrics(["matthews"], 3)
     metric.update(outputs, target)
     assert metric.compute().item() == pytest.approx(plain.matthews_corrcoef(target, outputs.argmax(1)), abs=1e-6)
-
-
-def test_bert_names_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no is not a folder: expected what save_to_disk or save_pretrained"):
-        bert(pretrained=str(tmp_path / "no"))
-
-
-def test_bert_refuses_a_field_that_it_does_not_know():
-    with pytest.raises(ValueError, match=r"hiden_size.*hidden_size"):
-        bert(config={"hiden_size": 16})

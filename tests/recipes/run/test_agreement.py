@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
-from accelerando.recipes.data.text import _python_docs_tokenizer
+from accelerando.recipes.data.python_docs import python_docs_tokenizer
 from accelerando.recipes.run.agreement import agree, takes
 from accelerando.recipes.train import train
 
@@ -61,7 +61,7 @@ def files(tmp_path_factory):
         (data.cast_column("label", labels) if named else data).save_to_disk(str(root / name))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        _python_docs_tokenizer(512).save_pretrained(root / "vocabulary")
+        python_docs_tokenizer(512).save_pretrained(root / "vocabulary")
         yield root
 
 

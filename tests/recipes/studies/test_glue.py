@@ -339,7 +339,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(files, tmp_path):
         "shape": "does not fit the model: it has another shape of bert.embeddings.LayerNorm.bias",
         "lacks": "does not fit the model: it lacks bert.encoder.layer.1.output.dense.weight",
         "more": "does not fit the model: it has, unknown to the model, bert.encoder.layer.2.output.dense.bias",
-        "other": "holds no BERT: it has cls.predictions.bias",
+        "other": "holds no bert: it has cls.predictions.bias",
     }
     for name, message in expected.items():
         error = fails(config, tmp_path, f"variables.checkpoint={tmp_path}/{name}.pt")

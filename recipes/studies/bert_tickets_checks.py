@@ -1,0 +1,114 @@
+"""What the study `bert_tickets` checks before anything trains: its tasks, and that all begin with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..config.recipe import Recipe
+from .bert_tickets_cells import Task
+from .core import FIXED, Base, Changes, evaluated, named, on_validation_data, refuse_twice
+from .pruning import check_dense
+from .pruning_checks import selection
+
+OF_TASK = ("model", "train_data", "eval_data", "validation_data")
+
+
+def task_of(base: Base, name: str, recipe: Recipe, wanted: str | None) -> Task:
+    """The task of that name, judged by the metric that is wanted, or by its first accuracy."""
+    base.needs_evaluation(recipe, "what a subnetwork is worth is evaluated there")
+    check_dense(base, recipe)
+    metrics = tuple(evaluated(recipe))
+    short = {metric.rpartition("/")[2]: metric for metric in metrics}
+    if wanted is not None and wanted not in short:
+        raise base.source.error(f"metrics.{name}", f"{wanted} given; expected one of {', '.join(short)}")
+    accuracies = [metric for metric in short if "Accuracy" in metric]
+    if wanted is None and not accuracies:
+        raise base.source.error(f"metrics.{name}", f"missing; the task has no accuracy, but {', '.join(short)}")
+    metric = short[wanted or accuracies[0]]
+    return Task(name=name, metric=metric, metrics=metrics, validated=bool(on_validation_data(recipe, metric)))
+
+
+def check_together(
+    base: Base, together: Changes, tasks: Mapping[str, Any]
+) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """By the name of each ladder of several tasks these, and what it changes of the base run."""
+    found = {}
+    for name, given in (named(base.source, "together", together, (*FIXED, *OF_TASK)) if together else {}).items():
+        key = f"together.{name}"
+        several = given.pop("tasks", None)
+        fits = isinstance(several, list) and len(several) > 1 and {*several} <= {*tasks}
+        expected = f"two or more of the tasks {', '.join(tasks)}"
+        refuse_twice(several if isinstance(several, list) else [several], base.source, f"{key}.tasks", fits, expected)
+        if name in tasks:
+            raise base.source.error(key, "is what a task is called; choose another name")
+        found[name] = several, given
+    return found
+
+
+def which_of(base: Base, recipes: Mapping[str, Recipe], ladder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each task those arguments of the ladder that say which weights are pruned.
+
+    Of several patterns each must fit in one task at least: masked language modelling has no pooler.
+    """
+    given = selection(ladder)
+    names = {task: _weights(base, recipe, {}, 0).keys() for task, recipe in recipes.items()}
+    found = {task: dict(given) for task in recipes}
+    for key in ("include", "exclude"):
+        fitting = {
+            pattern: [task for task, own in names.items() if any(fnmatchcase(name, pattern) for name in own)]
+            for pattern in given.get(key, ())
+        }
+        for task in recipes if any(fitting.values()) else ():
+            found[task][key] = [pattern for pattern, tasks in fitting.items() if task in tasks or not tasks]
+    return found
+
+
+def check_weights_of(
+    base: Base, recipes: Mapping[str, Recipe], which: Mapping[str, Mapping[str, Any]], pretraining: Recipe | None
+) -> None:
+    """Raises an error unless all begin with the same pretrained weights, as far as they have the same to prune.
+
+    Those of the study's own pretraining are not there yet: of these the names and shapes are compared.
+    """
+    first, weights = "pretraining", _weights(base, pretraining, {}, 0) if pretraining else {}
+    for name, recipe in recipes.items():
+        own, key, model = _weights(base, recipe, which[name], 0), f"tasks.{name}", recipe.model.key
+        random = _differ(own, _weights(base, recipe, which[name], 1)) if pretraining is None else []
+        if random:
+            hint = f"{random[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
+            raise base.source.error(key, f"{model}: {hint}")
+        if pretraining and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
+            raise base.source.error("pretraining", f"given beside {model}.pretrained of {name}; expected one of them")
+        if lacking := [each for each in own if pretraining and each not in weights]:
+            hint = "which the network of the pretraining lacks, so that it is random; leave it out by `include`"
+            raise base.source.error("ladder.include", f"prunes {lacking[0]} of {name}, {hint}")
+        if not weights:
+            first, weights = name, own
+        common = own.keys() & weights.keys()
+        shapes = [each for each in common if own[each].shape != weights[each].shape]
+        other = shapes or ([] if pretraining else _differ(own, weights))
+        if not common or other:
+            hint = f"begins with other weights in {other[0]}" if other else "has none of the weights that are pruned"
+            raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
+    import torch
+
+    return [name for name in one if name in other and not torch.equal(one[name], other[name])]
+
+
+def _weights(base: Base, recipe: Recipe, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Those that are pruned, as they are with that seed."""
+    import torch
+
+    from accelerando.algorithms.generators import untouched_generators
+    from accelerando.algorithms.pruning import prunable_weights
+
+    with untouched_generators():
+        torch.manual_seed(seed)
+        model = recipe.model.build()
+    with base.source.blame("ladder.include" if "include" in arguments else "ladder", ValueError):
+        return {name: weight.detach() for name, weight in prunable_weights(model, **selection(arguments)).items()}
