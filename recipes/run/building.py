@@ -31,6 +31,7 @@ from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .origin import find_origin
+from .place import KeepsPlace
 from .progress import Lines
 from .seeds import SeedOfWeights
 from .start import StartedRun
@@ -61,6 +62,8 @@ def build(
     """The run of that id, which `watch` shows in place of what is shown otherwise."""
     # Composer says so of every smaller last batch.
     warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+    if checkpoint:  # of an epoch's last batch, after which the epoch has none to train on
+        warnings.filterwarnings("ignore", "No batches were trained", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
@@ -86,7 +89,8 @@ def build(
     agree(recipe, takes(model), [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
-    callbacks += [started] if started else []
+    place = KeepsPlace(recipe, seen.data.dataloader)
+    callbacks += [place, *([started] if started else [])]
     with (
         recipe.source.blame("", *REFUSALS),
         blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
@@ -104,6 +108,7 @@ def build(
             loggers=loggers,
             **arguments,
         )
+    place.trainer = trainer
     call_those_who_act(trainer.engine)
     if started and started.generators:
         trainer._rng_state = started.generators
