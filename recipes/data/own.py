@@ -171,7 +171,7 @@ class OwnData:
             if sharded is not None:
                 raise ArgumentError("sharded", f"{show(sharded)} given, but {self.path} has a length and places")
             return worker_loader(data, batch_size=batch_size, train=train, seed=seed, **options)
-        if not isinstance(data, Iterable) or iter(data) is data:
+        if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable) or iter(data) is data:
             hint = ", not what can be read once" if isinstance(data, Iterable) else ""
             raise ValueError(f"makes a {type(data).__name__}; {EXPECTED}{hint}")
         if "shuffle" in options:
@@ -221,7 +221,8 @@ def tell_once(line: str) -> None:
 
 def is_map_style(data: Any) -> bool:
     """Whether examples are found by their places, of which there are so many."""
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+    other = isinstance(data, str | bytes | Mapping | IterableDataset)
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not other
 
 
 def _is_plain(loader: DataLoader) -> bool:

@@ -1,5 +1,6 @@
 """Models by name, each a function that returns a `ComposerModel`; a YAML gives the arguments."""
 
+import copy
 import inspect
 import logging
 from importlib.util import find_spec
@@ -8,13 +9,13 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 import torchvision
-from composer.metrics import LanguageCrossEntropy
+from composer.metrics import CrossEntropy, LanguageCrossEntropy
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanSquaredError, Metric
 
 from ..config.lookup import nearest
-from ..data.checks import check_hub_name, check_least
+from ..data.checks import check_hub_name, check_least, hub_or_cache
 from .classifier import Loss, classifier
 from .metrics import MaskedAccuracy, MetricName, build_metrics
 from .pretrained import check_encoder, find_checkpoint, forget_problem, from_checkpoint
@@ -175,7 +176,8 @@ def bert(
             run, with its latest one; otherwise they are random. ValueError if the encoder would not be complete.
         tokenizer: hub name or local folder, to be saved inside Composer's checkpoints.
         attention: PyTorch's fused attention, or one matrix product after the other.
-        metrics: of `classification`; by default accuracy, or for regression mean squared error and Pearson's.
+        metrics: of `classification`; by default accuracy, or for regression mean squared error and Pearson's. In
+            evaluation the loss is told too.
     """
     file = find_checkpoint(pretrained) if pretrained else None
     for name in filter(None, (None if file else pretrained, tokenizer)):
@@ -196,22 +198,30 @@ def bert(
         measured = build_metrics(metrics or (("accuracy",) if num_labels > 1 else ("mse", "pearson")), num_labels)
     elif metrics:
         raise ValueError("metrics are for objective: classification; masked_lm has its own")
+    evaluated = copy.deepcopy(measured)
+    if objective == "classification":  # the loss, which training tells by itself
+        loss = CrossEntropy() if num_labels > 1 else MeanSquaredError()
+        evaluated += [] if any(type(metric) is type(loss) for metric in measured) else [loss]
     if file:
         model = from_checkpoint(model_class, file, fields, num_labels, attention)
     elif pretrained:
-        bert_config = BertConfig.from_pretrained(pretrained, num_labels=num_labels, **fields)
-        model, found = model_class.from_pretrained(
-            pretrained,
-            config=forget_problem(bert_config),
-            attn_implementation=attention,
-            # Fine-tuning may start from the checkpoint of another task, with another number of classes.
-            ignore_mismatched_sizes=objective == "classification",
-            output_loading_info=True,
-        )
+        with hub_or_cache(pretrained):
+            bert_config = BertConfig.from_pretrained(pretrained, num_labels=num_labels, **fields)
+            model, found = model_class.from_pretrained(
+                pretrained,
+                config=forget_problem(bert_config),
+                attn_implementation=attention,
+                # Fine-tuning may start from the checkpoint of another task, with another number of classes.
+                ignore_mismatched_sizes=objective == "classification",
+                output_loading_info=True,
+            )
         # With their shapes in older versions.
         wrong = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
         check_encoder(pretrained, found["missing_keys"], wrong)
     else:
         model = model_class.from_config(BertConfig(num_labels=num_labels, **fields), attn_implementation=attention)
-    saved = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None
-    return HuggingFaceModel(model, tokenizer=saved, use_logits=True, metrics=measured)
+    saved = None
+    if tokenizer:
+        with hub_or_cache(tokenizer):
+            saved = AutoTokenizer.from_pretrained(tokenizer)
+    return HuggingFaceModel(model, tokenizer=saved, use_logits=True, metrics=measured, eval_metrics=evaluated)

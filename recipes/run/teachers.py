@@ -17,6 +17,7 @@ from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..config.references import EXPECTED, Reference
 from ..config.sections import check_section, supplied_to
+from ..data.checks import hub_or_cache
 from ..models.pretrained import find_checkpoint
 from .folder import folders_of_run
 
@@ -57,7 +58,8 @@ def _build(recipe: Recipe, reference: Reference) -> nn.Module:
     if not Path(name, "config.json").is_file() and _is_local(Path(name)):
         raise source.error(key, f"{name} is {NOTHING}")
     try:
-        return load_teacher(name)
+        with hub_or_cache(name):
+            return load_teacher(name)
     except REFUSALS as error:
         unknown = "" if Path(name).exists() else f"{name} is {NOTHING}; "
         raise source.error(key, f"{unknown}{error}") from error
