@@ -273,7 +273,7 @@ def test_a_path_may_begin_at_home(yaml, tmp_path, monkeypatch):
     assert recipe.folder == tmp_path / "runs/mistaken" and recipe.trainer["load_path"] == str(tmp_path / "a.pt")
     data = {"train_data": {"image_folder": {"path": "~/nowhere"}}}
     with pytest.raises(ConfigError, match=f"{tmp_path}/nowhere is not a folder"):
-        check(load(yaml)[0] | data)
+        check({**load(yaml)[0], **data})
 
 
 def test_a_module_in_the_current_folder_is_found_before_those_of_the_scripts(yaml, capsys, tmp_path, monkeypatch):
