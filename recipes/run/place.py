@@ -8,7 +8,7 @@ from composer import Callback, Logger, State, Trainer
 from composer.utils import dist, reproducibility
 
 from ..config.recipe import Recipe
-from ..data.own import StreamLoader, stateful
+from ..data.streams import StreamLoader, stateful
 
 
 class KeepsPlace(Callback):

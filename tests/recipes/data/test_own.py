@@ -3,7 +3,6 @@
 import pytest
 import torch
 from composer.core import DataSpec
-from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import runs
@@ -124,8 +123,8 @@ def reference(train=True, epoch=0, **options):
 
 
 def ranks(monkeypatch, rank, of):
-    monkeypatch.setattr(dist, "get_world_size", lambda: of)
-    monkeypatch.setattr(dist, "get_global_rank", lambda: rank)
+    monkeypatch.setenv("WORLD_SIZE", str(of))
+    monkeypatch.setenv("RANK", str(rank))
 
 
 @pytest.mark.parametrize("name", ["Images", "loader"])
