@@ -62,8 +62,6 @@ def build(
     """The run of that id, which `watch` shows in place of what is shown otherwise."""
     # Composer says so of every smaller last batch.
     warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
-    if checkpoint:  # of an epoch's last batch, after which the epoch has none to train on
-        warnings.filterwarnings("ignore", "No batches were trained", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
