@@ -2,7 +2,7 @@
 
     composer [-n N] recipes/study.py FILE.yaml key=value ... [--dry-run | --report[=PAGE.md]]
 
-The file is that of recipes/train.py, which describes the base run, and
+The file, and what follows it, are those of recipes/train.py, which describes the base run, and
 
     study: {NAME: {...}}            one of accelerando.recipes.studies, such as tickets, or package.module:Class
     executor: {processes: {...}}    several runs at once, each a process; or {slurm: {...}}, each a job of SLURM;

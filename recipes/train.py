@@ -2,6 +2,10 @@
 
     composer [-n N] recipes/train.py FILE.yaml key=value ...
 
+`key=value` changes a value, and merges a mapping into the one that the file has there: `optimizer.adam.lr=0.1`,
+`algorithms={mix_up: {}}`. `key:=value` puts it in its place: `algorithms:={mix_up: {}}` leaves out all others, and
+`algorithms.ema=false` that one. A name with dots stands in brackets: `train_data[my.code:Images].root=data`.
+
 The run's folder, ``{folder}/{run_name}``, then holds the resolved `config.yaml`, `results.json`, `curves.png` and the
 checkpoints; of a LotteryTicket the masks too, in `tickets`, unless it says where. The same command after a kill goes on
 from the last checkpoint. An error in the config is one line and exit code 2, before anything is built.

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import re
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 # What somebody else's constructor raises over arguments, files and checkpoints that it cannot work with.
 REFUSALS = (OSError, TypeError, ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError)
 EXTRAS = {"transformers": "nlp", "datasets": "nlp", "tokenizers": "nlp", "streaming": "streaming", "wandb": "wandb"}
+
+
+FRAME = re.compile(r'File "(.+?)", line (\d+).*\n(?! *File ") +(\S.*)')
+OURS = Path(__file__).resolve().parents[2]
+OF_OTHERS = (Path(sysconfig.get_path("stdlib")).resolve(), OURS / "algorithms", OURS / "recipes")
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 class ArgumentError(ValueError):
@@ -68,8 +78,28 @@ class Source:
             hint = f"needs the package {name}; install it with: pip install 'accelerando[{extra}]'"
             raise self.error(key, hint if extra else str(error)) from error
         except kinds as error:
-            poor = isinstance(error, KeyError) or not isinstance(error, REFUSALS) or not str(error)
-            raise self.error(key, f"{type(error).__name__}: {error}" if poor else str(error)) from error
+            frame = own_frame(error)
+            poor = frame or isinstance(error, KeyError) or not isinstance(error, REFUSALS) or not str(error)
+            raise self.error(key, f"{said(error)}{frame}" if poor else str(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """The error in one line; of one in a process of a loader, which brings its whole traceback, its last line."""
+    text = str(error)
+    if "Original Traceback (most recent call last)" in text:
+        return text.strip().rpartition("\n")[2]
+    return " ".join(f"{type(error).__name__}: {text}".split())
+
+
+def own_frame(error: BaseException) -> str:
+    """The last place that the error came through in somebody's own code, to be added to a line; empty if in none."""
+    here = Path.cwd()
+    for name, line, code in reversed(FRAME.findall("".join(traceback.format_exception(error, chain=False)))):
+        file = Path(name).resolve()
+        installed = name.startswith("<") or not INSTALLED.isdisjoint(file.parts)
+        if not installed and not any(file.is_relative_to(place) for place in OF_OTHERS):
+            return f"; at {file.relative_to(here) if file.is_relative_to(here) else file}:{line}: {code.strip()}"
+    return ""
 
 
 def show(value: Any) -> str:

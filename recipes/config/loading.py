@@ -29,27 +29,30 @@ LEFT_TO_YOU = "missing; the file leaves it to you, as KEY=VALUE on the command l
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[DictConfig, Source]:
     """Reads a YAML file, on disk or shipped in `accelerando.yamls`, and applies ``key=value`` overrides.
 
+    A mapping is merged into the one that the file has there; with ``key:=value`` it takes its place.
     A file that has ``extends: OTHER.yaml``, beside it or shipped, is merged over that one.
     """
     file, keys = str(path), []
     config = _read(file, _find(file), [])
     for override in overrides:
-        key, equals, value = override.partition("=")
+        given, equals, value = override.partition("=")
+        key = given.removesuffix(":")
         if not (key and equals):
-            raise ConfigError("command line", override, "expected key=value, such as max_duration=10ep")
+            hint = "or key:=value, such as algorithms:={mix_up: {}}, in the place of what the file has there"
+            raise ConfigError("command line", override, f"expected key=value, such as max_duration=10ep, {hint}")
         try:
             refuse_surprises(value, "command line", key)
-            update = OmegaConf.from_dotlist([override])
+            update = OmegaConf.from_dotlist([f"{key}={value}"])
             for name in missing(OmegaConf.to_container(update)):
                 if not name.startswith("variables."):
                     raise ConfigError("command line", name, "missing; expected a value, as ??? is for you to fill in")
-            config = merge(config, update)
+            config = merge(_without(config, key) if given != key else config, update)
         except UNREADABLE as error:
             raise ConfigError("command line", key, f"not readable as a YAML value; {error}") from error
         except TypeError as error:  # a list for a mapping
             raise ConfigError("command line", key, f"{error}; expected what the file has there, a mapping") from error
         keys.append(key.replace("[", ".").replace("]", ""))  # as errors spell it
-    return config, Source(file, overridden=frozenset(keys))
+    return OmegaConf.create(_at_home(OmegaConf.to_container(config))), Source(file, overridden=frozenset(keys))
 
 
 def _read(file: str, place: Path, below: list[Path]) -> DictConfig:
@@ -67,7 +70,7 @@ def _read(file: str, place: Path, below: list[Path]) -> DictConfig:
         return config
     if not isinstance(other, str):
         raise ConfigError(file, "extends", f"{show(other)} given; expected the path of a YAML file")
-    beside = place.parent / other
+    beside = place.parent / os.path.expanduser(other)
     base = beside if beside.is_file() else _find(other, file)
     if base.resolve() in (above := [*below, place.resolve()]):
         raise ConfigError(file, "extends", f"{other} extends this file")
@@ -75,6 +78,13 @@ def _read(file: str, place: Path, below: list[Path]) -> DictConfig:
         return merge(_read(str(other), base, above), config)
     except TypeError as error:  # a list for a mapping
         raise ConfigError(file, "", f"{error}; expected what {other} has there, a mapping") from error
+
+
+def _without(config: DictConfig, key: str) -> DictConfig:
+    """The config with nothing at the key, into which a mapping could be merged."""
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, key, None, merge=False, force_add=True)
+    return config
 
 
 def _find(file: str, extended_by: str = "") -> Path:
@@ -105,7 +115,10 @@ def merge(config: DictConfig, update: DictConfig) -> DictConfig:
 
 
 def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str, Any]:
-    """Plain data, with interpolations replaced by what they stand for and without the `variables` made for them."""
+    """Plain data, with interpolations replaced by what they stand for and without the `variables` made for them.
+
+    What begins with ``~/`` is a path in the home folder.
+    """
     with resolving(source):
         node = OmegaConf.create(config)  # type: ignore[arg-type]
         plain = OmegaConf.to_container(node, resolve=True)
@@ -113,9 +126,18 @@ def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str,
     for key in absent:
         if not key.startswith("variables."):
             raise source.error(key, LEFT_TO_YOU)
+    plain = _at_home(plain)
     assert isinstance(plain, dict)
     check_numbers(source, plain)
     return {str(key): value for key, value in plain.items() if key != "variables"}
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _at_home(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(_at_home, value)]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import Source
+from .errors import Source, own_frame, said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,13 @@ class Part:
     target: Callable[..., Any]
     arguments: dict[str, Any]
     makes: str = ""  # import path of the class of what it makes, where a function may make anything
+    hint: str = ""  # where what it makes is of another class
 
     def build(self, *supplied: Any) -> Any:
         with self.source.blame(self.key, Exception, SystemExit):
             made = self.target(*supplied, **self.arguments)
         if self.makes and not isinstance(made, kind := import_path(self.makes)):
-            raise self.source.error(self.key, f"makes a {type(made).__name__}; expected a {kind.__name__}")
+            raise self.source.error(self.key, f"makes a {type(made).__name__}; expected a {kind.__name__}{self.hint}")
         return made
 
 
@@ -38,12 +40,14 @@ class Namespace:
     modules: tuple[str, ...]
     base: str = ""  # import path of the class they derive from; empty: what the module itself defines
     suffix: str = ""  # may be left out of the name
-    methods: tuple[str, ...] = ()  # that a class at an import path must have
+    methods: tuple[str, ...] = ()  # that a class at an import path has, unless it is adapted
+    adapted: str = ""  # import path of a function that makes one of this kind of what else an import path names
     makes: str = ""  # import path of the class of what is made, of which a class at an import path must be one
+    hint: str = ""  # where something else is found
 
     def find(self, name: str) -> Any:
         """The class or function called `name`, or at the import path ``package.module:Name``."""
-        if ":" in name:
+        if ":" in name or not self.modules:
             thing = import_path(name)
             if problem := self._problem(thing):
                 raise LookupError(problem)
@@ -52,10 +56,19 @@ class Namespace:
         for module in self.modules:
             things = self._things(module)
             for candidate, thing in things.items():
-                if _plain(name).removesuffix(self.suffix.lower()) == _plain(candidate):
+                if self.plain(name) == _plain(candidate):
                     return thing
             known += things
         raise LookupError(f"unknown name{nearest(name, known)}")
+
+    def plain(self, name: str) -> str:
+        """The name, the same for all its spellings."""
+        return name if ":" in name else _plain(name).removesuffix(self.suffix.lower())
+
+    def adapter(self, thing: Any) -> Callable[..., Any] | None:
+        """What makes one of this kind of the thing, called with its import path, itself and its arguments."""
+        of_this_kind = inspect.isclass(thing) and all(callable(getattr(thing, name, None)) for name in self.methods)
+        return None if of_this_kind or not self.adapted else import_path(self.adapted)
 
     def _problem(self, thing: Any) -> str:
         """Why it is not of this kind, if so. It is not called to find out: it may be anything."""
@@ -64,12 +77,9 @@ class Namespace:
             base = import_path(self.base)
             concrete = is_class and thing is not base and not inspect.isabstract(thing)
             return "" if concrete and issubclass(thing, base) else f"{other} a subclass of {base.__name__}"
-        if self.methods:
-            fits = is_class and all(callable(getattr(thing, name, None)) for name in self.methods)
-            return "" if fits else f"is no data source; expected one with {'() and '.join(self.methods)}(), a class"
         if self.makes and is_class and not issubclass(thing, made := import_path(self.makes)):
-            return f"{other} a subclass of {made.__name__}, or a function that makes one"
-        return "" if callable(thing) else f"{other} a class or function"
+            return f"{other} a subclass of {made.__name__}, or a function that makes one{self.hint}"
+        return "" if callable(thing) else f"{other} a class or function{self.hint}"
 
     def _things(self, module: str) -> dict[str, Any]:
         base = import_path(self.base) if self.base else None
@@ -88,10 +98,13 @@ def import_path(path: str) -> Any:
         raise LookupError("not an import path; expected package.module:Name")
     try:
         imported = importlib.import_module(module)
-    except ImportError:
+    except ImportError as error:
+        if error.name and module.startswith(error.name):
+            hint = f"looked in the current folder, {os.getcwd()}, and among what is installed"
+            raise ImportError(f"{error}; {hint}", name=error.name) from error
         raise
     except (Exception, SystemExit) as error:  # whatever stands there is run
-        raise LookupError(f"the module {module} fails on import; {type(error).__name__}: {error}") from error
+        raise LookupError(f"the module {module} fails on import; {said(error)}{own_frame(error)}") from error
     if not hasattr(imported, name):
         raise LookupError(f"the module {module} has no {name}")
     return getattr(imported, name)

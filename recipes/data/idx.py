@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GZIP = b"\x1f\x8b"
 UNSIGNED_BYTES = 0x800  # and the number of dimensions
 
 
@@ -31,7 +32,9 @@ def read_idx(file: Path, shape: tuple[int, ...]) -> Tensor:
     """Bytes of that shape; ValueError for a file that holds anything else."""
     header = np.array([UNSIGNED_BYTES + len(shape), *shape], dtype=">i4").tobytes()
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with file.open("rb") as stream:
+            zipped = stream.read(len(GZIP)) == GZIP  # whatever its name says
+        with gzip.open(file) if zipped else file.open("rb") as stream:
             content = stream.read(len(header) + math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot read {file}: {error}") from error

@@ -1,6 +1,11 @@
 """Loaders whose order and noise are functions of (seed, epoch, sample): from memory, or by worker processes."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,12 +31,19 @@ class Shards(DistributedSampler):
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, train: bool, seed: int, drop_last: bool = True, alike: bool = False
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        train: bool,
+        seed: int,
+        drop_last: bool = True,
+        shuffle: bool = True,
+        alike: bool = False,
     ):
         # The sampler adds the epoch to its seed: a stride keeps seed 1's second epoch from being seed 2's first.
         ranks = {"num_replicas": 1 if alike else dist.get_world_size(), "rank": 0 if alike else dist.get_global_rank()}
         cut = train and drop_last
-        super().__init__(dataset, shuffle=train, seed=seed * SEED_STRIDE, drop_last=cut, **ranks)
+        super().__init__(dataset, shuffle=train and shuffle, seed=seed * SEED_STRIDE, drop_last=cut, **ranks)
         self.batch_size, self.shift = batch_size, 0
         self.length, self.rest = divmod(self.num_samples, batch_size)  # of an epoch, in batches
         if not cut and self.rest:
@@ -119,23 +131,51 @@ class TensorLoader(DataLoader):
 
 
 def worker_loader(
-    dataset: Dataset, collate_fn: Callable[[Any], Any], batch_size: int, train: bool, seed: int, num_workers: int
+    dataset: Dataset,
+    collate_fn: Callable[[Any], Any] | None,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    num_workers: int,
+    *,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    kind: type[DataLoader] = DataLoader,
+    **options: Any,
 ) -> DataLoader:
-    """Batches made by worker processes, for data that does not fit in memory; an iterable data set shards itself."""
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        sampler=None if isinstance(dataset, IterableDataset) else Shards(dataset, batch_size, train, seed),
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        drop_last=train,
-        pin_memory=torch.cuda.is_available(),
-        # Its own generator: what the workers draw repeats on resume, differs from rank to rank, and is drawn from
-        # nobody else's.
-        generator=torch.Generator().manual_seed(seed + dist.get_global_rank()),
-    )
-    _check_length(loader, getattr(dataset, "num_samples", None) or len(dataset), batch_size)  # type: ignore[arg-type]
+    """Batches made by worker processes, for data that does not fit in memory; an iterable data set shards itself.
+
+    `shuffle` and `drop_last` are for training alone; `options` are more of `kind`'s.
+    """
+    iterable, cut = isinstance(dataset, IterableDataset), train and drop_last
+    _tell_of_cores(num_workers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # told above, of all ranks
+        loader = kind(
+            dataset,
+            batch_size,
+            sampler=None if iterable else Shards(dataset, batch_size, train, seed, drop_last, shuffle),
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            drop_last=cut,
+            # Its own generator: what the workers draw repeats on resume, differs from rank to rank, and is drawn from
+            # nobody else's.
+            generator=torch.Generator().manual_seed(seed + dist.get_global_rank()),
+            **{"pin_memory": torch.cuda.is_available(), **options},
+        )
+    with suppress(TypeError):  # of what does not tell its length
+        _check_length(loader, getattr(dataset, "num_samples", None) or len(dataset), batch_size)  # type: ignore
     return loader
+
+
+@cache
+def _tell_of_cores(num_workers: int) -> None:
+    """Not lowered: what the workers draw hangs on their number, and a run may go on on another machine."""
+    cores, ranks = len(os.sched_getaffinity(0)), dist.get_local_world_size()
+    if num_workers * ranks > cores and dist.get_local_rank() == 0:
+        most = max(cores // ranks, 1)
+        told = f"num_workers: {num_workers} processes for each of {ranks} rank(s) share {cores} core(s)"
+        print(f"{told}, which is no faster than num_workers={most} and takes more memory", file=sys.stderr, flush=True)
 
 
 def _check_length(loader: DataLoader, samples: int, batch_size: int) -> None:

@@ -7,7 +7,8 @@ never in evaluation, and come out the same after a kill and a resume.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -22,7 +23,7 @@ from torch import Tensor
 from accelerando.algorithms.generators import generator_of
 
 from ..config.errors import ArgumentError, show
-from .checks import check_hub_name, check_least
+from .checks import check_hub_name, check_least, hub_or_cache
 from .facts import IGNORED, Described, Facts
 from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
 from .shards import check_shards, open_shards, same_shards
@@ -51,9 +52,13 @@ class HuggingFaceText:
     drop_last: bool = True  # in training: leave out what does not fill the last batch
 
     def check(self) -> None:
-        check_text(self.seq_len, self.mask_probability, self.name, self.tokenizer)
+        check_text(self.seq_len, self.mask_probability)
+        for key, name in (("name", self.name), ("tokenizer", self.tokenizer)):
+            with _blaming(key):
+                check_hub_name(name)
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
-            raise ValueError(f"text_columns must be one, or two with label_column, not {self.text_columns}")
+            expected = "expected one, or two with label_column"
+            raise ArgumentError("text_columns", f"{show([*self.text_columns])} given; {expected}")
 
     def overlaps(self, other: Any) -> bool:
         def splits(source: HuggingFaceText) -> set[str]:
@@ -66,7 +71,7 @@ class HuggingFaceText:
         if isinstance(self.split, str):
             return self._build(self.split, batch_size, train, seed, device)
         if train:
-            raise ValueError(f"split must be a single one for training, not {self.split}")
+            raise ArgumentError("split", f"{show([*self.split])} given; expected a single one for training")
         specs = [self._build(split, batch_size, train, seed, device) for split in self.split]
         pairs = zip(self.split, specs, strict=True)
         return [Evaluator(label=f"eval/{split}", dataloader=spec) for split, spec in pairs]
@@ -75,6 +80,11 @@ class HuggingFaceText:
         rows, tokenizer = self.rows(split), _tokenizer(self.tokenizer, masks=self.label_column is None)
         columns = rows[:]
         texts = [columns[name] for name in self.text_columns]
+        for name, column in zip(self.text_columns, texts, strict=True):
+            for row, text in enumerate(column):
+                if not isinstance(text, str):
+                    given = f"row {row} of {split} has {show(text)} as {name}"
+                    raise ArgumentError("text_columns", f"{given}; expected columns of text")
         if self.label_column is None:
             samples = to_device(packed(texts[0], tokenizer, self.seq_len), device)
             mask = MaskTokens(tokenizer, self.mask_probability, device)
@@ -94,30 +104,27 @@ class HuggingFaceText:
     def rows(self, split: str) -> Any:
         """One split as a `datasets.Dataset` of the columns that are used."""
         import datasets
-        from datasets.exceptions import DatasetsError
 
         name, config = self.name, self.config
         if config and Path(name, config).is_dir():  # laid out as on the hub, a folder for each part
             name, config = str(Path(name, config)), None
-        if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
-            data = datasets.load_from_disk(name)
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise ValueError(f"{name} has no split {split}: expected one of {sorted(data)}")
-                data = data[split]
-        else:
-            try:
-                if files := sorted(map(str, Path(name).glob(f"{split}-*-of-*.parquet"))):
-                    # By the file names alone, `datasets` would take validation_matched for validation.
-                    data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
-                else:
-                    data = datasets.load_dataset(name, config, split=split)
-            except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
-                raise ValueError(f"{name} cannot be read: {error.__cause__ or repr(error)}") from error
-        wanted = [*self.text_columns, *([self.label_column] if self.label_column else [])]
-        if missing := set(wanted) - set(data.column_names):
-            raise ValueError(f"{name} has no column {missing.pop()}: expected one of {sorted(data.column_names)}")
-        return data.select_columns(wanted)
+        with _blaming("name"), hub_or_cache(name):
+            if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+                data = datasets.load_from_disk(name)
+            elif files := sorted(map(str, Path(name).glob(f"{split}-*-of-*.parquet"))):
+                # By the file names alone, `datasets` would take validation_matched for validation.
+                data = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+            else:
+                data = datasets.load_dataset(name, config, split=split)
+        if isinstance(data, datasets.DatasetDict):
+            if split not in data:
+                raise ArgumentError("split", f"{name} has no split {split}: expected one of {sorted(data)}")
+            data = data[split]
+        labels, known = [self.label_column] if self.label_column else [], sorted(data.column_names)
+        for key, wanted in (("text_columns", self.text_columns), ("label_column", labels)):
+            if missing := [column for column in wanted if column not in known]:
+                raise ArgumentError(key, f"{name} has no column {missing[0]}: expected one of {known}")
+        return data.select_columns([*self.text_columns, *labels])
 
 
 @dataclass
@@ -219,10 +226,29 @@ def truncated(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int
     return dict(tokenizer(*texts, truncation=True, padding="max_length", max_length=seq_len, return_tensors="pt"))
 
 
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """Turns what is wrong with a folder, or a name on the hub, into an error of that argument."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
+        raise ArgumentError(key, f"cannot be read: {error.__cause__ or repr(error)}") from error
+    except ValueError as error:
+        of_split = str(error).startswith("Unknown split")
+        raise ArgumentError("split" if of_split else key, str(error)) from error
+    except OSError as error:
+        raise ArgumentError(key, str(error)) from error
+
+
 def _tokenizer(name: str, masks: bool = True) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    with _blaming("tokenizer"), hub_or_cache(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
     for token in ("cls", "sep", "mask", "pad") if masks else ("pad",):
         if getattr(tokenizer, f"{token}_token_id") is None:
             raise ArgumentError("tokenizer", f"{name} has no {token} token; expected one of BERT's kind")
@@ -235,6 +261,7 @@ def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | li
     for row, label in enumerate(labels):
         if not (label >= 0 if type(label) is int else isinstance(label, float) and math.isfinite(label)):
             hint = "; GLUE's test labels are not public" if label == -1 else ""
+            hint = "; datasets' class_encode_column makes such of text" if isinstance(label, str) else hint
             expected = "expected whole numbers from 0, for classes, or fractional ones, for regression"
             raise ArgumentError("label_column", f"row {row} of {split} has {show(label)} as {column}; {expected}{hint}")
     return labels

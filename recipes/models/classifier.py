@@ -22,6 +22,10 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, dense_targets(logits, target), reduction="sum") / len(logits)
 
 
+# F.cross_entropy takes dense targets too; Composer's soft_cross_entropy would read them back from the device.
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "bce": binary_cross_entropy}
+
+
 class ImageClassifier(ComposerClassifier):
     """A classifier that says which images it takes, as far as its modules do not.
 
@@ -60,7 +64,5 @@ def classifier(
     if loss == "bce":
         # Each class starts at a probability of about 1 / num_classes.
         nn.init.constant_(head.bias, -math.log(head.out_features))
-    # F.cross_entropy takes dense targets too; Composer's soft_cross_entropy would read them back from the device.
-    loss_fn = F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
     takes = Facts(channels=channels, side=side, least_side=least_side)
-    return ImageClassifier(module, head.out_features, loss_fn, takes)
+    return ImageClassifier(module, head.out_features, LOSSES[loss], takes)

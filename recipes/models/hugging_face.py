@@ -1,19 +1,20 @@
 """Hugging Face's encoders by name: BERT, and whatever else transformers has for these objectives."""
 
+import copy
 import logging
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from composer.metrics import LanguageCrossEntropy
+from composer.metrics import CrossEntropy, LanguageCrossEntropy
 from composer.models import HuggingFaceModel
 from torch.nn import Module
-from torchmetrics import Metric
+from torchmetrics import MeanSquaredError, Metric
 
 from accelerando.algorithms.checkpoints import read_content
 
 from ..config.errors import ArgumentError
 from ..config.lookup import nearest
-from ..data.checks import check_hub_name, check_least
+from ..data.checks import check_hub_name, check_least, hub_or_cache
 from .answers import ANSWERS, AnswerMetricName
 from .metrics import CLASSES, MaskedAccuracy, MetricName, build_metrics
 from .pretrained import (
@@ -75,7 +76,8 @@ def hugging_face(
         tokenizer: hub name or local folder, to be saved inside Composer's checkpoints.
         attention: PyTorch's fused attention, or one matrix product after the other; null for what transformers takes.
         metrics: of `classification`, by default accuracy, or for regression mean squared error and Pearson's; of
-            `question_answering`, by default exact_match and squad_f1.
+            `question_answering`, by default exact_match and squad_f1. Of `classification` evaluation tells the loss
+            too.
     """
     fields = dict(config or {})
     model_type = fields.pop("model_type", None)
@@ -103,15 +105,17 @@ def _encoder(
     answers = objective == "question_answering"
     measured = _metrics(objective, metrics, num_labels)
     model = _network(model_type, objective, fields, num_labels, pretrained, attention)
-    saved = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None
+    saved = None
+    if tokenizer:
+        with hub_or_cache(tokenizer):
+            saved = AutoTokenizer.from_pretrained(tokenizer)
+    evaluated = copy.deepcopy(measured)
+    if objective == "classification":  # the loss, which training tells by itself
+        loss = CrossEntropy() if num_labels > 1 else MeanSquaredError()
+        evaluated += [] if any(type(metric) is type(loss) for metric in measured) else [loss]
     # Only batches of evaluation hold the texts that answers are compared with.
-    return HuggingFaceModel(
-        model,
-        tokenizer=saved,
-        use_logits=not answers,
-        metrics=[] if answers else measured,
-        eval_metrics=measured if answers else None,
-    )
+    trained = [] if answers else measured
+    return HuggingFaceModel(model, saved, use_logits=not answers, metrics=trained, eval_metrics=evaluated)
 
 
 def _metrics(objective: Objective, names: tuple[str, ...] | None, num_labels: int) -> list[Metric]:
@@ -143,7 +147,10 @@ def _network(
 
     file = find_checkpoint(pretrained) if pretrained else None
     content = read_content(file) if file else {}
-    saved = fields_in(content) if file or not pretrained else PretrainedConfig.get_config_dict(pretrained)[0]
+    saved = fields_in(content)
+    if pretrained and not file:
+        with hub_or_cache(pretrained):
+            saved = PretrainedConfig.get_config_dict(pretrained)[0]
     config = config_of(model_type, saved, fields, num_labels, pretrained)
     auto, classes = auto_class(objective), classes_for(objective)
     if type(config) not in classes:
@@ -155,14 +162,15 @@ def _network(
         if file:
             load_encoder(model, content, file)
         return model
-    model, found = auto.from_pretrained(
-        pretrained,
-        config=config,
-        attn_implementation=attention,
-        # Fine-tuning may start from the checkpoint of another task, with another number of classes.
-        ignore_mismatched_sizes=objective != "masked_lm",
-        output_loading_info=True,
-    )
+    with hub_or_cache(pretrained):
+        model, found = auto.from_pretrained(
+            pretrained,
+            config=config,
+            attn_implementation=attention,
+            # Fine-tuning may start from the checkpoint of another task, with another number of classes.
+            ignore_mismatched_sizes=objective != "masked_lm",
+            output_loading_info=True,
+        )
     # With their shapes in older versions.
     wrong = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
     check_encoder(pretrained, model.base_model_prefix, found["missing_keys"], wrong)

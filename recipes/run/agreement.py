@@ -100,7 +100,7 @@ def _problem(recipe: Recipe, data: Part, takes: Facts, holds: Facts) -> ConfigEr
         taken, held = getattr(takes, kind), getattr(holds, kind)
         if taken and held and taken != held:
             what = {"inputs": "holds {}", "labels": "has labels that are {}"}[kind].format(held)
-            return error(data.key, f"{what}, but {model.key} takes {taken}{_hint(model, taken, held)}")
+            return error(data.key, f"{what}, but {model.key} takes {taken}{_hint(data, taken, held)}")
     if takes.classes and holds.classes and holds.labels == "classes":
         exact = holds.names or data is recipe.train_data
         if holds.classes > takes.classes or (exact and holds.classes < takes.classes):
@@ -117,7 +117,8 @@ def _problem(recipe: Recipe, data: Part, takes: Facts, holds: Facts) -> ConfigEr
         found = f"has images of {holds.side} pixels per side"
         return error(data.key, f"{found}, but {model.key} takes {takes.least_side} or more")
     if takes.words and holds.words and holds.words > takes.words:
-        return error(data.key, f"has a vocabulary of {holds.words} words, but {model.key} is for {takes.words}")
+        key = f"{data.key}.tokenizer" if hasattr(_source(data), "tokenizer") else data.key
+        return error(key, f"has a vocabulary of {holds.words} words, but {model.key} is for {takes.words}")
     if takes.positions and holds.positions and holds.positions > takes.positions:
         return error(f"{data.key}.seq_len", f"is {holds.positions}, but {model.key} has {takes.positions} positions")
     return None
@@ -137,7 +138,13 @@ def _difference(recipe: Recipe, data: Part, training: Facts, holds: Facts) -> Co
     return recipe.source.error(data.key, f"{found or 'has its classes in another order'}; {hint}")
 
 
-def _hint(model: Part, taken: str, held: str) -> str:
+def _source(data: Part) -> Any:
+    return getattr(data.target, "__self__", None)
+
+
+def _hint(data: Part, taken: str, held: str) -> str:
+    if "tokens" in (taken, held) and hasattr(_source(data), "label_column"):
+        return ", for masked language modelling: leave out label_column" if taken == "tokens" else "; give label_column"
     if {taken, held} == {"classes", "numbers"}:
         return ": whole numbers are classes, fractional ones are for regression, which is num_labels: 1"
     return ""

@@ -32,6 +32,7 @@ from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .origin import find_origin
+from .place import KeepsPlace
 from .progress import Lines
 from .seeds import SeedOfWeights
 from .start import StartedRun
@@ -89,7 +90,8 @@ def build(
     agree_by_task(recipe, model, [(recipe.train_data, train_data), *evaluated])
     seen.data = ensure_data_spec(train_data)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
-    callbacks += [started] if started else []
+    place = KeepsPlace(recipe, seen.data.dataloader)
+    callbacks += [place, *([started] if started else [])]
     with (
         recipe.source.blame("", *REFUSALS),
         blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
@@ -107,6 +109,7 @@ def build(
             loggers=loggers,
             **arguments,
         )
+    place.trainer = trainer
     call_those_who_act(trainer.engine)
     if started and started.generators:
         trainer._rng_state = started.generators

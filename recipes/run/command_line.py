@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig
@@ -19,10 +20,21 @@ def command_line(arguments: Sequence[str], usage: str | None, run: Callable[[Dic
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
         sys.exit(0 if arguments else 2)
+    find_modules_here()
     try:
         run(*load(arguments[0], arguments[1:]))
     except ConfigError as error:
         _exit(error)
+
+
+def find_modules_here() -> None:
+    """Lets import paths lead into the current folder first, however the recipe was launched.
+
+    In its place Python gives a script the script's own folder, where a `data` or `models` of ours would come first.
+    """
+    here, of_scripts = os.getcwd(), Path(__file__).resolve().parents[1]
+    others = [place for place in sys.path if place not in ("", here) and Path(place).resolve() != of_scripts]
+    sys.path[:] = [here, *others]
 
 
 def _exit(error: ConfigError) -> NoReturn:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..config.references import EXPECTED, Reference
 from ..config.sections import check_section, supplied_to
+from ..data.checks import hub_or_cache
 from ..models.pretrained import find_checkpoint
 from .folder import folders_of_run
 
 if TYPE_CHECKING:
     from torch import nn
 
+PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 NOTHING = "neither the folder of a run (with config.yaml), nor a Hugging Face folder (with config.json) or name"
 
 
@@ -55,7 +58,8 @@ def _build(recipe: Recipe, reference: Reference) -> nn.Module:
     if not Path(name, "config.json").is_file() and _is_local(Path(name)):
         raise source.error(key, f"{name} is {NOTHING}")
     try:
-        return load_teacher(name)
+        with hub_or_cache(name):
+            return load_teacher(name)
     except REFUSALS as error:
         unknown = "" if Path(name).exists() else f"{name} is {NOTHING}; "
         raise source.error(key, f"{unknown}{error}") from error
@@ -79,12 +83,20 @@ def _of_run(folder: Path) -> tuple[Part, list[Part]]:
     if not (isinstance(config, dict) and config.get("model")):
         raise source.error("model", "missing")
     for section in ("model", "algorithms"):
-        for name in config.get(section) or {}:
-            if ":" in str(name):  # somebody else's file shall not choose what is run here
-                hint = "give {checkpoint: FILE, model: {...}} in your own file to use what is imported from elsewhere"
-                raise source.error(f"{section}.{name}", f"refused in the folder of a teacher; {hint}")
+        for key in _imported(config.get(section), section):  # somebody else's file shall not choose what is run here
+            hint = "give {checkpoint: FILE, model: {...}} in your own file to use what is imported from elsewhere"
+            raise source.error(key, f"refused in the folder of a teacher; {hint}")
     (model,) = check_section(source, "model", config["model"])
     return model, check_section(source, "algorithms", config.get("algorithms"))
+
+
+def _imported(value: Any, key: str) -> Iterator[str]:
+    """The keys in plain data that are, or that hold, import paths."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        inside = f"{key}.{name}"
+        if ":" in str(name) or (isinstance(inner, str) and PATH.fullmatch(inner)):
+            yield inside
+        yield from _imported(inner, inside)
 
 
 def as_in_training(model: Part, algorithms: Sequence[Part], optimizer: Part | None = None) -> nn.Module:

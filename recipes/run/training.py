@@ -7,11 +7,12 @@ import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..config.errors import ConfigError
+from ..config.errors import ConfigError, own_frame, said
 from ..config.loading import load
 from ..config.recipe import Recipe, check
 from .folder import (
@@ -57,7 +58,8 @@ def train(
 
             checkpoint = _checkpoint_of(recipe)
             name = _id_of(recipe, checkpoint)
-            run = build(recipe, device=device, checkpoint=checkpoint, name=name, watch=watch)
+            with _traced(recipe):
+                run = build(recipe, device=device, checkpoint=checkpoint, name=name, watch=watch)
             with _closing(run.trainer):
                 _begin(run, checkpoint, name)
                 with _told_in_one_line(run):
@@ -141,12 +143,31 @@ def _told_in_one_line(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         with blame_disk(recipe.folder, recipe.source):
-            rank = os.environ.get("RANK", "0")
-            file = recipe.folder / ("error.txt" if rank == "0" else f"error-rank{rank}.txt")
-            file.write_text(traceback.format_exc())
-            what = " ".join(f"{type(error).__name__}: {error}".split())
+            what, told = f"{said(error)}{own_frame(error)}", f"where it did is told in {_write_traceback(recipe)}"
             place = f"after batch {int(run.trainer.state.timestamp.batch)}"
-            raise recipe.source.error("", f"training failed {place}; {what}; where it did is told in {file}") from error
+            raise recipe.source.error("", f"training failed {place}; {what}; {told}") from error
+
+
+@contextmanager
+def _traced(recipe: Recipe) -> Iterator[None]:
+    """Of what goes wrong in somebody's own code, the whole way there is told in a file."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, ConfigError) else error
+        if cause is None or not (frame := own_frame(cause)):
+            raise
+        found = error if isinstance(error, ConfigError) else recipe.source.error("", f"{said(error)}{frame}")
+        told = f"{found.message}; where it did is told in {_write_traceback(recipe)}"
+        raise ConfigError(found.file, found.key, told) from cause
+
+
+def _write_traceback(recipe: Recipe) -> Path:
+    """Writes that of the error that is being handled; returns the file."""
+    rank = os.environ.get("RANK", "0")
+    file = recipe.folder / ("error.txt" if rank == "0" else f"error-rank{rank}.txt")
+    file.write_text(traceback.format_exc())
+    return file
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ..config.errors import REFUSALS, ArgumentError, Source, show
 from ..config.recipe import Recipe
+from ..data.checks import hub_or_cache
 
 DATA = "train_data.hugging_face_text"
 
@@ -26,7 +27,7 @@ def check_files(source: Source, recipes: Mapping[str, Recipe]) -> None:
             with untouched_generators():
                 config = recipe.model.build().config
         arguments = recipe.config["train_data"]["hugging_face_text"]
-        with recipe.source.blame(f"{DATA}.tokenizer", *REFUSALS):
+        with recipe.source.blame(f"{DATA}.tokenizer", *REFUSALS), hub_or_cache(arguments["tokenizer"]):
             words = len(AutoTokenizer.from_pretrained(arguments["tokenizer"]))
         if words > config.vocab_size:
             hint = f"{words} words, but the pretrained model has {config.vocab_size}"
@@ -47,11 +48,11 @@ def _check_labels(source: Source, recipe: Recipe, task: str, part: str) -> None:
         raise recipe.source.error(f"{DATA}.label_column", "missing; expected the column that holds the labels")
     for split in [data.split] if isinstance(data.split, str) else data.split:
         try:
-            with source.blame(key, *REFUSALS):
-                rows = data.rows(split)
-            labels = labels_of(rows, data.label_column, split)
+            labels = labels_of(data.rows(split), data.label_column, split)
         except ArgumentError as error:
             raise source.error(key, error.message) from error
+        except REFUSALS as error:
+            raise source.error(key, str(error)) from error
         expected = f"whole numbers below {classes}" if classes > 1 else "fractional numbers"
         for label in labels:
             if isinstance(label, float) != (classes == 1) or (classes > 1 and label >= classes):

@@ -70,7 +70,7 @@ class Tickets(PruningStudy):
         ladders: arguments of LotteryTicket by name, such as {iterative: {levels: 12}}; false leaves one out.
         ticket: arguments that all ladders share, such as {rewind_to: 1ep}.
         controls: what the first ladder's subnetworks are compared with.
-        control_levels: at which of its levels; by default at all of them.
+        control_levels: at which of its levels; by default at all of them, and of an empty list at none.
     """
 
     ladders: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Tickets(PruningStudy):
             hint = f"what they are compared with begins at step k, but {first.name} does not rewind weights"
             raise source.error("controls", f"{hint}; let the first ladder do that, or leave them out")
         if self.control_levels is not None:
-            fits = bool(self.control_levels) and all(1 <= level <= first.levels for level in self.control_levels)
+            fits = all(1 <= level <= first.levels for level in self.control_levels)
             expected = f"from 1 to {first.levels}, the levels of {first.name}"
             refuse_twice(self.control_levels, source, "control_levels", fits, expected)
         check_weights(base, {f"ladders.{ladder.name}": ladder.arguments for ladder in self._ladders})
@@ -114,7 +114,8 @@ class Tickets(PruningStudy):
                         yield self._control(base, control, level, seed, found)
 
     def _levels(self) -> list[int]:
-        return sorted(self.control_levels or range(1, self._ladders[0].levels + 1))
+        every = range(1, self._ladders[0].levels + 1)
+        return sorted(every if self.control_levels is None else self.control_levels)
 
     def _control(self, base: Base, control: Control, level: int, seed: int, found: Result | None) -> Train:
         """Of the first ladder's level, by whose masks it is called; another ticket makes another run."""

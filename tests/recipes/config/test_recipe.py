@@ -59,7 +59,11 @@ def refusal(capsys, *arguments) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("foo", "foo: expected key=value"),
+        ("foo", "foo: expected key=value, such as max_duration=10ep, or key:=value, such as algorithms:={mix_up: {}}"),
+        (":=3", ":=3: expected key=value"),
+        ("algorithms.emma=false", "algorithms.emma: unknown name; did you mean ema?"),
+        ("algorithms:={emma: {}}", "algorithms.emma: unknown name; did you mean ema?"),
+        ("model=false", "model: expected one name, found none"),
         ("run_name={a", "run_name: not readable as a YAML value"),
         ("run_name=3", "run_name: 3 given; expected text"),
         ("run_name=null", "run_name: missing"),
@@ -71,7 +75,7 @@ def refusal(capsys, *arguments) -> str:
         ("model={resnet: {}, bert: {}}", "model: expected one name, found resnet, bert"),
         ("model=rezznet", "model.rezznet: unknown name; did you mean resnet?"),
         (f"model={{'{__name__}:bom': {{}}}}", f"model.{__name__}:bom: the module {__name__} has no bom"),
-        ("model={'no_such.module:Model': {}}", "model.no_such.module:Model: No module named 'no_such'"),
+        ("model={'no_such.module:Model': {}}", "no_such.module:Model: No module named 'no_such'; looked in the cur"),
         ("algorithms.blurpol={}", "algorithms.blurpol: unknown name; did you mean blur_pool?"),
         ("algorithms.labelsmoothing={}", "algorithms.labelsmoothing: LabelSmoothing is given twice"),
         ("algorithms.ema=null", "algorithms.ema: null given; expected its arguments as a mapping, {} for none"),
@@ -135,7 +139,8 @@ def test_a_mistake_on_the_command_line(yaml, capsys, override, message):
             "algorithms={'os:getcwd': {}}",
             "algorithms.os:getcwd: not of the kind that belongs here; expected a subclass",
         ),
-        ("train_data={'os:getcwd': {}}", "is no data source; expected one with check() and build()"),
+        ("train_data={'os:getcwd': {}}", "train_data.os:getcwd: makes a str; expected a Dataset, a DataLoader, or"),
+        ("train_data={'os:path': {}}", "class or function that gives a Dataset, a DataLoader or Composer's DataSpec"),
         ("model={resnet_cifar: {width: 0}}", "model.resnet_cifar: width must be at least 1, not 0"),
         ("model={resnet: {num_classes: 0}}", "model.resnet: num_classes must be at least 1, not 0"),
         ("scheduler={multi_step: {milestones: [xx]}}", f"scheduler.multi_step.milestones: 'xx' given; {TIME}"),
@@ -234,6 +239,52 @@ def test_what_is_right_is_found_and_converted(yaml):
     assert recipe.scheduler and recipe.scheduler.target is CosineAnnealingWithWarmupScheduler
     assert (recipe.batch_size, recipe.eval_batch_size, recipe.folder.name) == (128, 64, "right")
     assert Precision(recipe.trainer["precision"]) is Precision.FP32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithms"),
+    [
+        (["algorithms:={mix_up: {}}"], {"mix_up": {}}),
+        (["algorithms={mix_up: {}}"], {"ema": {"half_life": "100ba"}, "label_smoothing": {}, "mix_up": {}}),
+        (["algorithms.ema:={smoothing: 0.9}"], {"ema": {"smoothing": 0.9}, "label_smoothing": {}}),
+        (["algorithms.ema=false"], {"label_smoothing": {}}),
+        (["algorithms.EMA=false", "algorithms.LabelSmoothing=false"], {}),
+        (["algorithms=false"], {}),
+    ],
+)
+def test_what_is_named_is_merged_replaced_or_left_out(overrides, algorithms, yaml):
+    smoothing = ["algorithms.label_smoothing:={}"] if "label_smoothing" in algorithms else []
+    recipe = check(*load(yaml, [*smoothing, *overrides]))
+    assert {part.key.partition(".")[2]: part.arguments for part in recipe.algorithms} == algorithms
+
+
+def test_callbacks_loggers_and_the_scheduler_are_left_out_too(yaml):
+    sections = ("callbacks={lr_monitor: {}}", "loggers={in_memory: {}}")
+    left_out = ("callbacks.LRMonitor=false", "loggers.in_memory_logger=false", "scheduler=false", "eval_data=false")
+    recipe = check(*load(yaml, [*sections, *left_out]))
+    assert not (recipe.callbacks or recipe.loggers or recipe.scheduler or recipe.eval_data)
+
+
+def test_a_path_may_begin_at_home(yaml, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text(yaml.read_text())
+    (tmp_path / "over.yaml").write_text("extends: ~/base.yaml\n")
+    recipe = check(*load(tmp_path / "over.yaml", ["folder=~/runs", "load_path=~/a.pt", "callbacks=null"]))
+    assert recipe.folder == tmp_path / "runs/mistaken" and recipe.trainer["load_path"] == str(tmp_path / "a.pt")
+    data = {"train_data": {"image_folder": {"path": "~/nowhere"}}}
+    with pytest.raises(ConfigError, match=f"{tmp_path}/nowhere is not a folder"):
+        check({**load(yaml)[0], **data})
+
+
+def test_a_module_in_the_current_folder_is_found_before_those_of_the_scripts(yaml, capsys, tmp_path, monkeypatch):
+    """As if `composer recipes/train.py` had put the script's own folder, which has a `data`, first."""
+    (tmp_path / "data.py").write_text("class Model:\n    missing\n")
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[3] / "recipes"), *sys.path])
+    monkeypatch.delitem(sys.modules, "data", raising=False)
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, yaml, "model={'data:Model': {}}")
+    told = "model.data:Model: the module data fails on import; NameError: name 'missing' is not defined"
+    assert error.endswith(f"{told}; at data.py:2: missing")
 
 
 def test_a_mapping_is_as_good_as_a_file(yaml):

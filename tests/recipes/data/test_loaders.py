@@ -6,6 +6,7 @@ from composer.models import ComposerClassifier
 from torch.utils.data import TensorDataset
 
 import runs
+from accelerando.recipes.data import loaders
 from accelerando.recipes.data.loaders import TensorLoader, worker_loader
 
 N = 23
@@ -79,6 +80,15 @@ def test_too_few_samples_are_refused():
         loader(batch_size=24)
     with pytest.raises(ValueError, match="23 samples do not fill a batch of 24 on 1 rank"):
         worker_loader(TensorDataset(torch.arange(N)), list, 24, True, 0, num_workers=0)
+
+
+def test_more_workers_than_cores_are_told_once_and_left_as_they_are(monkeypatch, capsys):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    loaders._tell_of_cores.cache_clear()
+    data = TensorDataset(torch.arange(N))
+    counts = [worker_loader(data, list, 2, True, 0, workers).num_workers for workers in (3, 4, 4)]
+    told = "num_workers: 4 processes for each of 1 rank(s) share 3 core(s), which is no faster than num_workers=3"
+    assert counts == [3, 4, 4] and capsys.readouterr().err.count(told) == 1
 
 
 def run(folder, drop_last, duration, resume=None):

@@ -6,7 +6,8 @@ import torch
 from composer import Trainer
 from streaming import MDSWriter
 
-from accelerando.recipes.config.errors import REFUSALS
+from accelerando.recipes.config.errors import REFUSALS, ArgumentError
+from accelerando.recipes.data import checks
 from accelerando.recipes.data.python_docs import PythonDocs, python_docs_tokenizer
 from accelerando.recipes.data.text import HuggingFaceText, MaskTokens, StreamingText
 from accelerando.recipes.models.hugging_face import bert
@@ -272,9 +273,11 @@ def test_what_is_missing_is_named(tmp_path, vocabulary, shards):
         (PythonDocs(seq_len=2), ValueError, "seq_len must be at least 3, not 2"),
         (PythonDocs(mask_probability=15), ValueError, "mask_probability must be between 0 and 1, not 15"),
         (PythonDocs(vocab_size=9), ValueError, "vocab_size must be at least 256, not 9"),
-        (HuggingFaceText(no, vocabulary), FileNotFoundError, "no is not a folder: expected what save_to_disk"),
-        (HuggingFaceText("glue", no), FileNotFoundError, "no is not a folder"),
-        (HuggingFaceText("glue", vocabulary, text_columns=("a", "b")), ValueError, "text_columns must be one"),
+        (HuggingFaceText(no, vocabulary), ArgumentError, "name: .*no is not a folder: expected what save_to_disk"),
+        (HuggingFaceText(__file__, vocabulary), ArgumentError, "name: .* is a file: expected the folder that it is in"),
+        (HuggingFaceText("a.csv", vocabulary), ArgumentError, "name: a.csv is the name of a file, and there is none"),
+        (HuggingFaceText("glue", no), ArgumentError, "tokenizer: .*no is not a folder"),
+        (HuggingFaceText("glue", vocabulary, text_columns=("a", "b")), ArgumentError, "text_columns: .* expected one"),
         (StreamingText(no, vocabulary), FileNotFoundError, "no/index.json is missing: expected a folder of MDS shards"),
     ]
     for source, error, message in expectations:
@@ -293,10 +296,42 @@ def test_empty_and_broken_files_are_refused(tmp_path, vocabulary):
         (tmp_path / file).unlink()
 
 
-def test_wrong_columns_and_splits_are_named(tmp_path, vocabulary):
-    data = datasets.Dataset.from_dict({"sentence": ["a"], "label": [0]})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"text_columns: .* has no column text: expected one of \['label', 'sentence', 'word'\]"),
+        (
+            {"text_columns": ("sentence",), "label_column": "lable"},
+            "label_column: .* has no column lable: expected one",
+        ),
+        ({"split": "test"}, r"split: .* has no split test: expected one of \['train'\]"),
+        ({"text_columns": ("label",)}, "text_columns: row 0 of train has 0 as label; expected columns of text"),
+        (
+            {"text_columns": ("sentence",), "label_column": "word"},
+            "label_column: row 0 of train has 'no' as word; expected whole numbers .*class_encode_column makes such",
+        ),
+        ({"split": ("train", "train")}, "split: .* expected a single one for training"),
+    ],
+)
+def test_wrong_columns_and_splits_are_named(given, message, tmp_path, vocabulary):
+    data = datasets.Dataset.from_dict({"sentence": ["a"], "label": [0], "word": ["no"]})
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path))
-    with pytest.raises(ValueError, match=r"has no column text: expected one of \['label', 'sentence'\]"):
-        HuggingFaceText(str(tmp_path), vocabulary).build(1, False, 0, "cpu")
-    with pytest.raises(ValueError, match=r"has no split test: expected one of \['train'\]"):
-        HuggingFaceText(str(tmp_path), vocabulary, split="test").build(1, False, 0, "cpu")
+    with pytest.raises(ArgumentError, match=message):
+        HuggingFaceText(str(tmp_path), vocabulary, **given).build(1, True, 0, "cpu")
+
+
+@pytest.mark.parametrize("key", ["name", "tokenizer"])
+def test_what_is_on_the_hub_is_not_asked_for_again_and_again_without_a_network(key, tmp_path, vocabulary, monkeypatch):
+    def none(*arguments, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: type("Session", (), {"head": none}))
+    monkeypatch.setattr("requests.Session.request", none)  # whoever asks all the same waits, and fails
+    checks._hub_answers.cache_clear()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "here"))
+    given = {"name": str(tmp_path / "here"), "tokenizer": vocabulary, key: "nobody/has-this"}
+    with pytest.raises(
+        ArgumentError, match=f"{key}: nobody/has-this is no folder here, is not cached, and the hub, ht"
+    ):
+        HuggingFaceText(**given).build(1, True, 0, "cpu")
+    checks._hub_answers.cache_clear()

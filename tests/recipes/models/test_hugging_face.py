@@ -57,9 +57,11 @@ def test_bert_for_classification_and_regression(num_labels, metric):
     batch = text_batch(lambda ids: torch.tensor([0, 1, 2, 1]) if num_labels > 1 else torch.randn(4))
     assert model(batch)["logits"].shape == (4, num_labels)
     metrics = model.get_metrics(is_train=False)
-    model.update_metric(batch, model.eval_forward(dict(batch)), metrics[metric])
-    if num_labels == 1:
-        torch.testing.assert_close(metrics[metric].compute(), model(batch)["loss"])
+    for each in metrics.values():
+        model.update_metric(batch, model.eval_forward(dict(batch)), each)
+    loss = metrics["CrossEntropy" if num_labels > 1 else "MeanSquaredError"]
+    torch.testing.assert_close(loss.compute(), model(batch)["loss"])
+    assert metric in metrics and "CrossEntropy" not in model.get_metrics(is_train=True)
 
 
 def test_bert_starts_from_pretrained_weights(tmp_path):

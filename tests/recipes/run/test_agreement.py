@@ -185,7 +185,9 @@ WRONG = {
     "lists": (bert(2), table("lists"), None, f"{TABLE}.label_column: row 0 of train has .0.0, 1.0. as label"),
     "scores": (bert(2), table("scores"), None, f"{TABLE}: has labels that are numbers, but model.bert takes classes"),
     "ratings": (bert(1), table("two"), None, f"{TABLE}: has labels that are classes, but model.bert takes numbers"),
-    "masked": (bert(), table("two"), None, f"{TABLE}: has labels that are classes, but model.bert takes tokens"),
+    "masked": (bert(), table("two"), None, f"{TABLE}: has labels that are classes, but .* takes tokens.*: leave out"),
+    "no labels": (bert(2), table("two", label_column=None), None, f"{TABLE}: has labels that are tokens.*; give label"),
+    "too many words": (bert(2, vocab_size=99), table("two"), None, f"{TABLE}.tokenizer: has a vocabulary of 512 w"),
     "not masked": (
         bert(2),
         docs(),

@@ -310,7 +310,7 @@ def fails(config, tmp_path, *overrides):
         (["model.bert=null"], "command line: model.bert: null given; expected its arguments as a mapping"),
         (["variables.checkpoint=/no/where"], "model.bert: /no/where is not a folder"),
         (["variables.checkpoint=no.pt"], "model.bert: no.pt is no file"),
-        (["variables.data=/no/where"], "train_data.hugging_face_text: /no/where is not a folder"),
+        (["variables.data=/no/where"], "train_data.hugging_face_text.name: /no/where is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(files, tmp_path, overrides, message):
