@@ -1,6 +1,7 @@
 """Trains what one YAML file describes: load, check, build, train, report.
 
     composer [-n N] recipes/train.py FILE.yaml key=value ...
+    python -m accelerando.recipes.train --help NAME    of a key, of a section such as algorithms, or of a name in one
 
 The run's folder, ``{folder}/{run_name}``, then holds the resolved `config.yaml`, `results.json`, `curves.png` and the
 checkpoints; of a LotteryTicket the masks too, in `tickets`, unless it says where. The same command after a kill goes on

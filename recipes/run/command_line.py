@@ -5,24 +5,46 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
 from ..config.errors import ConfigError, Source
 from ..config.loading import load
+from ..config.lookup import Namespace
 
 
-def command_line(arguments: Sequence[str], usage: str | None, run: Callable[[DictConfig, Source], Any]) -> None:
-    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config."""
+def command_line(
+    arguments: Sequence[str],
+    usage: str | None,
+    run: Callable[[DictConfig, Source], Any],
+    sections: Mapping[str, Namespace] | None = None,
+) -> None:
+    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config.
+
+    ``--help NAME`` tells of a key, of a section, or of what stands in one; `sections` are those beside a recipe's.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage)
+        _help(arguments[1:], usage, sections or {})
         sys.exit(0 if arguments else 2)
     try:
         run(*load(arguments[0], arguments[1:]))
     except ConfigError as error:
         _exit(error)
+
+
+def _help(names: Sequence[str], usage: str | None, sections: Mapping[str, Namespace]) -> None:
+    if not names:
+        print(usage)
+    for name in names:
+        from ..config.catalogue import explain
+
+        try:
+            print(explain(name, sections))
+        except LookupError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
 
 
 def _exit(error: ConfigError) -> NoReturn:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 from ..config.errors import show
+from ..config.keys import Holds
 from ..run.results import percent
 from .claims import Claim
-from .core import Base, Train, duration
+from .core import Base, TicketArguments, Train, duration
 from .data_diet_cells import INITIAL, LADDER, ORIGIN, SCORES, Ticket, arm_of, examples_of, midpoint_before, tickets_of
 from .data_diet_claims import Judged, claims_of
-from .data_diet_starts import check_counted_in_batches, checked_ladders, checked_starts, origins_of
+from .data_diet_starts import Diet, check_counted_in_batches, checked_ladders, checked_starts, origins_of
 from .data_diet_tables import lines_of_midpoints, lines_of_needed, lines_of_predictors, lines_of_starts, table
 from .density import DENSE, Mean
 from .landscape import HESSIAN, check_hessian
@@ -71,10 +72,10 @@ class DataDiet(StudyOfTwins):
         "from training data."
     )
     steps: list[str] = field(default_factory=lambda: ["0ba"])
-    starts: dict[str, Any] = field(default_factory=dict)
+    starts: Annotated[dict[str, Any], Holds("", by_name=True, also=get_type_hints(Diet))] = field(default_factory=dict)
     score_at: str | None = None
     replicates: int = 10
-    ladder: dict[str, Any] = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
     density: float = 0.0
     copies: int = 2
     points: int = 5

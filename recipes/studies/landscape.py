@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .core import FIXED, Base, NamedChanges, TicketArguments, Train, duration, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
@@ -68,8 +68,8 @@ class Landscape(StudyOfTwins):
     )
     levels: list[int] = field(default_factory=lambda: [0, 4, 9])
     copies: int = 2
-    ladder: dict[str, Any] = field(default_factory=dict)
-    tickets_on: Changes = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
+    tickets_on: NamedChanges = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     points: int = 11
     path_examples: int | None = None
