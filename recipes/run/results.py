@@ -91,7 +91,7 @@ def table(results: Iterable[Result]) -> str:
         values = ("" if (value := result.metrics.get(m)) is None else f"{value:.4f}" for m in metrics)
         speed = (f"{result.seconds:.1f}", f"{result.samples_per_second:,.0f}")
         rows.append((result.run_name, *values, *speed, ", ".join(result.algorithms) or "none"))
-    return aligned(rows, left=("run", "algorithms"))
+    return aligned(rows, left=("run", "algorithms"), blank="not finite, or not evaluated")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[str], blank: str = "") -> str:

@@ -470,6 +470,9 @@ def test_the_legend_names_every_arm_and_what_there_is():
     arms = ["plain", "one", "_x"]
     assert [text.get_text() for text in legend.get_texts()] == [*arms, "independent runs", "best at its budget"]
     assert [line.get_color() for line in legend.legend_handles[:3]] == list(COLOURS[:3])
+    alone = legend.legend_handles[3]  # the mark that it has in the picture
+    assert (alone.get_marker(), alone.get_color()) == (legend.legend_handles[0].get_marker(), COLOURS[0])
+    assert alone.get_markerfacecolor() == "none" and alone.get_linestyle() == "None"
     figure = draw([point for point in studied() if point["schedule"] == "cyclic"], ACCURACY, "")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, "best at its budget"]
     assert not any(line.get_linestyle() == "None" and len(line.get_xdata()) for line in figure.axes[0].lines)

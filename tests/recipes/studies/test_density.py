@@ -168,10 +168,11 @@ def test_the_table_has_densities_as_rows():
         "dense network: 0.9820 ± .0014",
         "       weights            ticket          random",
         "          80 %  * 0.9830 ± .0014  0.9794 ± .0014",
-        "          64 %  * 0.9810 ± .0028",
-        "        51.2 %    0.9710 ± .0014",
-        "          50 %                    0.9500 ± .0014",
+        "          64 %  * 0.9810 ± .0028               -",
+        "        51.2 %    0.9710 ± .0014               -",
+        "          50 %                 -  0.9500 ± .0014",
         "sparsest match              64 %            none",
+        "-: not trained at this density",
         f"* matches: mean within 0.002 of the dense network's, or better; {MEANING}",
     ]
 
@@ -304,6 +305,10 @@ def test_the_legend_explains_what_there_is():
     figure = draw(gone, ACCURACY, "")
     assert names(figure) == every
     assert "dense network" not in names(draw(means(dense(math.nan) + arm("a", 0.9)), ACCURACY, ""))
+    by_eight = at_initialization([f"arm {i}" for i in range(8)], [""])
+    handles = draw(means(by_eight), ACCURACY, "").legends[0].legend_handles
+    shown = {name: handles[i].get_marker() for i, name in enumerate(names(draw(means(by_eight), ACCURACY, "")))}
+    assert shown["matches it"] == shown["arm 0"] == "o" and shown["does not match"] == shown["arm 1"] == "s"
     faces = [handle.get_markerfacecolor() for handle in figure.legends[0].legend_handles]
     assert faces[:3] == list(COLOURS[:3]) and faces[5] == "white" != faces[4]
 
