@@ -126,7 +126,7 @@ def summary(target: Any) -> str:
     text = re.sub(r":\w+:`[~.]*([^`<]*?)(?: *<[^`]*>)?`", r"`\1`", " ".join(text.split())).replace("``", "`")
     text = re.sub(r"`([^`]*?) *<[^`]*>`_+", r"\1", text)
     ours = getattr(target, "__module__", target.__name__).startswith("accelerando.")
-    return text if ours else re.split(r"(?<=[^.]\.) (?=[A-Z])", text)[0]
+    return text if ours else re.split(r"(?<=\.) (?=[A-Z])", text)[0]
 
 
 def recipe_keys() -> list[Key]:

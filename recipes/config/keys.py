@@ -132,6 +132,8 @@ def _union(choices: list[dict[str, Any]]) -> dict[str, Any]:
     unique = [choice for place, choice in enumerate(flat) if choice not in flat[:place]]
     if any("enum" in choice for choice in unique):  # a text is held to be one of these
         unique = [choice for choice in unique if choice != {"type": "string"}]
+    if {"type": "number"} in unique:
+        unique = [choice for choice in unique if choice != {"type": "integer"}]
     if not unique or {} in unique:
         return {} if unique else NOTHING
     return unique[0] if len(unique) == 1 else {"anyOf": unique}
@@ -232,8 +234,9 @@ def _under_headings(text: str) -> dict[str, str]:
         for names, meaning in re.findall(
             r"^(\w+(?:, \w+)*)(?: ?\(.*?\))? ?:\s((?:.*\n?)(?:[ \t]+.*\n?|\n)*)", lines, re.M
         ):
-            # What comes after an empty line is a longer story.
-            found |= dict.fromkeys(names.split(", "), meaning.strip().split("\n\n")[0])
+            # What comes after an empty line is a longer story; what is said of several is said of these in turn.
+            together = f"`{names.replace(', ', '`, `')}`: " if ", " in names else ""
+            found |= dict.fromkeys(names.split(", "), together + meaning.strip().split("\n\n")[0])
     return found
 
 
@@ -257,4 +260,4 @@ def _one_line(text: str, whole: bool) -> str:
     if whole:
         return text
     text = re.sub(r" *\(default:.*?\)+|\.? *\(?\bDefaults?(?: to)?:? *`.*?`\)?\.?$", "", text)
-    return re.split(r"(?<=[^.]\.) (?=[A-Z])", text)[0].removesuffix(".")
+    return re.split(r"(?<!i\.e\.)(?<!e\.g\.)(?<=\.) (?=[A-Z])", text)[0].rstrip(".")

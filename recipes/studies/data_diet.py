@@ -48,7 +48,9 @@ class DataDiet(StudyOfTwins):
 
     Args:
         steps: the k, in ba, 0ba among them.
-        starts: what the pre-training's data are, by name, see `Diet`; one of them is {}, all data.
+        starts: what the pre-training's data are, by name; one of them is {}, all data. Others have a `count` of
+            examples; `keep`, the `easiest`, the `hardest` or `random` ones, by default; `offset`, how many of these are
+            left out first; `balanced`, as many of each class; and the share of `wrong_labels`.
         score_at: the moment, in ba, at which networks with other seeds score the examples by EL2N.
         replicates: how many networks do.
         ladder: arguments of LotteryTicket, such as {levels: 6, fraction: 0.4}.
@@ -58,7 +60,8 @@ class DataDiet(StudyOfTwins):
         path_examples: on how many of the training and of the evaluation data a path is measured, and the statistics of
             batch norm are recomputed, at most; null for all. The connected examples are counted among all.
         connected_below: the barrier below which an example is connected, in units of the loss.
-        hessian: arguments of `HessianAtEnd`, measured of each copy, such as {probes: 50}; null to leave it out.
+        hessian: measured of each copy, with how many `examples`, `probes`, `eigenvalues`, and vectors `at_once`, such
+            as {probes: 50}, as `landscape_measures.HessianAtEnd` tells; null to leave it out.
     """
 
     about: ClassVar[str] = (

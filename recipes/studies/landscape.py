@@ -53,8 +53,10 @@ class Landscape(StudyOfTwins):
             other initial weights (`reinitialize`), or shuffled in each layer (`shuffle`).
         points: of each path, with both ends.
         path_examples: on how many of the training and of the evaluation data a path is measured, at most; null for all.
-        plane: arguments of `PlaneOfTwins`, such as {points: 21}, by default on `path_examples`; null for no planes.
-        hessian: arguments of `HessianAtEnd`, such as {probes: 100}; null to leave it out.
+        plane: `points` of each side, the `margin` beyond the networks, `batch_norm` and `most_examples`, such as
+            {points: 21}, as `landscape_measures.PlaneOfTwins` tells; by default on `path_examples`. null for no planes.
+        hessian: how many `examples`, `probes`, `eigenvalues`, and how many vectors `at_once`, such as {probes: 100}, as
+            `landscape_measures.HessianAtEnd` tells; null to leave it out.
         stable_below: the barrier below which a network is stable, in points of error.
     """
 
