@@ -118,8 +118,9 @@ def table(keys: Sequence[Key]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that Markdown takes as it is."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """Text that Markdown takes as it is; within code only the bar means something."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if i % 2 else part.replace("<", "&lt;").replace("*", "\\*") for i, part in enumerate(parts))
 
 
 def schema(sections: dict[str, list[Thing]], studies: Sequence[Thing], executors: Sequence[Thing]) -> dict[str, Any]:
