@@ -5,7 +5,7 @@ INSTALL ?= --editable
 VENV := .venv$(TORCH:%=-%)
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
+.PHONY: demo test test-programs test-hosts test-llm-foundry check reference benchmark benchmark-gpu constraints clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: $(VENV)/ready
@@ -33,6 +33,10 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/accelerando
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# What a recipe and a study may say, from the signatures and docstrings: docs/reference, yamls/schema.json.
+reference: $(VENV)/ready
+	$(BIN)/python -m accelerando.recipes.reference
 
 benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py

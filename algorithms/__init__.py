@@ -257,6 +257,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _OF_COMPOSER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,11 +28,18 @@ def apply_blurpool(
     min_channels: int = 16,
     optimizers: Any = None,
 ) -> None:
-    """Put `BlurConv2d` for strided `nn.Conv2d` with at least `min_channels` input channels, and `BlurMaxPool2d` for
-    strided `nn.MaxPool2d`, in `model`, in place. What is not strided stays. Warns of what cannot be blurred and is left
-    alone (UserWarning), and where the model then has no blur (NoEffectWarning).
+    """Put `BlurConv2d` for strided `nn.Conv2d`, and `BlurMaxPool2d` for strided `nn.MaxPool2d`, in `model`, in place.
 
-    `optimizers` is accepted for Composer's sake: parameters stay the same objects, so theirs stay right.
+    What is not strided stays. Warns of what cannot be blurred and is left alone (UserWarning), and where the model then
+    has no blur (NoEffectWarning).
+
+    Args:
+        model: the network.
+        replace_convs: blur strided convolutions.
+        replace_maxpools: blur strided max-pools.
+        blur_first: blur before a convolution, or else after it.
+        min_channels: input channels from which on a convolution is blurred.
+        optimizers: accepted for Composer's sake: parameters stay the same objects, so theirs stay right.
     """
     if not put_blur(model, replace_convs, replace_maxpools, blur_first, min_channels):
         warnings.warn(NoEffectWarning(NOTHING_CHANGED), stacklevel=2)

@@ -23,6 +23,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .shown import Shown
 from .validation import check
 
 Number = int | float | Fraction
@@ -118,7 +119,7 @@ def check_shape(owner: str, growth: float, alpha_f: float) -> None:
     check(owner, "alpha_f", 0 <= alpha_f < 1, "in [0, 1)", alpha_f)
 
 
-class MultiplicativeCyclicLR(LRScheduler):
+class MultiplicativeCyclicLR(Shown, LRScheduler):
     """One linear warmup, then cosine cycles of growing length; to be stepped after every update.
 
     Args:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .generators import numpy_generator
 from .labelled_positions import Labelled
 from .progress import Moment, Progress, moment
+from .shown import Shown
 from .targets import IGNORED
 from .teachers import Teacher, load_teacher, logits_of, rows
 from .validation import check
@@ -77,7 +78,7 @@ def stands_by_position(labels: Any) -> bool:
     return isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
 
 
-class Distiller:
+class Distiller(Shown):
     """Adds a loss that draws a student's logits to its teachers', in a training loop of one's own:
 
         distiller = Distiller(teachers)

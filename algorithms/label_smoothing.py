@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .asked_loss import AskedLoss, Loss
 from .own_loss import OwnLoss
+from .shown import Shown
 from .targets import IGNORED, dense_targets, holds_classes, logits_in, soften
 from .validation import NoEffectWarning, check
 
@@ -34,7 +35,7 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore
     return dense_targets(logits, target, 1 - smoothing + uniform, uniform, ignore_index)
 
 
-class Smoother:
+class Smoother(Shown):
     """Smooths the targets that a loss sees: `loss = smoother.loss(F.cross_entropy, model(inputs), targets)`.
 
     Args:

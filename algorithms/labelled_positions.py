@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .shown import Shown
 from .targets import IGNORED
 
 Batch = TypeVar("Batch", bound=MutableMapping[str, Any])
@@ -28,7 +29,7 @@ HEADS = {
 }
 
 
-class HeadPositions:
+class HeadPositions(Shown):
     """Makes a masked LM's head see, of its hidden states, those rows alone where a label stands.
 
         positions = HeadPositions(model)
@@ -157,7 +158,7 @@ def _is_known_layer(module: nn.Module) -> bool:
     return "forward" not in vars(module) and forward.__module__.split(".")[0] in LIBRARIES
 
 
-class Labelled:
+class Labelled(Shown):
     """Where a batch's labels but `ignore_index` stand, microbatch after microbatch, without waiting for the device.
 
         labelled.start(labels)  # on the host

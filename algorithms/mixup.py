@@ -16,6 +16,7 @@ from .asked_loss import AskedLoss, Loss
 from .generators import numpy_generator
 from .own_loss import OwnLoss
 from .ranks import rank
+from .shown import Shown
 from .targets import IGNORED, check_labels, dense_targets, holds_classes, logits_in
 from .validation import NoEffectWarning, check
 
@@ -78,7 +79,7 @@ def check_inputs(inputs: Tensor, where: str = "inputs are") -> None:
         raise TypeError(f"MixUp changes images or features, but {where} {inputs.dtype}, such as token ids.")
 
 
-class Mixer:
+class Mixer(Shown):
     """Mixes the batches of a training loop, and what the loss makes of their targets.
 
         inputs = mixer(inputs, targets, step)

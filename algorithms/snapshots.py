@@ -29,6 +29,7 @@ from .checkpoints import load_weights, oddity, read_content, read_metadata, read
 from .generators import generator_states, set_generator_states
 from .progress import COUNTS, Moment, Progress, moment
 from .ranks import gathered, rank
+from .shown import Shown
 from .validation import check
 from .whole_files import written_whole
 
@@ -118,7 +119,7 @@ def _read(file: Path) -> Snapshot:
     return Snapshot(file=file, full=full, at=at, place=place, place_before=before, seed=seed, shift=shift)
 
 
-class SnapshotWriter:
+class SnapshotWriter(Shown):
     """Keeps the weights and buffers of a model at these moments of its training.
 
     To be called with the model and the number of updates so far, or a `Progress`, before the first update and after

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from .checkpoints import load_weights
 from .generators import untouched_generators
 from .labelled_positions import HeadPositions, has_masked_lm_head
+from .shown import Shown
 
 
 def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> nn.Module:
@@ -109,7 +110,7 @@ def ask(module: nn.Module, inputs: Any) -> Any:
     return ask_by_name(module, inputs) if isinstance(inputs, Mapping) and is_hugging_face(module) else module(inputs)
 
 
-class Teacher:
+class Teacher(Shown):
     """A frozen module that is asked for logits. It is taken over: set to evaluation, and moved where it is needed.
 
     Args:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from .cyclic import Cycles, MultiplicativeCyclicLR
 from .ranks import gathered
+from .shown import Shown
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class TrainingClock:
         self._runs = False
 
 
-class Curve:
+class Curve(Shown):
     """What is reached at the end of each cycle, and the seconds of training that it took.
 
     `points` is a list of dicts of numbers: `cycle`, counted from 0; `batch`, the updates so far; `seconds` of training,

@@ -7,8 +7,8 @@ from harness import hardware, keep_memory, measure, report
 
 keep_memory()
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from typing import Any
@@ -68,4 +68,6 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=7)
+    main(parser.parse_args().rounds)

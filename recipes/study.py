@@ -1,6 +1,7 @@
 """Trains the runs of a study, reports what they show, and judges what papers say of it.
 
     composer [-n N] recipes/study.py FILE.yaml key=value ... [--dry-run | --report[=PAGE.md]]
+    python -m accelerando.recipes.study --help NAME    of a study, such as tickets, of a key, or of a name in a section
 
 The file, and what follows it, are those of recipes/train.py, which describes the base run, and
 
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from accelerando.recipes.run.command_line import command_line
 from accelerando.recipes.studies.driver import dry_run, report_only, run
-from accelerando.recipes.studies.plan import plan
+from accelerando.recipes.studies.plan import EXECUTORS, STUDIES, plan
 
 FLAG = re.compile(r"--dry-run|--report(=.+\.md)?|--help")
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         else:
             failed = bool(run(found).failures)
 
-    command_line([word for word in arguments if word not in flags or word == "--help"], __doc__, do)
+    words = [word for word in arguments if word not in flags or word == "--help"]
+    command_line(words, __doc__, do, {"study": STUDIES, "executor": EXECUTORS})
     if failed:
         sys.exit(1)
 

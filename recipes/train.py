@@ -1,6 +1,7 @@
 """Trains what one YAML file describes: load, check, build, train, report.
 
     composer [-n N] recipes/train.py FILE.yaml key=value ...
+    python -m accelerando.recipes.train --help NAME    of a key, of a section such as algorithms, or of a name in one
 
 `key=value` changes a value, and merges a mapping into the one that the file has there: `optimizer.adam.lr=0.1`,
 `algorithms={mix_up: {}}`. `key:=value` puts it in its place: `algorithms:={mix_up: {}}` leaves out all others, and

@@ -1,7 +1,5 @@
 """What algorithms are made of that act at the events of a Composer Trainer, and of those whose choices are random."""
 
-import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,10 +8,11 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from ..generators import numpy_generator
+from ..shown import Shown
 from .host import refuse_twins
 
 
-class Guest(Algorithm):
+class Guest(Shown, Algorithm):
     """The base of every algorithm: whoever gives it to another host's Trainer is told so."""
 
     @property
@@ -35,11 +34,6 @@ class EventAlgorithm(Guest):
     steps: ClassVar[Mapping[Event, str]]
     """Which method acts at an event."""
 
-    def __repr__(self) -> str:
-        given = {name: getattr(self, name, None) for name in _arguments(type(self))}
-        plain = [f"{name}={value!r}" for name, value in given.items() if isinstance(value, bool | int | float | str)]
-        return f"{type(self).__name__}({', '.join(plain)})"
-
     def match(self, event: Event, state: State) -> bool:
         return event == Event.INIT or event in self.steps
 
@@ -48,12 +42,6 @@ class EventAlgorithm(Guest):
             refuse_twins(self, state)
         if event in self.steps:
             getattr(self, self.steps[event])(state, logger)
-
-
-@functools.cache
-def _arguments(kind: type) -> list[str]:
-    """Composer's engine asks for the repr at every event."""
-    return [*inspect.signature(kind).parameters]
 
 
 class RandomAlgorithm(EventAlgorithm):

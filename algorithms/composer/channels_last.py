@@ -19,9 +19,6 @@ class ChannelsLast(Guest):
     contiguous parameters only (torch 2.7).
     """
 
-    def __repr__(self) -> str:
-        return "ChannelsLast()"
-
     def match(self, event: Event, state: State) -> bool:
         return event == Event.INIT or event in _CONVERTS
 

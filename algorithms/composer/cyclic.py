@@ -9,11 +9,12 @@ from composer.core import State, Time, TimeUnit, ensure_time
 from composer.optim import ComposerScheduler
 
 from ..cyclic import Cycles, Number, check_shape
+from ..shown import Shown
 from ..validation import check
 from .host import UNITS
 
 
-class MultiplicativeCyclicScheduler(ComposerScheduler):
+class MultiplicativeCyclicScheduler(Shown, ComposerScheduler):
     """One linear warmup, then cosine cycles of growing length; for `Trainer(schedulers=...)`.
 
     Args:

@@ -124,9 +124,6 @@ class Distillation(ForRecipes, RandomAlgorithm):
         """Whether what it does follows how much of the whole run is over."""
         return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
 
-    def __repr__(self) -> str:
-        return f"Distillation(teachers={self.distiller.count}, teachers_per_step={self.teachers_per_step})"
-
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self.distiller.state_dict()
 

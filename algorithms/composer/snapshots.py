@@ -140,9 +140,6 @@ class Snapshots(KeepsWeights):
     def at(self) -> dict[str, Moment]:
         return self._writer.at
 
-    def __repr__(self) -> str:
-        return f"Snapshots(at={[*self.at]!r}, full={self.full!r}, save_folder={self.save_folder!r})"
-
     def _begin(self, state: State, logger: Logger) -> None:
         super()._begin(state, logger)
         self._written = -1

@@ -30,7 +30,7 @@ class TradeoffCurve(ForRecipes, EventAlgorithm):
     `tradeoff/...`, and stands in `points` (and in the checkpoint) as a dict of numbers:
 
     - `cycle`, counted from 0, and the updates and samples that training took: `batch`, `samples`;
-    - `seconds` of training, as `TrainingClock` counts them; those of the slowest rank;
+    - `seconds` of training, as `accelerando.algorithms.tradeoff_curve.TrainingClock` counts them, on the slowest rank;
     - every metric, such as `eval/MulticlassAccuracy`.
 
     Args:
@@ -59,9 +59,6 @@ class TradeoffCurve(ForRecipes, EventAlgorithm):
         self._ended = 0
         self._length: Time | None = None  # of fit(), as planned
         self._cycles_in_all: int | None = None
-
-    def __repr__(self) -> str:
-        return "TradeoffCurve()" if self._finds_scheduler else "TradeoffCurve(scheduler)"
 
     @property
     def scheduler(self) -> MultiplicativeCyclicScheduler:

@@ -38,3 +38,7 @@ __all__ = [
     "recompute_statistics",
     "support_mismatch",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

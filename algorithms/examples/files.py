@@ -24,8 +24,8 @@ def data_digest(data: Any) -> str:
 
     Of examples in memory (a `TensorDataset`, or whatever has its `tensors`) it is that of inputs and labels as they are
     held, so after what is done once, such as normalization, and before what a loader does to a batch, such as
-    augmentation. Of a folder of files (torchvision's `ImageFolder`, or whatever has its `samples`) it is that of the
-    last two parts of their names, their sizes and labels: no file is read. Of MDS shards (a `StreamingDataset`, or
+    augmentation. Of a folder of files (`torchvision.datasets.ImageFolder`, or whatever has its `samples`) it is that of
+    the last two parts of their names, their sizes and labels: no file is read. Of MDS shards (a `StreamingDataset`, or
     whatever has its `shards`) it is that of the files' names, their sizes and numbers of samples. A data set may have
     a method `digest` of its own. Of others each example is read, as `dataset[index]` gives it, which must not augment.
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from ..connectivity.walk import Forward
 from ..progress import SURELY, Progress, moment
 from ..ranks import rank
+from ..shown import Shown
 from ..validation import check
 from .files import data_digest, save_scores
 from .scores import check_order, score_examples
 
 
-class Forgetting:
+class Forgetting(Shown):
     """Counts the forgetting events of each example: correct at one look, and wrong at the next.
 
     To be called with the model and the number of updates so far, or a `Progress`, after each update, by every rank. It

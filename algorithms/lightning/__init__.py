@@ -36,3 +36,7 @@ __all__ = [
     "TradeoffCurve",
     "training_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..progress import Moment, Progress
+from ..shown import Shown
 
 
-class Technique(Callback):
+class Technique(Shown, Callback):
     """The base of a technique's callback, of which a Trainer holds one.
 
     In a checkpoint its state stands under a name that no other callback of the same class name takes.

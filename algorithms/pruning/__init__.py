@@ -58,3 +58,7 @@ __all__ = [
     "synflow",
     "trace_multiply_adds",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

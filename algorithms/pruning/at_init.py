@@ -60,8 +60,9 @@ def prune_at_init(
 
     Args:
         model: not compiled and not wrapped, as by DDP.
-        criterion: the name of one in `criteria.CRITERIA`, such as `snip`; or a function of the masks so far,
-            (model, weights by name, masks by name) -> scores by name, of which the highest are kept.
+        criterion: the name of one in `accelerando.algorithms.pruning.criteria.CRITERIA`, such as `snip`; or a function
+            of the masks so far, (model, weights by name, masks by name) -> scores by name, of which the highest are
+            kept.
         density: share of the weights that is kept, in (0, 1); or shares by patterns of the layers' names.
         batches: a few, of (inputs, targets), on the model's device, which the criteria of data look at; the papers
             take 10 samples of each class (`class_balanced`). `synflow` looks at the shape of the first one's inputs.

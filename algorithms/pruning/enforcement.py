@@ -73,7 +73,10 @@ def _has_bases(weight: Tensor, state: Mapping[str, Any]) -> bool:
 
 
 def forget_momenta(optimizers: Iterable[Optimizer]) -> None:
-    """Make the optimizers' state that of new ones; not what some keep in groups, which `put_options_back` is for."""
+    """Make the optimizers' state that of new ones.
+
+    What some keep in groups stays, which `accelerando.algorithms.pruning.rewound.put_options_back` is for.
+    """
     for optimizer in _with_bases(optimizers):
         optimizer.state.clear()
         if "global_step" in vars(optimizer):  # by which SAM takes turns

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import ranks
 from ..checkpoints import some
+from ..shown import Shown
 from ..validation import check
 from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
 from .masks import (
@@ -33,7 +34,7 @@ from .masks import (
 )
 
 
-class Pruner:
+class Pruner(Shown):
     """Keeps at exactly zero what masks prune: weights, their gradients, the optimizers' state, averages.
 
     It acts by itself at each step of the optimizers: before it, on gradients; after it, on weights and state. Whoever

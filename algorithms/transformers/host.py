@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..checkpoints import some
 from ..progress import Moment, Progress
+from ..shown import Shown
 from ..whole_files import written_whole
 
 _STATE = "accelerando"  # under this name TrainerState tells of our files
@@ -54,7 +55,7 @@ class Run:
         return torch.autocast(self.model.device.type, dtype, enabled=dtype is not None)
 
 
-class Technique(TrainerCallback):
+class Technique(Shown, TrainerCallback):
     """The base of a technique's callback, of which a Trainer holds one.
 
     What `state_dict` gives goes with each checkpoint, as a file in its folder, and comes back by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
 import re
@@ -31,7 +32,7 @@ DESCRIPTIONS = {
 def parameters(target: Any) -> list[inspect.Parameter]:
     """Those that a YAML can name; of a class that takes ``**kwargs`` also those of the bases to which these may go."""
     named: dict[str, inspect.Parameter] = {}
-    for callee in _callees(target):
+    for callee in callees(target):
         for parameter in inspect.signature(callee).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 # What a base needs, the class may give it.
@@ -40,30 +41,36 @@ def parameters(target: Any) -> list[inspect.Parameter]:
     return sorted(named.values(), key=lambda parameter: parameter.kind)
 
 
-def _callees(target: Any) -> list[Any]:
+def callees(target: Any) -> list[Any]:
+    """The target, and the bases' constructors to which its ``**kwargs`` may go."""
     bases = [base for base in getattr(target, "__mro__", ()) if "__init__" in vars(base) and base is not object]
     callees = [target]
     for base in bases[1:]:
-        if inspect.Parameter.VAR_KEYWORD not in _kinds(callees[-1]):
+        if inspect.Parameter.VAR_KEYWORD not in kinds_of(callees[-1]):
             break
         callees.append(base)
     return callees
 
 
-def _kinds(callee: Any) -> set[Any]:
+def kinds_of(callee: Any) -> set[Any]:
     return {parameter.kind for parameter in inspect.signature(callee).parameters.values()}
+
+
+def open_to(target: Any) -> list[tuple[str, str]]:
+    """Each ``**kwargs`` that takes more than signatures tell, by its name, and the docstring beside it."""
+    found = []
+    for callee in callees(target):
+        rest = [p.name for p in inspect.signature(callee).parameters.values() if p.kind is p.VAR_KEYWORD]
+        # Composer's own bases take anything, and drop it.
+        if rest and kinds_of(callee) != {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            found.append((rest[0], f"{callee.__doc__} {callee.__init__.__doc__ if inspect.isclass(callee) else ''}"))
+    return found
 
 
 def _documents(target: Any, name: str) -> bool:
     """Whether what goes into ``**kwargs`` is known to the docstring beside them, by this name or by theirs."""
-    for callee in _callees(target):
-        rest = [p.name for p in inspect.signature(callee).parameters.values() if p.kind is p.VAR_KEYWORD]
-        # Composer's own bases take anything, and drop it.
-        if rest and _kinds(callee) != {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
-            text = f"{callee.__doc__} {callee.__init__.__doc__ if inspect.isclass(callee) else ''}"
-            if re.search(rf"\*\*{rest[0]}\b|\b({rest[0]}|{re.escape(name)})`*\s*[:(=]", text):
-                return True
-    return False
+    pattern = rf"\*\*{{rest}}\b|\b({{rest}}|{re.escape(name)})`*\s*[:(=]"
+    return any(re.search(pattern.format(rest=rest), text) for rest, text in open_to(target))
 
 
 def check_arguments(
@@ -78,7 +85,7 @@ def check_arguments(
         raise ArgumentError(name, "the recipe makes it; leave it out")
     for name in map(str, arguments):
         if name not in named and not _documents(target, name):
-            hidden = inspect.Parameter.VAR_KEYWORD in _kinds(target)
+            hidden = inspect.Parameter.VAR_KEYWORD in kinds_of(target)
             where = ", which neither signature nor docstring has" if hidden else ""
             raise ArgumentError(name, f"unknown argument{where}{nearest(name, named)}")
     from torch.optim.optimizer import required  # by which optimizers mark an argument that has no default
@@ -86,14 +93,34 @@ def check_arguments(
     for name, parameter in named.items():
         if (parameter.default is parameter.empty or parameter.default is required) and name not in arguments:
             raise ArgumentError(name, "missing; it has no default")
+    hints, times = hints_of(target), names_times(target)
+    return {name: check_value(name, hints.get(name, Any), value, times) for name, value in arguments.items()}
+
+
+def hints_of(target: Any, extras: bool = False) -> dict[str, Any]:
+    """The annotations of its parameters, with `extras` those that are `Annotated` whole."""
     hints: dict[str, Any] = {}
-    for callee in reversed(_callees(target)):
+    for callee in reversed(callees(target)):
         # A name may exist for type checkers only: leave the values to the constructor.
         with suppress(NameError, TypeError):
-            hints |= typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
-    # Elsewhere, a text that is called `start` may be anything.
-    times = str(getattr(target, "__module__", "")).partition(".")[0] in ("composer", "accelerando")
-    return {name: check_value(name, hints.get(name, Any), value, times) for name, value in arguments.items()}
+            own = callee.__init__ if inspect.isclass(callee) and not dataclasses.is_dataclass(callee) else callee
+            hints |= typing.get_type_hints(own, include_extras=extras)
+    return hints
+
+
+def names_times(target: Any) -> bool:
+    """Whether its texts that are called `start` and the like are times; elsewhere they may be anything."""
+    return str(getattr(target, "__module__", "")).partition(".")[0] in ("composer", "accelerando")
+
+
+def is_time(name: str, annotation: Any, times: bool = True) -> bool:
+    """Whether its texts are held to be time strings; with `times` also those that bear Composer's names for times."""
+    named = times and str in _members(annotation) and TIME_NAMES.fullmatch(name) is not None
+    return named or _takes_times(annotation)
+
+
+def _takes_times(annotation: Any) -> bool:
+    return any(getattr(member, "__name__", "") == "Time" for member in _leaves(annotation))
 
 
 def check_value(name: str, annotation: Any, value: Any, times: bool = True) -> Any:
@@ -102,8 +129,7 @@ def check_value(name: str, annotation: Any, value: Any, times: bool = True) -> A
     With `times`, texts that bear one of Composer's names for times are held to be time strings.
     """
     members = _members(annotation)
-    timed = any(getattr(member, "__name__", "") == "Time" for member in _leaves(annotation))
-    if timed or (times and str in members and TIME_NAMES.fullmatch(name)):
+    if is_time(name, annotation, times):
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 _check_time(name, text)
@@ -111,6 +137,7 @@ def check_value(name: str, annotation: Any, value: Any, times: bool = True) -> A
     choices = [choice.value for kind in kinds for choice in kind]
     if isinstance(value, str) and choices and value.lower() not in choices:
         raise ArgumentError(name, f"{value!r} given; expected one of {', '.join(choices)}")
+    timed = _takes_times(annotation)
     described = dict.fromkeys(_describe(member) for member in members if not (timed and member is str))
     wrong = ArgumentError(name, f"{show(value)} given; expected {' or '.join(described)}")
     try:

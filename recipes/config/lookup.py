@@ -52,14 +52,19 @@ class Namespace:
             if problem := self._problem(thing):
                 raise LookupError(problem)
             return thing
-        known: list[str] = []
-        for module in self.modules:
-            things = self._things(module)
-            for candidate, thing in things.items():
-                if self.plain(name) == _plain(candidate):
-                    return thing
-            known += things
+        known = self.things()
+        for candidate, thing in known.items():
+            if self.plain(name) == _plain(candidate):
+                return thing
         raise LookupError(f"unknown name{nearest(name, known)}")
+
+    def things(self) -> dict[str, Any]:
+        """All that have a name, by that; where two modules have the same, the first one's."""
+        found: dict[str, Any] = {}
+        for module in self.modules:
+            for name, thing in self._things(module).items():
+                found.setdefault(name, thing)
+        return found
 
     def plain(self, name: str) -> str:
         """The name, the same for all its spellings."""
@@ -88,6 +93,7 @@ class Namespace:
             for name, thing in vars(importlib.import_module(module)).items()
             if not name.startswith("_") and (inspect.isclass(thing) or inspect.isfunction(thing))
             if (base in getattr(thing, "__mro__", ())[1:] if base else thing.__module__ == module)
+            and all(callable(getattr(thing, method, None)) for method in self.methods)
         }
 
 

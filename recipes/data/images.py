@@ -109,7 +109,7 @@ class Cifar10(_InMemory):
     path: str  # the folder that holds (or, with download, will hold) cifar-10-batches-py
     split: str = "train"  # or test, or a slice such as train[:80%]
     augment: bool = True  # in training: crop at random after padding by 4 pixels in 32, and flip half of the images
-    download: bool = False
+    download: bool = False  # into `path` what it lacks
     resize: int | None = None  # pixels per side, each the mean of the area that it covers
 
     side = 32

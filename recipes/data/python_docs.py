@@ -54,8 +54,8 @@ class PythonDocs:
 
     split: str = "train"  # or test, or a slice of the topics of either, such as train[:90%]
     seq_len: int = 128  # tokens per sample, [CLS] and [SEP] included
-    mask_probability: float = 0.15
-    vocab_size: int = 4096
+    mask_probability: float = 0.15  # share of the tokens that are to be predicted
+    vocab_size: int = 4096  # tokens of the vocabulary
 
     def check(self) -> None:
         check_text(self.seq_len, self.mask_probability)
@@ -91,12 +91,12 @@ class PythonDocsTask:
 
     counts_tokens: ClassVar[bool] = True
 
-    task: Task
+    task: Task  # what is asked
     split: str = "train"  # or test, or a slice of what either consists of, such as train[:90%]
     words: int = 16  # in a passage
     stride: int = 4  # words from the beginning of a passage to that of the next
     seq_len: int = 32  # tokens, to which passages are cut or padded
-    vocab_size: int = 4096
+    vocab_size: int = 4096  # tokens of the vocabulary
 
     def check(self) -> None:
         check_text(self.seq_len)

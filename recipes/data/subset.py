@@ -25,7 +25,7 @@ class Subset(Wrapped):
     """
 
     count: int = 512  # how many examples
-    keep: Literal["easiest", "hardest", "random"] = "random"
+    keep: Literal["easiest", "hardest", "random"] = "random"  # which: by their scores, or drawn
     scores: str | list[str] | None = None  # a file (it may lie in the folder of all runs), or one of each replicate
     by: str | None = None  # the name of the scores, where a file holds several
     offset: int = 0  # how many to leave out first: with 100, the easiest are those from the 101st on

@@ -47,8 +47,8 @@ class HuggingFaceText:
     split: str | tuple[str, ...] = "train"  # several in evaluation: one result for each
     text_columns: tuple[str, ...] = ("text",)  # two for pairs of sentences
     label_column: str | None = None  # class indices; or numbers, for regression
-    seq_len: int = 128
-    mask_probability: float = 0.15  # without label_column
+    seq_len: int = 128  # tokens per sample
+    mask_probability: float = 0.15  # share of the tokens that are to be predicted, without label_column
     drop_last: bool = True  # in training: leave out what does not fill the last batch
 
     def check(self) -> None:
@@ -141,8 +141,8 @@ class StreamingText:
     tokenizer: str  # on the hub, or a local folder
     remote: str | None = None  # where they come from: s3://..., gs://..., a folder; None: they are all in `local`
     split: str | None = None  # sub-folder of both
-    seq_len: int = 128
-    mask_probability: float = 0.15
+    seq_len: int = 128  # tokens per sample
+    mask_probability: float = 0.15  # share of the tokens that are to be predicted
     num_workers: int = 8  # processes per rank that tokenise
 
     def check(self) -> None:

@@ -17,8 +17,12 @@ def resnet(
 ) -> ComposerClassifier:
     """torchvision's ResNet for ImageNet. Images: (N, 3, H, W).
 
-    `width` is that of the 3x3 convolutions in the first stage; 128 is Wide ResNet (Zagoruyko & Komodakis 2016).
-    Raises ValueError for another than 64 at depth 18 and 34, whose blocks torchvision makes in that width alone.
+    Args:
+        depth: layers with weights.
+        num_classes: how many there are.
+        width: of the 3x3 convolutions in the first stage; 128 is Wide ResNet (Zagoruyko & Komodakis 2016). ValueError
+            for another than 64 at depth 18 and 34, whose blocks torchvision makes in that width alone.
+        loss: of softmax; or `bce`, the binary cross entropy of each class, summed over classes.
     """
     check_least(1, num_classes=num_classes, width=width)
     if depth < 50 and width != 64:
@@ -49,7 +53,14 @@ def resnet_cifar(
 ) -> ComposerClassifier:
     """The CIFAR ResNet of He et al. 2015 (section 4.2): a 3x3 stem, then three stages of `width`, 2 and 4 `width`.
 
-    `depth` is 6n + 2: 20 and 56 for CIFAR, 8 for digits. Shortcuts between stages are 1x1 projections (option B).
+    Shortcuts between stages are 1x1 projections (option B). Images: (N, in_channels, H, W).
+
+    Args:
+        depth: 6n + 2 layers: 20 and 56 for CIFAR, 8 for digits.
+        num_classes: how many there are.
+        in_channels: of the images.
+        width: channels of the first stage.
+        loss: of softmax; or `bce`, the binary cross entropy of each class, summed over classes.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ... 56), not {depth}")
@@ -76,6 +87,13 @@ def vgg_cifar(
     with BatchNorm; four max poolings, the mean of what is left, and one linear layer in place of three. Images:
     (N, in_channels, H, W) of 16 pixels per side or more; below 32 the last stage sees one pixel, so that eight ninths
     of its weights have no effect.
+
+    Args:
+        depth: layers with weights of the original, which has three linear ones.
+        num_classes: how many there are.
+        in_channels: of the images.
+        width: channels of the first stage.
+        loss: of softmax; or `bce`, the binary cross entropy of each class, summed over classes.
     """
     check_least(1, num_classes=num_classes, in_channels=in_channels, width=width)
     stages = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
@@ -101,8 +119,15 @@ def lenet_300_100(
 ) -> ComposerClassifier:
     """The network of linear layers of LeCun et al. 1998 that Frankle & Carbin 2019 prune on MNIST.
 
-    `depth` is the number of linear layers: the first is `width` wide, those after it a third of that, and the last one
-    `num_classes` (models/mnist_lenet.py of facebookresearch/open_lth). Images: (N, in_channels, H, W) of `image_size`.
+    As in models/mnist_lenet.py of facebookresearch/open_lth. Images: (N, in_channels, H, W) of `image_size`.
+
+    Args:
+        num_classes: how many there are, the outputs of the last layer.
+        in_channels: of the images.
+        image_size: pixels per side.
+        width: outputs of the first layer; those after it have a third of that.
+        depth: how many linear layers there are.
+        loss: of softmax; or `bce`, the binary cross entropy of each class, summed over classes.
     """
     check_least(1, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     check_least(2, depth=depth)
@@ -128,6 +153,15 @@ def convnet(
     `depth` times a 3x3 convolution, normalization, ReLU and the mean of 2x2 pixels; then one linear layer of all that
     is left. As in models/convnet.py of snu-mllab/Efficient-Dataset-Condensation, images of 28 pixels are padded to 32,
     and instance normalization has a scale and a shift for each channel. Images: (N, in_channels, H, W) of `image_size`.
+
+    Args:
+        num_classes: how many there are.
+        in_channels: of the images.
+        image_size: pixels per side.
+        width: channels of each convolution.
+        depth: how many blocks there are, each of which halves the sides.
+        normalization: `instance` norm, of each image by itself, or `batch` norm.
+        loss: of softmax; or `bce`, the binary cross entropy of each class, summed over classes.
     """
     check_least(1, num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
     padded = 32 if image_size == 28 else image_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,12 +13,21 @@ from omegaconf import DictConfig
 
 from ..config.errors import ConfigError, Source
 from ..config.loading import load
+from ..config.lookup import Namespace
 
 
-def command_line(arguments: Sequence[str], usage: str | None, run: Callable[[DictConfig, Source], Any]) -> None:
-    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config."""
+def command_line(
+    arguments: Sequence[str],
+    usage: str | None,
+    run: Callable[[DictConfig, Source], Any],
+    sections: Mapping[str, Namespace] | None = None,
+) -> None:
+    """Runs what ``FILE.yaml key=value ...`` describe; exits with code 2 after an error in the config.
+
+    ``--help NAME`` tells of a key, of a section, or of what stands in one; `sections` are those beside a recipe's.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage)
+        _help(arguments[1:], usage, sections or {})
         sys.exit(0 if arguments else 2)
     find_modules_here()
     try:
@@ -35,6 +44,19 @@ def find_modules_here() -> None:
     here, of_scripts = os.getcwd(), Path(__file__).resolve().parents[1]
     others = [place for place in sys.path if place not in ("", here) and Path(place).resolve() != of_scripts]
     sys.path[:] = [here, *others]
+
+
+def _help(names: Sequence[str], usage: str | None, sections: Mapping[str, Namespace]) -> None:
+    if not names:
+        print(usage)
+    for name in names:
+        from ..config.catalogue import explain
+
+        try:
+            print(explain(name, sections))
+        except LookupError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
 
 
 def _exit(error: ConfigError) -> NoReturn:

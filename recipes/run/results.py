@@ -91,10 +91,15 @@ def table(results: Iterable[Result]) -> str:
         values = ("" if (value := result.metrics.get(m)) is None else f"{value:.4f}" for m in metrics)
         speed = (f"{result.seconds:.1f}", f"{result.samples_per_second:,.0f}")
         rows.append((result.run_name, *values, *speed, ", ".join(result.algorithms) or "none"))
-    return aligned(rows, left=("run", "algorithms"))
+    return aligned(rows, left=("run", "algorithms"), blank="not finite, or not evaluated")
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
-    """The first row's names over columns of text: to the left those named in `left`, to the right the others."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[str], blank: str = "") -> str:
+    """The first row's names over columns of text: to the left those named in `left`, to the right the others.
+
+    Where `blank` says why cells are empty, they become dashes, and a line below tells it.
+    """
     sides = ["left" if name in left else "right" for row in rows[:1] for name in row]
-    return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
+    told = [*rows[:1], *([cell or "-" for cell in row] if blank else row for row in rows[1:])]
+    note = f"\n-: {blank}" if blank and any(not cell for row in rows[1:] for cell in row) else ""
+    return tabulate(told, tablefmt="plain", colalign=sides, disable_numparse=True) + note

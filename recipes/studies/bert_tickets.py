@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
+from ..config.keys import Holds
 from ..run.history import EVAL_PREFIX
 from ..run.results import label, percent
 from .bert_tickets_cells import LATER, TICKETS, in_words, transfers
 from .bert_tickets_checks import check_together, check_weights_of, task_of, which_of
 from .bert_tickets_runs import PRETRAINING, Runs
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, named, refuse_twice
+from .core import FIXED, Base, Changes, NamedChanges, TicketArguments, Train, named, refuse_twice
 from .density import DENSE, sparsest_match, table
 from .pruning import PruningStudy, number
 from .table import Row
@@ -57,13 +58,15 @@ class BertTickets(PruningStudy):
         "`random` any. `from NAME` are the masks that were found on another task, on theta_0 (arXiv 2007.12223). "
         + PruningStudy.about
     )
-    tasks: Changes = field(default_factory=dict)
+    tasks: NamedChanges = field(default_factory=dict)
     masked_lm: str | None = None
     pretraining: Changes | None = None
     scratch: Changes = field(default_factory=dict)
-    ladder: dict[str, Any] = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
     later: str | None = None
-    together: Changes = field(default_factory=dict)
+    together: Annotated[dict[str, Any], Holds("changes", by_name=True, also={"tasks": list[str]})] = field(
+        default_factory=dict
+    )
     controls: list[Control] = field(default_factory=list)
     control_levels: list[int] = field(default_factory=lambda: [7])
     transfer_level: int | None = 7

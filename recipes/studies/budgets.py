@@ -10,14 +10,14 @@ the trough of the learning rate, and `best`, the best value of the study's metri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plotting import limits, over_time, time_unit
+from .plotting import HANDLERS, limits, over_time, side_by_side, time_unit
 from .table import Row
 
 if TYPE_CHECKING:
@@ -124,34 +124,44 @@ def budgets(rows: Sequence[Row], metric: str, baseline: str) -> list[dict[str, A
     of time. It is NaN before the line begins; where that has ended, the gain is over its last value.
     """
     curves = mean_curves(rows, metric, "cyclic").values()
+    gain = _gains_over(baseline, curves)
+    names = ("seconds", "arm", "end", "value", "deviation")
+    return [{name: getattr(m, name) for name in names} | {"gain": gain(m)} for m in frontier(curves)]
+
+
+def _gains_over(baseline: str, curves: Collection[Mean]) -> Callable[[Mean], float]:
     line = sorted((m.seconds, m.value) for m in curves if m.arm == baseline) or [(1.0, math.nan)]
     x, y = [math.log(seconds) for seconds, _ in line], [value for _, value in line]
-    return [
-        {name: getattr(m, name) for name in ("seconds", "arm", "end", "value", "deviation")}
-        | {"gain": m.value - float(np.interp(math.log(m.seconds), x, y, left=math.nan))}
-        for m in frontier(curves)
-    ]
+    return lambda m: m.value - float(np.interp(math.log(m.seconds), x, y, left=math.nan))
 
 
 def budget_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
-    """`budgets` as text, the time in the figure's unit; the last column is the gain."""
-    from ..run.results import label
+    """Every arm at the end of each cycle, the time in the figure's unit; a star marks what is best at its budget."""
+    from ..run.results import aligned, label
 
-    lines, (unit, size) = budgets(rows, metric, baseline), time_unit(row.seconds for row in rows)
-    for line in lines:
-        line["seconds"] = f"{(time := line['seconds'] / size):,.{2 if time < 100 else 0}f}"
-    names = {"seconds": f"from ({unit})", "value": label(metric), "gain": f"over {baseline}"}
-    return aligned_numbers([{names.get(name, name): cell for name, cell in line.items()} for line in lines])
+    curves = [*mean_curves(rows, metric, "cyclic").values()]
+    if not any(math.isfinite(m.value) for m in curves):
+        return ""
+    gain, best, (unit, size) = _gains_over(baseline, curves), frontier(curves), time_unit(row.seconds for row in rows)
+    lines = [["length", "arm", f"after ({unit})", label(metric), f"over {baseline}"]]
+    for m in curves:
+        after = f"{(time := m.seconds / size):,.{2 if time < 100 else 0}f}"
+        spread = f" ± {m.deviation:.4f}" if math.isfinite(m.deviation) else ""
+        value = f"{'* ' * (m in best)}{m.value:.4f}{spread}" if math.isfinite(m.value) else "diverged"
+        lines.append([m.end, m.arm, after, value, _signed(gain(m))])
+    seeds = max(m.seeds for m in curves)
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "of one seed"
+    why = f"{baseline} has no value in so little time"
+    return "\n".join((
+        f"{label(metric)} at the end of each cycle, {over}, and median training time",
+        aligned(lines, left=("length", "arm"), blank=why),
+        "* best at its budget: none is as good in as little time, on the data that it is reported on",
+        f"over {baseline}: in the same time, on the line through its values",
+    ))  # fmt: skip
 
 
-def aligned_numbers(lines: Sequence[dict[str, Any]]) -> str:
-    """Numbers to four places, NaN as a blank."""
-    from ..run.results import aligned
-
-    cells = [
-        ["" if v != v else f"{v:.4f}" if isinstance(v, float) else str(v) for v in line.values()] for line in lines
-    ]
-    return aligned([*map(list, lines[:1]), *cells], left=("arm", "end"))
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if math.isfinite(value) else ""
 
 
 def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
@@ -165,7 +175,8 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     hollow: Any = {"ms": 7, "mfc": "none", "linestyle": ""}
-    legend = {}
+    legend: dict[str, Any] = {}
+    alone: list[dict[str, Any]] = []  # the looks of independent runs
     for i, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
         colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
         x, y, deviation = _columns((m for m in curves if m.arm == arm), size)
@@ -174,8 +185,9 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
             axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)
         x, y, _ = _columns((m for m in standard if m.arm == arm), size)
         axes.plot(x, y, color=colour, marker=marker, **hollow)
-    if standard:
-        (legend["independent runs"],) = axes.plot([], [], color="0.4", marker="o", **hollow)
+        alone += [{"color": colour, "marker": marker}] if len(x) else []
+    if alone:
+        legend["independent runs"] = side_by_side(alone, ms=7, mfc="none")
     x, y, _ = _columns(frontier(curves), size)
     (legend["best at its budget"],) = axes.step(x, y, "o--", color="0.3", lw=0.9, ms=12, mfc="none", where="post")
     times, values, _ = _columns(curves + standard, size)
@@ -183,7 +195,8 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     over_time(axes, (left, right), unit)
     axes.set(ylim=heights, title=title, ylabel=f"evaluation {label(metric)}")
     # Of the artists' own labels, matplotlib leaves out those that start with "_", as an arm's name may.
-    figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
+    options: Any = {"frameon": False, "handler_map": HANDLERS}
+    figure.legend([*legend.values()], [*legend], loc="outside right upper", **options)
     return figure
 
 

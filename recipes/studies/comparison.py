@@ -15,13 +15,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from .budgets import aligned_numbers, mean_curves
+from .budgets import mean_curves
 from .claims import Claim, Verdict, judge, judge_equal
 from .statistics import LEVEL, bootstrap, difference, paired
 from .table import Row
 
 COMPARISON = "arm points signed absolute worst best_signed best_absolute best_worst means_absolute means_worst "
 COMPARISON += "seeds_absolute spearman pearson cost_seconds cost_batches first_equal first_pairs"
+IN_WORDS = {
+    "signed": "mean difference",
+    "absolute": "size of the difference, mean",
+    "worst": "size of the difference, largest",
+    "best_absolute": "of the best near the end, mean size",
+    "best_worst": "of the best near the end, largest",
+    "means_absolute": "of means over seeds, mean size",
+    "means_worst": "of means over seeds, largest",
+    "seeds_absolute": "beside it: between two seeds' independent runs",
+    "spearman": "gains over {baseline}: correlation of ranks",
+    "pearson": "gains over {baseline}: correlation",
+    "cost_seconds": "seconds of all independent runs over the cyclic run's",
+    "cost_batches": "batches of all independent runs over the cyclic run's",
+}
 PAPER = "arXiv 2206.00832"
 NONE = math.nan, math.nan
 EXACT = 6  # decimals of a metric, which is a float32: equal gains must have one rank
@@ -118,16 +132,19 @@ def _apart(pairs: Iterable[tuple[str, int, float, float]], arms: Sequence[str]) 
 
 
 def comparison_table(rows: Sequence[Row], metric: str, baseline: str) -> str:
-    """`comparisons` as text, in the metric's own units; empty where there is nothing to compare."""
-    from ..run.results import label
+    """`comparisons` as text, a column for each arm, in the metric's own units; empty where there is none."""
+    from ..run.results import aligned, label
 
     if not (lines := comparisons(rows, metric, baseline)):
         return ""
-    kept = [name for name in COMPARISON.split() if not name.startswith(("points", "first", "best_signed"))]
-    table = aligned_numbers([{name.replace("_", "\n"): line[name] for name in kept} for line in lines])
+    told = [["", *(line["arm"] for line in lines)]]
+    for name, words in IN_WORDS.items():
+        cells = [f"{line[name]:.4f}" if math.isfinite(line[name]) else "" for line in lines]
+        told += [[words.format(baseline=baseline), *cells]] if any(cells) else []
     equal, pairs = lines[-1]["first_equal"], lines[-1]["first_pairs"]
     same = f"The first point, up to which the schedules are one, is equal in {equal} of {pairs} pairs of runs."
-    return f"{label(metric)}, standard minus cyclic, without the first point\n{table}\n{same}"
+    table = aligned(told, left=("",), blank="too few runs to tell, or the baseline itself")
+    return f"{label(metric)} of independent runs less that of cyclic ones, without the first point\n{table}\n{same}"
 
 
 def claims_of(rows: Sequence[Row], metric: str, baseline: str) -> Iterator[Claim]:

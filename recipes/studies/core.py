@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from accelerando.algorithms.connectivity.curves import lower_is_better
 
 from ..config.errors import ConfigError, Source, show
+from ..config.keys import Holds
 from ..config.loading import LEFT_TO_YOU, merge, missing, resolving
 from ..config.lookup import Part
 from ..config.recipe import Recipe, check
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 
     from ..run.results import Result
 
-Changes = Annotated[dict[str, Any], "changes"]  # of the base run's config, as a study's key may hold them by name
+# What a study's keys hold: changes of the base run's config, or arguments of an algorithm; one, or several by name.
+Changes = Annotated[dict[str, Any], Holds("changes")]
+NamedChanges = Annotated[dict[str, Any], Holds("changes", by_name=True)]
+NamedCriteria = Annotated[dict[str, Any], Holds("algorithms.prune_at_init", by_name=True)]
+TicketArguments = Annotated[dict[str, Any], Holds("algorithms.lottery_ticket")]
 FIXED = ("run_name", "seed", "folder")
 
 
@@ -182,11 +187,14 @@ class Base:
 class Study:
     """Subclasses are found by their snake_case names, or by import path; the fields are the keys of the YAML's block.
 
-    `metric` is what is reported. What is chosen, such as the best of several trainings, is chosen by the same metric on
-    the base run's `validation_data`, which is `chosen_by`; without these it is chosen on the data that it is reported
-    on, which claims tell.
-    `may_be_prolonged` says whether a training that is in the folder already may be a shorter one of the same kind;
-    `about` is a paragraph for the page that reports the study.
+    What is chosen, such as the best of several trainings, is chosen by the same metric on the base run's
+    `validation_data`, which is `chosen_by`; without these it is chosen on the data that it is reported on, which claims
+    tell. `may_be_prolonged` says whether a training that is in the folder already may be a shorter one of the same
+    kind; `about` is a paragraph for the page that reports the study.
+
+    Args:
+        seeds: every training is done once with each.
+        metric: what is reported, by the metric's name or its last part; by default the first accuracy there is.
     """
 
     seeds: list[int] = field(default_factory=lambda: [17])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 from ..config.errors import show
+from ..config.keys import Holds
 from ..run.results import percent
 from .claims import Claim
-from .core import Base, Train, duration
+from .core import Base, TicketArguments, Train, duration
 from .data_diet_cells import INITIAL, LADDER, ORIGIN, SCORES, Ticket, arm_of, examples_of, midpoint_before, tickets_of
 from .data_diet_claims import Judged, claims_of
-from .data_diet_starts import check_counted_in_batches, checked_ladders, checked_starts, origins_of
+from .data_diet_starts import Diet, check_counted_in_batches, checked_ladders, checked_starts, origins_of
 from .data_diet_tables import lines_of_midpoints, lines_of_needed, lines_of_predictors, lines_of_starts, table
 from .density import DENSE, Mean
 from .landscape import HESSIAN, check_hessian
@@ -47,7 +48,9 @@ class DataDiet(StudyOfTwins):
 
     Args:
         steps: the k, in ba, 0ba among them.
-        starts: what the pre-training's data are, by name, see `Diet`; one of them is {}, all data.
+        starts: what the pre-training's data are, by name; one of them is {}, all data. Others have a `count` of
+            examples; `keep`, the `easiest`, the `hardest` or `random` ones, by default; `offset`, how many of these are
+            left out first; `balanced`, as many of each class; and the share of `wrong_labels`.
         score_at: the moment, in ba, at which networks with other seeds score the examples by EL2N.
         replicates: how many networks do.
         ladder: arguments of LotteryTicket, such as {levels: 6, fraction: 0.4}.
@@ -57,7 +60,8 @@ class DataDiet(StudyOfTwins):
         path_examples: on how many of the training and of the evaluation data a path is measured, and the statistics of
             batch norm are recomputed, at most; null for all. The connected examples are counted among all.
         connected_below: the barrier below which an example is connected, in units of the loss.
-        hessian: arguments of `HessianAtEnd`, measured of each copy, such as {probes: 50}; null to leave it out.
+        hessian: measured of each copy, with how many `examples`, `probes`, `eigenvalues`, and vectors `at_once`, such
+            as {probes: 50}, as `landscape_measures.HessianAtEnd` tells; null to leave it out.
     """
 
     about: ClassVar[str] = (
@@ -71,10 +75,10 @@ class DataDiet(StudyOfTwins):
         "from training data."
     )
     steps: list[str] = field(default_factory=lambda: ["0ba"])
-    starts: dict[str, Any] = field(default_factory=dict)
+    starts: Annotated[dict[str, Any], Holds("", by_name=True, also=get_type_hints(Diet))] = field(default_factory=dict)
     score_at: str | None = None
     replicates: int = 10
-    ladder: dict[str, Any] = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
     density: float = 0.0
     copies: int = 2
     points: int = 5

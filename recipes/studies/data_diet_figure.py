@@ -79,7 +79,7 @@ def _ladders(axes: Axes, means: Sequence[Mean], step: str, looks: Looks) -> None
             axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.1, lw=0)
     if dense:
         axes.axhline(dense.value, color="0.3", lw=1.2, ls=(0, (6, 3)), label="dense network")
-    over_density(axes, min(mean.density for mean in means))
+    over_density(axes, (mean.density for mean in means))
 
 
 def _over_steps(axes: Axes, tickets: Sequence[Ticket], steps: Mapping[str, int], looks: Looks, sign: int) -> None:

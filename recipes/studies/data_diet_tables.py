@@ -69,6 +69,9 @@ def lines_of_midpoints(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return lines
 
 
+NO_START = "nothing begins there; at 0ba all starts are one"
+
+
 def table(tickets: Sequence[Ticket], rows: Sequence[Row], metric: str, density: float, starts: Sequence[str]) -> str:
     """Tickets and connected examples by start and step, steps needed, what predicts, and successive levels."""
     sign, places = -1 if lower_is_better(metric) else 1, by_place(tickets)
@@ -82,7 +85,7 @@ def table(tickets: Sequence[Ticket], rows: Sequence[Row], metric: str, density: 
             values = [[one for one in map(value, own) if one is not None] for own in cells]
             told = zip(values, cells if marked else [[]] * len(cells), strict=True)
             lines.append([start, *(_cell(*each, digits) for each in told)])
-        return f"{title}\n{aligned(lines, left=('start',))}"
+        return f"{title}\n{aligned(lines, left=('start',), blank=NO_START)}"
 
     parts = [by_step(f"{label(metric)} of tickets with {percent(density)}", lambda t: sign * t.quality, 4, True)]
     for name, words in predictors_in(tickets).items():
@@ -94,7 +97,9 @@ def table(tickets: Sequence[Ticket], rows: Sequence[Row], metric: str, density: 
     for start in starts:
         found = needed_of(tickets, start)
         lines.append([start, *(str(found.get(seed, "")) for seed in seeds)])
-    parts.append(f"batches until tickets with {percent(density)} match\n{aligned(lines, left=('start',))}")
+    parts.append(
+        f"batches until tickets with {percent(density)} match\n{aligned(lines, left=('start',), blank='at no step')}"
+    )
     lines = [["property", "correlation", "95 %", "points"]]
     for name, words in predictors_in(tickets).items():
         if found := correlation_of(tickets, name):
@@ -111,7 +116,7 @@ def table(tickets: Sequence[Ticket], rows: Sequence[Row], metric: str, density: 
             own = {line["level"]: line.get(f"{MIDPOINT}/test/error/{how}", math.nan) for line in its}
             lines.append([arm, *(f"{own[level]:.2f}" if level in own else "" for level in levels)])
         title = f"test error midway between successive levels less that of their ends, in points, {TREATMENTS[how]}"
-        parts.append(f"{title}\n{aligned(lines, left=('ladder',))}")
+        parts.append(f"{title}\n{aligned(lines, left=('ladder',), blank='not measured')}")
     over = f"means ± standard deviations over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return "\n\n".join([*parts, f"{over}; * matches the dense network on average"])
 
@@ -122,4 +127,4 @@ def _cell(values: Sequence[float], marked: Sequence[Ticket], digits: int) -> str
     mean, deviation = mean_and_deviation(values)
     star = "* " if marked and match(marked) else ""
     told = f" ± {deviation:.{digits}f}" if math.isfinite(deviation) else ""
-    return f"{star}{mean:.{digits}f}{told}" if math.isfinite(mean) else "-"
+    return f"{star}{mean:.{digits}f}{told}" if math.isfinite(mean) else "not finite"

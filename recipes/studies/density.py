@@ -130,7 +130,7 @@ def table(means: Sequence[Mean], metric: str, by_deviation: bool = False, chosen
         rows = list(zip(["weights", *rows[0][1:]], *rows[1:], strict=True))
     first = f"{label(metric)}{_seeds(means)}, by weights remaining\ndense network: {_cell(dense)}"
     last = _meaning(pruned[0], by_deviation, chosen_by) if known and dense else UNKNOWN
-    return "\n".join((first, aligned(rows, left=("arm",)), last))
+    return "\n".join((first, aligned(rows, left=("arm",), blank="not trained at this density"), last))
 
 
 def _seeds(means: Sequence[Mean]) -> str:

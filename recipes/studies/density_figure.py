@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from accelerando.algorithms.figures import COLOURS, house_look
 
 from ..run.results import label
 from .core import lower_is_better
 from .density import Mean, by_arm, dense_of
+from .plotting import HANDLERS, side_by_side, ticks_at
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
 MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
@@ -26,6 +26,8 @@ MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arm
     "leaves the picture": {"color": "0.3", "ls": "", "marker": "v", "ms": 7},
     "diverged": {"color": "0.3", "ls": "", "marker": "x", "ms": 7, "mew": 2},
 }
+
+FACES = {"matches it": None, "does not match": "white"}  # of the arms' own marks
 
 
 def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
@@ -47,7 +49,7 @@ def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
     marks: set[str] = set()
     for i, axes in enumerate(grid.flat):
         axes.set_visible(i < len(panels))
-        over_density(axes, min((row.density for row in means), default=1.0))
+        over_density(axes, (row.density for row in means))
         axes.xaxis.set_tick_params(labelbottom=i + columns >= len(panels))
     for axes, (name, shown) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(name, fontsize="medium")
@@ -58,9 +60,14 @@ def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
             axes.axhline(dense.value, zorder=2, **MARKS["dense network"])
             if math.isfinite(std := dense.deviation):
                 axes.axhspan(dense.value - std, dense.value + std, color="0.3", alpha=0.12, lw=0)
-    lines = [*legend_lines(looks, len(panels)), *((name, MARKS[name]) for name in MARKS if name in marks)]
-    names, handles = [name for name, _ in lines], [Line2D([], [], **style) for _, style in lines]
-    figure.legend(handles, names, loc="outside right upper", frameon=False, handlelength=3)
+    legend: dict[str, Any] = {name: Line2D([], [], **look) for name, look in legend_lines(looks, len(panels))}
+    legend |= {name: Line2D([], [], **MARKS[name]) for name in MARKS if name in marks}
+    for name, face in FACES.items():
+        shown = [looks[arm] for arm, rows in arms.items() if any(row.matches is (face is None) for row in rows)]
+        if name in marks:
+            legend[name] = side_by_side(shown, color="0.3", **({} if face is None else {"mfc": face}))
+    options: Any = {"frameon": False, "handlelength": 3, "handler_map": HANDLERS}
+    figure.legend([*legend.values()], [*legend], loc="outside right upper", **options)
     return figure
 
 
@@ -131,15 +138,13 @@ def legend_lines(looks: dict[str, dict[str, Any]], panels: int) -> list[tuple[st
     return [*criteria.items(), *ablations.items()]
 
 
-def over_density(axes: Axes, sparsest: float) -> None:
-    """A logarithmic axis from 100 % to `sparsest` or 80 %, with round ticks, and the rest of the house's look."""
-    sparsest = min(sparsest, 0.8)
+def over_density(axes: Axes, densities: Iterable[float]) -> None:
+    """A logarithmic axis from 100 % to the least density or 80 %, a tick at each, and the rest of the house's look."""
+    told = {float(f"{100 * density:.3g}") for density in densities}  # seeds may differ a little
+    sparsest = min(*told, 80.0) / 100 if told else 0.8
     left, right = 100 * sparsest**-0.05, 100 * sparsest**1.05
-    ticks = LogLocator(subs=(1, 2, 5) if left < 1e4 * right else (1,))
-    if left < 8 * right:
-        ticks = MaxNLocator(5, steps=(1, 2, 5, 10))
     axes.set(xscale="log", xlim=(left, right))
-    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
+    ticks_at(axes.xaxis, told or {100.0}, (left, right))
     house_look(axes)
 
 

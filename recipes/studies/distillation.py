@@ -11,15 +11,16 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from omegaconf import OmegaConf
 
+from ..config.keys import Holds
 from ..config.loading import merge
 from ..config.recipe import Recipe, check
 from ..run.folder import identity
 from .claims import Claim
-from .core import Base, Changes, Study, Train, as_time, duration, lower_is_better, named, on_validation_data
+from .core import Base, NamedChanges, Study, Train, as_time, duration, lower_is_better, named, on_validation_data
 from .distillation_checks import build_once, check_schedule, check_windows, rising
 from .distillation_claims import claims_of
 from .speedup import PLAIN, TEACHER, rank, summarize
@@ -47,11 +48,11 @@ class Distillation(Study):
         metric: by default the first accuracy there is; of errors and losses, less is better.
     """
 
-    teachers: Changes = field(default_factory=dict)
+    teachers: NamedChanges = field(default_factory=dict)
     lengths: list[str] = field(default_factory=list)
     baseline_lengths: list[str] = field(default_factory=list)
     windows: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0])
-    distillation: dict[str, Any] = field(default_factory=dict)
+    distillation: Annotated[dict[str, Any], Holds("algorithms.distillation")] = field(default_factory=dict)
 
     about: ClassVar[str] = (
         "Quality over training time of students without a teacher, with the best or the poorest one, all of them, or "

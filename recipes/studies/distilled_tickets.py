@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ..config.keys import Holds
 from ..run.results import aligned, percent
 from .claims import Claim
 from .core import FIXED, Base, Changes, Train, row_of
@@ -13,7 +14,6 @@ from .distilled_tickets_claims import claims_of_the_set
 from .landscape import LADDER, Landscape
 from .stability_cells import TICKETS
 from .table import Row, groups
-from .tickets import Control  # noqa: F401, as the types of Landscape's fields are looked up here
 
 if TYPE_CHECKING:
     from accelerando.algorithms.examples.distillation import DistilledSet
@@ -43,7 +43,6 @@ class DistilledTickets(Landscape):
         data: arguments of the data source `distilled`.
         finding: what the ladder on the set changes of the base run besides its data, such as {max_duration: 300ep,
             algorithms: {cut_mix: {}}}.
-        levels, copies, ladder, tickets_on, controls, points, path_examples, plane, hessian, stable_below: see there.
     """
 
     about: ClassVar[str] = (
@@ -53,7 +52,7 @@ class DistilledTickets(Landscape):
     distilling: Changes | None = None
     begin: Literal["real", "noise"] = "real"
     few_real: bool = False
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Annotated[dict[str, Any], Holds("data.distilled")] = field(default_factory=dict)
     finding: Changes = field(default_factory=dict)
 
     def prepare(self, base: Base) -> None:
@@ -180,7 +179,7 @@ class DistilledTickets(Landscape):
             told = (f"{value:,.0f}" if value else "" for value in (images, *spent))
             lines.append([line["arm"], percent(line["density"]), *told])
         kind = "what it took to find the tickets; images trained on and distilled from are counted as often as seen"
-        return f"{super().text(base, rows)}\n\n{kind}\n{aligned(lines, left=('',))}"
+        return f"{super().text(base, rows)}\n\n{kind}\n{aligned(lines, left=('',), blank='none')}"
 
     def sets_of(self, base: Base, rows: Sequence[Row]) -> Mapping[str, DistilledSet]:
         from accelerando.algorithms.examples.distillation import load_distilled

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..config.errors import REFUSALS
 from ..run.results import label, percent
 from .claims import Claim
-from .core import Base, Changes, Train
+from .core import Base, NamedChanges, NamedCriteria, Train
 from .density import DENSE
 from .generalization_cells import (
     EXTENDED,
@@ -75,8 +75,8 @@ class Generalization(PruningStudy):
     noise: list[float] = field(default_factory=lambda: [0.0])
     fraction: float = 0.2
     rounds: int = 16
-    criteria: dict[str, Any] = field(default_factory=lambda: {"magnitude": {}})
-    widths: Changes = field(default_factory=dict)
+    criteria: NamedCriteria = field(default_factory=lambda: {"magnitude": {}})
+    widths: NamedChanges = field(default_factory=dict)
     improved: float | None = 0.1
     score_at: str = "0.1dur"
     groups: int = 5

@@ -74,7 +74,7 @@ def _over_density(axes: Axes, rows: Sequence[Row], looks: Looks, name: str) -> N
         y, deviation = np.array(means).T
         axes.plot(x, y, label=arm, lw=1.3, ms=4, zorder=3, **look)
         axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.1, lw=0)
-    over_density(axes, min((row["density"] for row in rows), default=1.0))
+    over_density(axes, (row["density"] for row in rows))
     axes.set_xlabel("weights remaining (%)")
 
 

@@ -1,19 +1,5 @@
 """GLUE: fine-tunes a pretrained BERT on its tasks, with several seeds, and tells each task's metrics and the average.
 
-The base run has `model: {bert: {pretrained: ...}}`, which is a checkpoint, the folder of a run, or a Hugging Face name
-or folder, and `train_data: {hugging_face_text: ...}`; the study's block is
-
-    glue:
-      seeds: [17, 18]            every task is fine-tuned once with each; what starts from a task, from that of its seed
-      tasks:
-        NAME:                    one of GLUE's, but for WNLI; false leaves it out. The tasks begin in this order
-          columns: [a, b]        the sentence, or the two
-          labels: 3              how many classes; 1 is regression
-          metrics: [accuracy]    also f1, matthews, pearson, spearman; the task's score is their mean
-          splits: [validation]   what they are evaluated on
-          start: mnli            the task whose weights it starts from, by default the checkpoint; the classifier is new
-          KEY: VALUE             what else it changes of the base run, such as max_duration
-
 Several at once are `executor: {processes: {}}`, one on each GPU.
 """
 
@@ -21,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.arguments import check_value
 from ..config.errors import Source, show
+from ..config.keys import Holds
 from ..config.loading import merge, resolving
 from ..config.lookup import nearest
 from ..config.recipe import Recipe, refuse_unknown
-from .core import FIXED, Base, Changes, Study, Train, named
+from .core import FIXED, Base, Study, Train, named
 from .glue_scores import GLUE, averages, in_words, table
 from .table import Row
 
@@ -44,7 +31,21 @@ TASK_DEFAULTS = {"metrics": ["accuracy"], "splits": ["validation"], "start": Non
 
 @dataclass(kw_only=True)
 class Glue(Study):
-    tasks: dict[str, Changes | Any] = field(default_factory=dict)
+    """The base run has `train_data: {hugging_face_text: ...}`, and `model: {bert: {pretrained: ...}}`, which is a
+    checkpoint, the folder of a run, or a Hugging Face name or folder.
+
+    Args:
+        tasks: those of GLUE, but for WNLI, in the order in which they begin; false leaves one out. A task has
+            `columns`, the sentence or the two; `labels`, how many classes, of which 1 is regression; `metrics`, by
+            default [accuracy], also f1, matthews, pearson and spearman, whose mean is the task's score; `splits`, by
+            default [validation], on which they are evaluated; `start`, the task from whose weights of the same seed it
+            starts, with a new classifier, by default the checkpoint; and what it changes of the base run, such as
+            max_duration.
+        seeds: every task is fine-tuned once with each.
+        metric: each task has its own; leave it out.
+    """
+
+    tasks: Annotated[dict[str, Any], Holds("changes", by_name=True, also=TASK_KEYS)] = field(default_factory=dict)
 
     def prepare(self, base: Base) -> None:
         """Checks every task, and what only the files tell of those that are still to be trained."""

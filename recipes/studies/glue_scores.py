@@ -63,4 +63,4 @@ def table(rows: Sequence[Row]) -> str:
         deviation = "" if math.isnan(line["deviation"]) else f"{line['deviation']:.2f}"
         words = in_words([row for row in rows if row["task"] == line["task"]])
         lines.append((line["task"], f"{line['score']:.2f}", deviation, str(line["seeds"]), words))
-    return aligned(lines, left=("task", "metrics"))
+    return aligned(lines, left=("task", "metrics"), blank="of one seed")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..config.errors import REFUSALS
+from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import FIXED, Base, Changes, Study, Train, duration, named, refuse_twice, row_of
+from .core import FIXED, Base, NamedChanges, Study, Train, duration, named, refuse_twice, row_of
 from .interpolation_arms import BY, FROM, BySensitivity, beginning, by_sensitivity, parameters_of, rises_of
 from .interpolation_cells import (
     BEGIN,
@@ -58,8 +59,10 @@ class Interpolation(Study):
         setting: whether the base run counts as a `simple` setting, such as LeNet on MNIST, or a `modern` one.
     """
 
-    arms: Changes = field(default_factory=dict)
-    origins: Changes = field(default_factory=dict)
+    arms: Annotated[dict[str, Any], Holds("changes", by_name=True, also={FROM: dict, BY: dict})] = field(
+        default_factory=dict
+    )
+    origins: NamedChanges = field(default_factory=dict)
     detailed: list[str] | None = None
     steps: list[str] = field(default_factory=list)
     parts: list[Literal["layers", "blocks"]] = field(default_factory=list)

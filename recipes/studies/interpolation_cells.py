@@ -18,6 +18,7 @@ RUN, PATH, ORIGIN = "run", "path", "origin"  # roles of rows
 WHOLE = "training"
 BEGIN = "0ba"
 ALONE = " alone"  # ends the kind of a part that moves while all others are at their beginning
+NOT_MEASURED = "not measured, or not finite"
 SHAPES = {
     "fall": "start less end",
     "rise": "highest rise from a point to a later one",
@@ -151,7 +152,9 @@ def table(rows: Sequence[Row], metric: str) -> str:
             title = f"a part alone {what} of the test error, in points{named}"
             numbers = [name for name in lines[0] if name not in ("part", "kind")]
             told = [[short(line["part"]), line["kind"], *(_text(line[n], 2) for n in numbers)] for line in lines]
-            parts.append(f"{title}\n{aligned([['part', 'kind', *numbers], *told], left=('part', 'kind'))}")
+            parts.append(
+                f"{title}\n{aligned([['part', 'kind', *numbers], *told], left=('part', 'kind'), blank=NOT_MEASURED)}"
+            )
     seeds = len({row["seed"] for row in rows})
     over = f"means ± standard deviations over {seeds} seeds" if seeds > 1 else "one seed"
     words = "; ".join(f"{name}: {text}" for name, text in SHAPES.items())
@@ -168,7 +171,7 @@ def _by_arm(rows: Sequence[Row], metric: str, how: str) -> str:
         values += [[row[f"{shape}/test/loss/{how}"] for row in first] for shape in SHAPES]
         values += [[row[f"rise/train/loss/{how}"] for row in first], [row["distance"] for row in first]]
         lines.append([arm, _mean(ends, 4), *(_mean(each, 2) for each in values)])
-    return aligned(lines, left=("arm",))
+    return aligned(lines, left=("arm",), blank=NOT_MEASURED)
 
 
 def _by_step(rows: Sequence[Row], how: str) -> str:
@@ -178,7 +181,7 @@ def _by_step(rows: Sequence[Row], how: str) -> str:
     for (arm,), own in groups(later, "arm").items():
         by_step = {step: [row[f"above/test/loss/{how}"] for row in own if row["start"] == step] for step in steps}
         lines.append([arm, *(_mean(values, 2) for values in by_step.values())])
-    return aligned(lines, left=("arm",))
+    return aligned(lines, left=("arm",), blank=NOT_MEASURED)
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -189,4 +192,4 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 
 def _text(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return f"{value:.{digits}f}" if math.isfinite(value) else ""

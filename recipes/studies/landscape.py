@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, named, refuse_twice
+from .core import FIXED, Base, NamedChanges, TicketArguments, Train, duration, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
@@ -53,8 +53,10 @@ class Landscape(StudyOfTwins):
             other initial weights (`reinitialize`), or shuffled in each layer (`shuffle`).
         points: of each path, with both ends.
         path_examples: on how many of the training and of the evaluation data a path is measured, at most; null for all.
-        plane: arguments of `PlaneOfTwins`, such as {points: 21}, by default on `path_examples`; null for no planes.
-        hessian: arguments of `HessianAtEnd`, such as {probes: 100}; null to leave it out.
+        plane: `points` of each side, the `margin` beyond the networks, `batch_norm` and `most_examples`, such as
+            {points: 21}, as `landscape_measures.PlaneOfTwins` tells; by default on `path_examples`. null for no planes.
+        hessian: how many `examples`, `probes`, `eigenvalues`, and how many vectors `at_once`, such as {probes: 100}, as
+            `landscape_measures.HessianAtEnd` tells; null to leave it out.
         stable_below: the barrier below which a network is stable, in points of error.
     """
 
@@ -68,8 +70,8 @@ class Landscape(StudyOfTwins):
     )
     levels: list[int] = field(default_factory=lambda: [0, 4, 9])
     copies: int = 2
-    ladder: dict[str, Any] = field(default_factory=dict)
-    tickets_on: Changes = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
+    tickets_on: NamedChanges = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     points: int = 11
     path_examples: int | None = None

@@ -93,7 +93,7 @@ def _over_density(axes: Axes, cells: Sequence[Cell], colours: Mapping[str, Any],
         first, error = (0 if arm == DENSE else len(whole)), np.nan_to_num(error)
         points: Any = (x[first:], y[first:], error[first:])
         axes.errorbar(*points, label=arm, color=colour, ls="", marker="o", ms=4, capsize=2, zorder=3)
-    over_density(axes, min(cell.density for cell in cells))
+    over_density(axes, (cell.density for cell in cells))
     axes.set_xlabel("weights remaining (%)")
 
 

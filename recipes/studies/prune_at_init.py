@@ -6,12 +6,13 @@ import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from ..config.keys import Holds
 from ..config.lookup import nearest
 from ..run.results import percent
 from .claims import Claim
-from .core import Base, Train, named, refuse_twice
+from .core import Base, NamedCriteria, TicketArguments, Train, named, refuse_twice
 from .density import DENSE, UNKNOWN
 from .pruning import Cell, PruningStudy
 from .pruning_checks import WHICH, arguments_of, check_rewind, check_weights, origins
@@ -63,11 +64,11 @@ class PruneAtInit(PruningStudy):
             pruned at once by magnitude, and trained again; false leaves it out.
     """
 
-    criteria: dict[str, Any] = field(default_factory=dict)
-    pruning: dict[str, Any] = field(default_factory=dict)
+    criteria: NamedCriteria = field(default_factory=dict)
+    pruning: Annotated[dict[str, Any], Holds("algorithms.prune_at_init")] = field(default_factory=dict)
     densities: list[float] = field(default_factory=list)
     ablations: list[Ablation] = field(default_factory=list)
-    after_training: dict[str, Any] | bool = True
+    after_training: TicketArguments | bool = True
 
     def prepare(self, base: Base) -> None:
         super().prepare(base)

@@ -29,9 +29,10 @@ Cell = tuple[str, float]  # an arm at a density
 class PruningStudy(Study):
     """A study whose base run is the dense training.
 
-    Its keys besides: `tolerance`, how much worse than the dense network's mean a subnetwork's may be that matches it,
-    in the metric's own units, or null for one standard deviation over the seeds; `metric`, by default the first
-    accuracy there is, of errors and losses less is better.
+    Args:
+        tolerance: how much worse than the dense network's mean a subnetwork's may be that matches it, in the metric's
+            own units; or null for one standard deviation over the seeds.
+        metric: what is reported; by default the first accuracy there is. Of errors and losses, less is better.
     """
 
     about: ClassVar[str] = (

@@ -6,11 +6,12 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ..config.errors import show
+from ..config.keys import Holds
 from .claims import Claim
-from .core import FIXED, Base, Changes, Train, duration, lower_is_better, named, refuse_twice
+from .core import FIXED, Base, TicketArguments, Train, duration, lower_is_better, named, refuse_twice
 from .pruning import PruningStudy, refuse_what_prunes
 from .pruning_checks import check_rewind, check_weights
 from .scaling_law_cells import TOLD, Family, families_of, lines_of, table_of
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ..run.results import Result
 
 LADDER = "ladder"
+
+
+SIZES = dict.fromkeys(TOLD, float)  # what a configuration may tell beside its changes
 
 
 @dataclass(kw_only=True)
@@ -51,8 +55,8 @@ class ScalingLaw(PruningStudy):
         "configurations. The plain power law is one of density, depth, width and dense error."
     )
     tolerance: float | None = field(init=False, default=0.0)  # here nothing has to match the dense network
-    ladder: dict[str, Any] = field(default_factory=dict)
-    configurations: Changes = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
+    configurations: Annotated[dict[str, Any], Holds("changes", by_name=True, also=SIZES)] = field(default_factory=dict)
     fit_on: list[str] | None = None
     errors: list[float] = field(default_factory=list)
 

@@ -240,12 +240,12 @@ def table_of(family: Family) -> str:
     parts = [f"{family.name.upper()}, {len(family.measured)} points of {len(family.networks)} configurations"]
     parts.append(_constants(family) if family.law else "too few points to fit the law on")
     lines = [["configuration", "depth", "width", "examples", "dense error", "alone: mean", "deviation", "cannot tell",
-              "jointly: mean", "deviation", ""]]  # fmt: skip
+              "jointly: mean", "deviation", "the joint law is"]]  # fmt: skip
     for name in family.measured.configurations:
         own, network, alone = family.measured.of([name]), family.networks[name], family.singles.get(name)
         jointly = deviations(family.law.law, own) if family.law else None
         told = (
-            [f"{alone.within.mean:+.1%}", f"{alone.within.deviation:.1%}", ", ".join(alone.untold)]
+            [f"{alone.within.mean:+.1%}", f"{alone.within.deviation:.1%}", ", ".join(alone.untold) or "none"]
             if alone
             else [""] * 3
         )
@@ -253,9 +253,11 @@ def table_of(family: Family) -> str:
         examples = family.examples[family.measured.configuration == name][0]
         sizes = [f"{value:g}" for value in (network.depth, network.width, examples)]
         lines.append(
-            [name, *sizes, f"{network.dense_error:.4f}", *told, "" if name in family.fitted_on else "predicted"]
+            [name, *sizes, f"{network.dense_error:.4f}", *told, "fitted" if name in family.fitted_on else "predicted"]
         )
-    parts.append(aligned(lines, left=("configuration", "cannot tell", "")))
+    parts.append(
+        aligned(lines, left=("configuration", "cannot tell", "the joint law is"), blank="too few points to fit on")
+    )
     if family.smallest:
         parts.append(_smallest(family))
     if family.left_out:
@@ -291,4 +293,4 @@ def _smallest(family: Family) -> str:
         interval = " to ".join(f"{bound:,.0f}" for bound in (found.low, found.high))
         cells = [found.network.name, percent(found.density), f"{found.weights:,.0f}", interval, percent(found.agree)]
         lines.append([f"{error:g}", *cells, str(measured)])
-    return aligned(lines, left=("smallest network",))
+    return aligned(lines, left=("smallest network",), blank="no network of the law's has so small an error")

@@ -81,7 +81,7 @@ def _over_density(axes: Axes, family: Family, looks: Mapping[str, dict[str, Any]
             d = np.geomspace(sparsest, 1, 100)
             curve = family.law.law.error(network.dense_error, d, network.depth, network.width)
             axes.plot(100 * d, 100 * curve, color=look["color"], lw=0.9)
-    over_density(axes, sparsest)
+    over_density(axes, measured.density)
     _percent(axes.yaxis, np.concatenate([measured.error, measured.dense_error]))
     axes.set(xlabel="weights remaining (%)", ylabel="error (%)")
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ..config.errors import REFUSALS, show
+from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import FIXED, Base, Changes, Study, Train, duration, named, refuse_twice, row_of
+from .core import FIXED, Base, Changes, NamedChanges, Study, Train, duration, named, refuse_twice, row_of
 from .density import DENSE
 from .pruning import UNPRUNED, number, refuse_what_prunes, with_size
 from .pruning_checks import check_weights
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 OF_PAIR = ("model", "eval_data", "validation_data")  # the same for whatever is trained of it
 FROM_END = {"at": None, "optimizer": "fresh", "schedule": "restart", "data": "restart"}
+
+
+OF_A_METHOD = {"method": str, "options": dict}  # by an import path
 
 
 @dataclass(kw_only=True)
@@ -47,11 +51,13 @@ class ShrinkBench(Study):
         published: a CSV of somebody else's with the columns of ShrinkBench's own results, to be told beside these.
     """
 
-    pairs: Changes = field(default_factory=dict)
-    initials: Changes = field(default_factory=lambda: {"initial": {}})
+    pairs: NamedChanges = field(default_factory=dict)
+    initials: NamedChanges = field(default_factory=lambda: {"initial": {}})
     initial_seed: int = 17
-    methods: dict[str, Any] = field(default_factory=dict)
-    pruning: dict[str, Any] = field(default_factory=dict)
+    methods: Annotated[dict[str, Any], Holds("algorithms.prune_at_init", by_name=True, also=OF_A_METHOD)] = field(
+        default_factory=dict
+    )
+    pruning: Annotated[dict[str, Any], Holds("algorithms.prune_at_init")] = field(default_factory=dict)
     compressions: list[float] = field(default_factory=lambda: [2, 4, 8, 16, 32])
     fine_tuning: Changes = field(default_factory=dict)
     published: str | None = None

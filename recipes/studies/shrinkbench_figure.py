@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..run.figures import house_look
 from .density_figure import legend_lines, reach, styles
-from .plotting import round_ticks
+from .plotting import round_ticks, ticks_at
 
 OVER = {"compression": "compression ratio", "speedup": "theoretical speed-up"}
 
@@ -36,7 +36,7 @@ def draw(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
             axes.set(ylim=reach(np.array([line["top1"] for line in own])), xlabel=label)
             if over == "compression":
                 axes.set_title(pair, fontsize="medium")
-            over_ratio(axes)
+            over_ratio(axes, {1.0, *(line["asked"] for line in own)} if over == "compression" else ())
         row[0].set_ylabel("top-1 accuracy")
     names, shown = zip(*legend_lines(looks, 2 if len(looks) > 8 else 1), strict=True)
     handles = [Line2D([], [], **style) for style in shown]
@@ -59,8 +59,11 @@ def _draw_curve(axes: Axes, lines: Sequence[Mapping[str, Any]], over: str, look:
     axes.errorbar(x, y, yerr=np.where(np.isfinite(deviation), deviation, 0.0), elinewidth=0.8, **look)
 
 
-def over_ratio(axes: Axes) -> None:
-    """A logarithmic axis with round ticks, and the rest of the house's look."""
+def over_ratio(axes: Axes, ratios: Collection[float] = ()) -> None:
+    """A logarithmic axis with ticks at the ratios, else round ones, and the rest of the house's look."""
     axes.set(xscale="log")
-    round_ticks(axes.xaxis, axes.get_xlim())
+    if ratios:
+        ticks_at(axes.xaxis, ratios, axes.get_xlim())
+    else:
+        round_ticks(axes.xaxis, axes.get_xlim())
     house_look(axes)

@@ -210,7 +210,7 @@ def _part(pair: str, initial: str, lines: Sequence[Mapping[str, Any]]) -> Iterat
             rows = [[title[name], *(f"{ratio:g}x" for ratio in ratios)]]
             for method in methods:
                 rows.append([method, *(_cell(cells.get((method, ratio)), name) for ratio in ratios)])
-            yield aligned(rows, left=(title[name],))
+            yield aligned(rows, left=(title[name],), blank="not trained, or not known")
 
 
 def _cell(line: Mapping[str, Any] | None, name: str) -> str:

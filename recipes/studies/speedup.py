@@ -268,8 +268,9 @@ def rank(values: Mapping[str, float | None], lower: bool = False) -> list[str]:
 
 
 def limits_text(low: float, high: float) -> str:
-    """An interval as text; an end that has no limit is left open."""
+    """An interval as text; an end that has no limit is told in words."""
     if math.isnan(low):
         return ""
-    ends = ("" if not 0 < end < math.inf else f"{end:.2f}" for end in (low, high))
-    return "any" if (low, high) == (0, math.inf) else " to ".join(ends).strip()
+    if low > 0 and high < math.inf:
+        return f"{low:.2f} to {high:.2f}"
+    return f"{low:.2f} or more" if low > 0 else f"{high:.2f} or less" if high < math.inf else "any"

@@ -52,8 +52,8 @@ def quality_table(rows: Sequence[Speedup], metric: str) -> str:
     lengths = [row.length for row in rows if row.window == 0 and row.length != "all"]  # the plain runs have them all
     for (arm, window), own in rows_by_arm(rows).items():
         cells = {row.length: f"{row.value:.4f} ({row.seconds / size:.2f} {unit})" for row in own}
-        lines.append((arm, percent(window) if window else "", *(cells.get(length, "") for length in lengths)))
-    table = aligned([("arm", "distilled", *lengths), *lines], left=("arm",))
+        lines.append((arm, percent(window) if window else "never", *(cells.get(length, "") for length in lengths)))
+    table = aligned([("arm", "distilled", *lengths), *lines], left=("arm",), blank="not trained for so long")
     return f"{label(metric)}, mean over {rows[0].seeds} seeds, and median training time\n{table}"
 
 
@@ -69,7 +69,8 @@ def speedup_table(rows: Sequence[Speedup]) -> str:
             total = str(Bounded(own[-1].total, own[-1].bound))
             each = (cells.get(length, "") for length in (*lengths, "all"))
             lines.append((arm, percent(window), own[0].teachers, *each, ends[0], total, ends[1]))
-    table = aligned([(*names, *lengths, *last), *lines], left=("arm", "teachers"))
+    blank = "not trained so, or one seed alone"
+    table = aligned([(*names, *lengths, *last), *lines], left=("arm", "teachers"), blank=blank)
     meaning = "baseline's time to the same quality over the arm's; > and <: the baseline's curve ends before, ~: both\n"
     note = f"all lengths: geometric mean; 95 %: {RESAMPLES} resamples of {rows[0].seeds} seeds"
     return f"speed-up at equal quality: {meaning}{table}\n{note}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from .claims import Claim
-from .core import Base, Train, refuse_twice
+from .core import Base, TicketArguments, Train, refuse_twice
 from .density import DENSE
 from .paths import check_steps
 from .pruning_checks import check_seeds_matter, check_weights
@@ -61,7 +61,7 @@ class Stability(StudyOfTwins):
     steps: list[str] = field(default_factory=lambda: ["0ba"])
     copies: int = 2
     densities: list[float] = field(default_factory=list)
-    ladder: dict[str, Any] = field(default_factory=dict)
+    ladder: TicketArguments = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     optimizer: Literal["fresh", "keep"] = "fresh"
     points: int = 30

@@ -147,6 +147,9 @@ def means_of(cells: Sequence[Cell], stable_below: float) -> list[dict[str, Any]]
     return lines
 
 
+NOT_TRAINED = "no copies of it at this step"
+
+
 def table(cells: Sequence[Cell], metric: str, stable_below: float) -> str:
     """Barriers by network and step, each with the metric; and how often what is pruned matches and is stable."""
     if not cells:
@@ -160,11 +163,11 @@ def table(cells: Sequence[Cell], metric: str, stable_below: float) -> str:
         for network in networks:
             lines.append([*network, *(_cell(places.get((*network, step), []), how, stable_below) for step in steps)])
         named = f", {TREATMENTS[how]}" if len(treatments) > 1 else ""
-        parts.append(f"barrier in test error, in points{named}\n{aligned(lines, left=('network',))}")
+        parts.append(f"barrier in test error, in points{named}\n{aligned(lines, left=('network',), blank=NOT_TRAINED)}")
     lines = [["network", "weights", *steps]]
     for network in networks:
         lines.append([*network, *(_value(places.get((*network, step), [])) for step in steps)])
-    parts.append(f"{label(metric)}\n{aligned(lines, left=('network',))}")
+    parts.append(f"{label(metric)}\n{aligned(lines, left=('network',), blank=NOT_TRAINED)}")
     seeds = len({cell.seed for cell in cells})
     over = f"means ± standard deviations over {seeds} seeds" if seeds > 1 else "one seed"
     parts.append(

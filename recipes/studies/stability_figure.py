@@ -117,7 +117,7 @@ def _over_densities(axes: Axes, cells: Sequence[Cell], steps: Steps, how: str) -
         x = [100 * float(np.mean([cell.density for cell in seeds])) for seeds in own]
         y = [float(np.mean([cell.barrier(how) for cell in seeds])) for seeds in own]
         axes.plot(x, y, marker="o", ms=4, color=colour, label=step)
-    over_density(axes, min(cell.density for cell in shown))
+    over_density(axes, (cell.density for cell in shown))
     axes.legend(title="step", frameon=False, fontsize="x-small", title_fontsize="x-small")
 
 

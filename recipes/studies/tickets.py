@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from ..config.keys import Holds
 from ..run.results import percent
 from .claims import Claim
-from .core import Base, Train, named, refuse_twice
+from .core import Base, TicketArguments, Train, named, refuse_twice
 from .density import DENSE, UNKNOWN, by_arm, dense_of
 from .pruning import PruningStudy
 from .pruning_checks import (
@@ -73,8 +74,8 @@ class Tickets(PruningStudy):
         control_levels: at which of its levels; by default at all of them, and of an empty list at none.
     """
 
-    ladders: dict[str, Any] = field(default_factory=dict)
-    ticket: dict[str, Any] = field(default_factory=dict)
+    ladders: Annotated[dict[str, Any], Holds("algorithms.lottery_ticket", by_name=True)] = field(default_factory=dict)
+    ticket: TicketArguments = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     control_levels: list[int] | None = None
 

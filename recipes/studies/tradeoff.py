@@ -1,14 +1,5 @@
 """Accuracy over training time of several arms, each from one run with cyclic learning rates.
 
-The base run has a `multiplicative_cyclic` scheduler, and the study's block is
-
-    tradeoff:
-      arms: {NAME: {...}, ...}   what each arm changes of the base run; the first is the baseline; false leaves one out
-      seeds: [17, 18]            every arm is trained once with each
-      compare_standard: true     trains the independent run of every cycle's length too, and tells how far both differ
-      window: 5ep                the best value so near to a cycle's end is compared too, as the paper's authors do
-      metric: NAME               by default the first accuracy there is; the higher, the better
-
 A longer max_duration goes on with the cyclic runs where they ended.
 """
 
@@ -27,7 +18,7 @@ from ..config.recipe import Recipe
 from .budgets import budget_table, budgets, draw, rows_of
 from .claims import Claim
 from .comparison import PAPER, claims_of, comparison_table, comparisons
-from .core import FIXED, Base, Changes, Study, Train, as_time, duration, has_times_in_dur, named
+from .core import FIXED, Base, NamedChanges, Study, Train, as_time, duration, has_times_in_dur, named
 from .table import Row
 
 if TYPE_CHECKING:
@@ -41,7 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Tradeoff(Study):
-    arms: dict[str, Changes | Any] = field(default_factory=dict)
+    """The base run has a `multiplicative_cyclic` scheduler.
+
+    Args:
+        arms: what each changes of the base run, by name; the first is the baseline, and false leaves one out.
+        compare_standard: train the independent run of every cycle's length too, and tell how far both differ.
+        window: the best value so near to a cycle's end is compared too, as the paper's authors do.
+        metric: what is reported, the higher, the better; by default the first accuracy there is.
+    """
+
+    arms: NamedChanges = field(default_factory=dict)
     compare_standard: bool = False
     window: str = "5ep"
 
@@ -107,8 +107,7 @@ class Tradeoff(Study):
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         """Both summaries."""
         given = rows, str(self.metric), self.baseline
-        note = "The best at each budget is chosen on the data that it is reported on."
-        return "\n\n".join(filter(None, (f"{budget_table(*given)}\n{note}", comparison_table(*given))))
+        return "\n\n".join(filter(None, (budget_table(*given), comparison_table(*given))))
 
     def figure(self, base: Base, rows: Sequence[Row]) -> Figure:
         """Accuracy over training time."""

@@ -45,7 +45,7 @@ def test_a_subclass_acts_in_the_place_of_its_base():
     shifted = Shifted()
     fit(shifted, max_duration="2ba")
     assert [draws[-1] for draws in shifted.drawn] == [2.0, 2.0]
-    assert repr(Drawn(share=0.1)) == "Drawn(share=0.1)"
+    assert repr(Drawn(share=0.1)) == "Drawn(share=0.1, names=('a', 'b'))"
 
 
 def test_a_base_makes_nobody_a_twin():

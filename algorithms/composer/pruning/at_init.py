@@ -23,10 +23,10 @@ class PruneAtInit(Pruning):
     """Prune before the first update, or at `at`, by a criterion or by the masks of a `ticket`; then train on.
 
     Args:
-        criterion: the name of one in `criteria.CRITERIA`, such as `snip`; or a function of the masks so far,
-            (model, weights by name, masks by name) -> scores by name, of which the highest are kept. `snip` is the same
-            for every number of microbatches and ranks; `snip_per_batch` takes `|g * w|` of each of the loader's
-            batches, as the code of arXiv 2009.08576 does (see `criteria.snip`).
+        criterion: the name of one in `accelerando.algorithms.pruning.criteria.CRITERIA`, such as `snip`; or a function
+            of the masks so far, (model, weights by name, masks by name) -> scores by name, of which the highest are
+            kept. `snip` is the same for every number of microbatches and ranks; `snip_per_batch` takes `|g * w|` of
+            each of the loader's batches, as the code of arXiv 2009.08576 does (see `accelerando.algorithms.snip`).
         density: share of the prunable weights that is kept, in (0, 1); or shares by patterns of the layers' names.
         ticket: a file of masks (see `save_masks`) in place of criterion and density.
         iterations: in how many steps to prune, each scoring what the last one has left, with densities that fall

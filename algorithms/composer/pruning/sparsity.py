@@ -87,9 +87,6 @@ class Pruning(ForRecipes, Guest):
         """The share of the prunable weights that is not zero, as they are."""
         return self.pruner.share_left()
 
-    def __repr__(self) -> str:
-        return f"{self._name}()"
-
     def plan(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before, as builtins by argument."""
         return self.pruner.plan()

@@ -6,3 +6,7 @@ from .magnitude_pruning import MagnitudePruning
 from .sparsity import Pruning
 
 __all__ = ["LotteryTicket", "MagnitudePruning", "PruneAtInit", "Pruning"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -34,7 +34,8 @@ def test_a_result_survives_its_file_even_after_divergence(tmp_path):
     written.save()
     read = Result.load(tmp_path)
     assert read.records[3]["loss/train/total"] is None and read.metrics[ACCURACY] is None
-    assert table([read]).splitlines()[1].split() == ["plain", "4.0", "80", "none"]
+    assert table([read]).splitlines()[1].split() == ["plain", "-", "4.0", "80", "none"]
+    assert table([read]).splitlines()[2] == "-: not finite, or not evaluated"
     assert np.array_equal(draw([read], tmp_path / "a.png", ""), draw([written], tmp_path / "b.png", ""))
 
 

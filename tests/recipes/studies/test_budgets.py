@@ -262,21 +262,31 @@ def test_nothing_on_the_frontier_is_beaten():
     assert frontier([diverged]) == []
 
 
-def test_the_budget_table_says_what_is_best_from_when_on():
+def test_the_budget_table_shows_every_arm_and_marks_what_is_best_from_when_on():
     points = run(seed=0, values=(0.5, 0.7, 0.8)) + run(seed=1, values=(0.6, 0.8, 0.9))
     points += run("quick", 0, values=(0.5, 0.7, 0.8), speed=1.6) + run("slow", values=(0.1, 0.2, 0.95), speed=0.5)
-    assert budget_table(points, ACCURACY, "plain").splitlines() == [
-        "from (s)  arm    end   accuracy  deviation  over plain",
-        "    2.50  quick  4ep     0.5000",
-        "    4.00  plain  4ep     0.5500     0.0707      0.0000",
-        "    5.00  quick  8ep     0.7000                 0.0856",
-        "    8.00  plain  8ep     0.7500     0.0707      0.0000",
-        "   10.00  quick  16ep    0.8000                 0.0178",
-        "   16.00  plain  16ep    0.8500     0.0707      0.0000",
-        "   32.00  slow   16ep    0.9500                 0.1000",
+    title, *table, dash, star, over = budget_table(points, ACCURACY, "plain").splitlines()
+    assert (
+        title == "accuracy at the end of each cycle, mean ± standard deviation over 2 seeds, and median training time"
+    )
+    assert table == [
+        "length  arm    after (s)           accuracy  over plain",
+        "4ep     plain       4.00  * 0.5500 ± 0.0707     +0.0000",
+        "4ep     quick       2.50           * 0.5000           -",
+        "4ep     slow        8.00             0.1000     -0.6500",
+        "8ep     plain       8.00  * 0.7500 ± 0.0707     +0.0000",
+        "8ep     quick       5.00           * 0.7000     +0.0856",
+        "8ep     slow       16.00             0.2000     -0.6500",
+        "16ep    plain      16.00  * 0.8500 ± 0.0707     +0.0000",
+        "16ep    quick      10.00           * 0.8000     +0.0178",
+        "16ep    slow       32.00           * 0.9500     +0.1000",
     ]
+    assert dash == "-: plain has no value in so little time"
+    assert star.startswith("* best at its budget:") and over.startswith("over plain: in the same time")
     assert budget_table(run(values=[math.nan]), ACCURACY, "plain") == ""
     assert budget_table([], ACCURACY, "plain") == ""
+    diverged = budget_table(run(values=[0.5]) + run("b", values=[math.nan]), ACCURACY, "plain").splitlines()
+    assert diverged[0].endswith("of one seed, and median training time") and "diverged" in diverged[3]
 
 
 def test_the_gain_is_over_the_baselines_line_on_the_logarithmic_axis():
@@ -297,8 +307,8 @@ def test_the_gain_is_over_the_baselines_line_on_the_logarithmic_axis():
 @pytest.mark.parametrize("factor, unit, first", [(7, "s", "28.00"), (7.5, "min", "0.50"), (1e5, "h", "111")])
 def test_table_and_figure_share_the_unit_of_time(factor, unit, first):
     points = [replace(point, seconds=factor * point.seconds) for point in run(values=(0.5, 0.6))]
-    header, row, _ = budget_table(points, ACCURACY, "plain").splitlines()
-    assert header.startswith(f"from ({unit})") and row.split()[0] == first
+    _, header, row, *_ = budget_table(points, ACCURACY, "plain").splitlines()
+    assert f"after ({unit})" in header and row.split()[2] == first
     axes = draw(points, ACCURACY, "").axes[0]
     assert axes.get_xlabel() == f"training time ({unit})"
     assert f"{axes.lines[0].get_xdata()[0]:.2f}".startswith(first)
@@ -339,16 +349,17 @@ def test_comparisons_by_hand():
     assert [(row["first_equal"], row["first_pairs"]) for row in (plain, better, pooled)] == [(1, 2), (2, 2), (3, 4)]
 
 
-def test_the_comparison_is_aligned_and_blank_where_there_is_nothing_to_say():
-    title, *lines, last = comparison_table(compared(), ACCURACY, "plain").splitlines()
-    assert title == "accuracy, standard minus cyclic, without the first point"
-    first = "arm signed absolute worst best best means means seeds spearman pearson cost cost"
-    second = "absolute worst absolute worst absolute seconds batches"
-    assert [" ".join(line.split()) for line in lines[:2]] == [first, second]
-    numbers = "0.0333 0.1000 0.2000 0.1000 0.2100 0.0333 0.1000 0.1333 1.8750 1.8750"
-    assert " ".join(lines[2].split()) == f"plain {numbers}"
+def test_the_comparison_has_a_column_for_each_arm_and_says_why_a_cell_is_empty():
+    title, *lines, dash, last = comparison_table(compared(), ACCURACY, "plain").splitlines()
+    assert title == "accuracy of independent runs less that of cyclic ones, without the first point"
+    assert lines[0].split() == ["plain", "better", "pooled"]
+    assert [line.split()[-3] for line in lines[1:]] == [
+        *("0.0333", "0.1000", "0.2000", "0.1000", "0.2100", "0.0333", "0.1000", "0.1333"),
+        *("-", "-", "1.8750", "1.8750"),
+    ]
     assert len({len(line) for line in lines}) == 1 and "nan" not in "".join(lines)
-    assert lines[-1].startswith("pooled ")
+    assert lines[9].startswith("gains over plain: correlation of ranks ")
+    assert dash == "-: too few runs to tell, or the baseline itself"
     assert last == "The first point, up to which the schedules are one, is equal in 3 of 4 pairs of runs."
 
 
@@ -459,6 +470,9 @@ def test_the_legend_names_every_arm_and_what_there_is():
     arms = ["plain", "one", "_x"]
     assert [text.get_text() for text in legend.get_texts()] == [*arms, "independent runs", "best at its budget"]
     assert [line.get_color() for line in legend.legend_handles[:3]] == list(COLOURS[:3])
+    alone = legend.legend_handles[3]  # the mark that it has in the picture
+    assert (alone.get_marker(), alone.get_color()) == (legend.legend_handles[0].get_marker(), COLOURS[0])
+    assert alone.get_markerfacecolor() == "none" and alone.get_linestyle() == "None"
     figure = draw([point for point in studied() if point["schedule"] == "cyclic"], ACCURACY, "")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, "best at its budget"]
     assert not any(line.get_linestyle() == "None" and len(line.get_xdata()) for line in figure.axes[0].lines)

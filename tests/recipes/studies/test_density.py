@@ -168,10 +168,11 @@ def test_the_table_has_densities_as_rows():
         "dense network: 0.9820 ± .0014",
         "       weights            ticket          random",
         "          80 %  * 0.9830 ± .0014  0.9794 ± .0014",
-        "          64 %  * 0.9810 ± .0028",
-        "        51.2 %    0.9710 ± .0014",
-        "          50 %                    0.9500 ± .0014",
+        "          64 %  * 0.9810 ± .0028               -",
+        "        51.2 %    0.9710 ± .0014               -",
+        "          50 %                 -  0.9500 ± .0014",
         "sparsest match              64 %            none",
+        "-: not trained at this density",
         f"* matches: mean within 0.002 of the dense network's, or better; {MEANING}",
     ]
 
@@ -238,24 +239,27 @@ def ticks(axes):
     return [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks() if low <= tick <= high]
 
 
+LADDER = [0.8**level for level in range(1, 16)]
+
+
 @pytest.mark.parametrize(
-    "sparsest, expected",
+    "densities, told",
     [
-        (0.8, "100 95 90 85 80"),
-        (0.512, "100 80 60"),
-        (0.2, "100 80 60 40 20"),
-        (0.069, "100 50 20 10"),
-        (0.004, "100 50 20 10 5 2 1 0.5"),
-        (1e-5, "100 10 1 0.1 0.01 0.001"),
-        (1.0, "100 95 90 85 80"),
+        ([0.8], "80"),
+        ([0.3, 0.1, 0.05, 0.02], "30 10 5 2"),
+        (LADDER, "80 51.2 32.8 21 13.4 8.59 5.5 3.52"),
+        ([0.4, 1e-3, 1e-5], "40 0.1 0.001"),
+        ([0.21, 0.2, 0.05], "21 5"),
     ],
 )
-def test_density_falls_to_the_right_from_100_percent_on_a_logarithmic_axis(sparsest, expected):
-    axes = draw(means(arm("a", 0.5, densities=[sparsest])), ACCURACY, "").axes[0]
+def test_each_density_has_a_tick_on_a_falling_logarithmic_axis_and_a_number_where_there_is_room(densities, told):
+    values = [0.5] * len(densities)
+    axes = draw(means(arm("a", *values, densities=densities)), ACCURACY, "").axes[0]
     left, right = axes.get_xlim()
-    assert axes.get_xscale() == "log" and 100 * sparsest > right and 100 < left < 200
-    assert ticks(axes)[::-1] == expected.split()
-    assert len(axes.xaxis.get_minorticklocs()) == 0
+    assert axes.get_xscale() == "log" and 100 * min(densities) > right and 100 < left < 200
+    assert ticks(axes) == told.split()
+    places = sorted([*axes.get_xticks(), *axes.xaxis.get_minorticklocs()])
+    assert places == pytest.approx(sorted(100 * density for density in densities), rel=0.005)
 
 
 def plotted(axes, **wanted):
@@ -301,6 +305,10 @@ def test_the_legend_explains_what_there_is():
     figure = draw(gone, ACCURACY, "")
     assert names(figure) == every
     assert "dense network" not in names(draw(means(dense(math.nan) + arm("a", 0.9)), ACCURACY, ""))
+    by_eight = at_initialization([f"arm {i}" for i in range(8)], [""])
+    handles = draw(means(by_eight), ACCURACY, "").legends[0].legend_handles
+    shown = {name: handles[i].get_marker() for i, name in enumerate(names(draw(means(by_eight), ACCURACY, "")))}
+    assert shown["matches it"] == shown["arm 0"] == "o" and shown["does not match"] == shown["arm 1"] == "s"
     faces = [handle.get_markerfacecolor() for handle in figure.legends[0].legend_handles]
     assert faces[:3] == list(COLOURS[:3]) and faces[5] == "white" != faces[4]
 

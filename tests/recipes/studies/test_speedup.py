@@ -128,7 +128,7 @@ def test_an_interval_has_no_end_where_the_baseline_ends():
     single = grid([[1, 2]], [[0.5, 0.6]])
     assert all(math.isnan(end) for limits in intervals(single, single) for end in limits)
     texts = [limits_text(*limits) for limits in ((1, 2), (1, math.inf), (0, 2), (0, math.inf), (math.nan, math.nan))]
-    assert texts == ["1.00 to 2.00", "1.00 to", "to 2.00", "any", ""]
+    assert texts == ["1.00 to 2.00", "1.00 or more", "2.00 or less", "any", ""]
 
 
 def test_of_a_known_effect_the_interval_tells_the_truth():
