@@ -5,7 +5,7 @@ INSTALL ?= --editable
 VENV := .venv$(TORCH:%=-%)
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
+.PHONY: demo docs test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: $(VENV)/ready
@@ -34,6 +34,13 @@ check: $(VENV)/ready
 	mkdir -p build/types && ln -sfn ../.. build/types/accelerando
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation's site, in build/site. The packages lie in build/docs as they are imported, for their docstrings, which are
+# read without importing anything; PYTHONPATH might name the packages a second time.
+docs: .venv-docs/ready
+	mkdir -p build/docs/accelerando
+	for package in algorithms recipes yamls; do ln -sfn ../../../$$package build/docs/accelerando/$$package; done
+	PYTHONPATH= .venv-docs/bin/mkdocs build --strict --quiet
+
 benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py
 	$(BIN)/python benchmarks/distillation.py
@@ -54,13 +61,15 @@ benchmark-gpu: $(VENV)/ready
 .venv-hosts/ready: WHAT = --constraint constraints/hosts.txt $(INSTALL) '.[lightning,transformers,tests]'
 .venv-llmfoundry/ready: WHAT = --constraint constraints/llmfoundry.txt --override $(firstword $(OVERRIDES)) \
 	$(INSTALL) '.[llmfoundry,tests]'
+# The site needs nothing of this project's but its text.
+.venv-docs/ready: WHAT = --group docs
 OVERRIDES := constraints/overrides/torch.txt constraints/overrides/transformers.txt
 
 .venv/ready: constraints/composer.txt
 .venv-latest/ready: $(OVERRIDES)
 .venv-hosts/ready: constraints/hosts.txt
 .venv-llmfoundry/ready: constraints/llmfoundry.txt $(OVERRIDES)
-.venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready: pyproject.toml
+.venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready .venv-docs/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python $(WHAT)
