@@ -3,9 +3,10 @@
     python tests/documents.py PAGE.md ...
 
 Blocks are run as they are printed, in their order. One that begins with `# NAME.py` or `# NAME.yaml` is a file of that
-name. Of shell blocks, `composer` and `python` are run as forks of this process, in which the hosts are imported already, and as
-one rank, whatever the launcher is told; all else is the shell's. What follows a paragraph that says "not run by the tests"
-is checked only: code is compiled, a recipe's command is checked with its keys. It prints a line for each page, with JSON.
+name. Of shell blocks, `composer` and `python` are run as forks of this process, in which the hosts are imported
+already, and as one rank, whatever the launcher is told; all else is the shell's. What follows a paragraph that says
+"not run by the tests", and the studies' own pages, whose commands take minutes to days, is checked only: code is
+compiled, and of a recipe's command the file and its keys are looked up. It prints a line of JSON for each page.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from typing import NamedTuple
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"\A# (\S+\.(?:py|yaml))$", re.MULTILINE)
 NOT_RUN = "not run by the tests"
+ROOT = Path(__file__).parents[1]
+OF_THE_LAUNCHER = ("-n", "--nproc", "--world_size", "--node_rank", "--master_addr", "--master_port")
 SHELL = ("console", "sh", "bash", "shell")
 
 
@@ -45,12 +48,14 @@ def blocks(page: str) -> Iterator[Block]:
     for found in FENCE.finditer(page):
         before = page[: found.start()].rstrip().rpartition("\n\n")[2]
         text = textwrap.dedent(found[3])
-        yield Block(page.count("\n", 0, found.start()) + 1, found[2], text, NOT_RUN not in " ".join(before.lower().split()))
+        is_run = NOT_RUN not in " ".join(before.lower().split())
+        yield Block(page.count("\n", 0, found.start()) + 1, found[2], text, is_run)
 
 
 def follow(page: Path) -> None:
     """Raises what goes wrong, at the line of the block."""
     namespace = {"__name__": "__main__"}
+    is_study = page.parent == ROOT / "docs" / "studies"
     for block in blocks(page.read_text()):
         where = f"{page.name}:{block.line}"
         if name := FILE.search(block.text):
@@ -62,7 +67,7 @@ def follow(page: Path) -> None:
         elif block.kind in SHELL:
             for command in commands(block.text):
                 try:
-                    (run if block.is_run else check)(command)
+                    (run if block.is_run and not is_study else check)(command)
                 except (Exception, SystemExit) as error:
                     raise RuntimeError(f"{where}: {command}: {error}") from error
 
@@ -78,16 +83,17 @@ def program(words: list[str]) -> tuple[Callable[[], object], list[str]] | None:
     if words[0] not in ("composer", "python"):
         return None
     rest = words[1:]
-    while words[0] == "composer" and rest[0] in ("-n", "--nproc", "--world_size", "--node_rank", "--master_addr", "--master_port"):
+    while words[0] == "composer" and rest[0] in OF_THE_LAUNCHER:
         rest = rest[2:]
     if rest[0] == "-m":
         return (lambda: runpy.run_module(rest[1], run_name="__main__", alter_sys=True)), rest[1:]
-    return (lambda: runpy.run_path(rest[0], run_name="__main__")), rest
+    file = rest[0] if Path(rest[0]).exists() else str(ROOT / rest[0])
+    return (lambda: runpy.run_path(file, run_name="__main__")), rest
 
 
 def run(command: str) -> None:
     words = shlex.split(command, comments=True)
-    if words[0] in ("source", "make", "pip", "uv"):  # the environment is there already
+    if words[0] in ("source", "make", "pip"):  # the environment is there already
         return
     settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
     found = program(words[len(settings) :])
@@ -166,6 +172,7 @@ def followed(page: Path) -> dict[str, str | float]:
 
 
 def main(pages: list[str]) -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": tempfile.mkdtemp()}
     import composer.trainer  # noqa: F401  # once for all
     import matplotlib
 
