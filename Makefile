@@ -39,7 +39,7 @@ check: $(VENV)/ready
 docs: .venv-docs/ready
 	mkdir -p build/docs/accelerando
 	for package in algorithms recipes yamls; do ln -sfn ../../../$$package build/docs/accelerando/$$package; done
-	PYTHONPATH= .venv-docs/bin/mkdocs build --strict --quiet
+	PYTHONPATH= NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py
