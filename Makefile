@@ -5,7 +5,7 @@ INSTALL ?= --editable
 VENV := .venv$(TORCH:%=-%)
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
+.PHONY: demo test test-programs test-hosts test-llm-foundry check benchmark benchmark-gpu constraints clean
 
 # One thread: beside other programs two of them wait for each other, and distort the times that are compared.
 demo: $(VENV)/ready
@@ -28,18 +28,19 @@ test-hosts: .venv-hosts/ready test-llm-foundry
 test-llm-foundry: .venv-llmfoundry/ready
 	.venv-llmfoundry/bin/python -m pytest tests/hosts/test_llm_foundry.py
 
+# The documentation's site, in build/site. The packages lie in build/docs as they are imported, for their docstrings, which are
+# read without importing anything; PYTHONPATH might name the packages a second time.
+.PHONY: docs
+docs: .venv-docs/ready
+	mkdir -p build/docs/accelerando
+	for package in algorithms recipes yamls; do ln -sfn ../../../$$package build/docs/accelerando/$$package; done
+	PYTHONPATH= NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/accelerando
 	$(BIN)/pyright --pythonpath $(BIN)/python
-
-# The documentation's site, in build/site. The packages lie in build/docs as they are imported, for their docstrings, which are
-# read without importing anything; PYTHONPATH might name the packages a second time.
-docs: .venv-docs/ready
-	mkdir -p build/docs/accelerando
-	for package in algorithms recipes yamls; do ln -sfn ../../../$$package build/docs/accelerando/$$package; done
-	PYTHONPATH= NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 benchmark: $(VENV)/ready
 	$(BIN)/python benchmarks/speedups.py
