@@ -10,6 +10,7 @@ import pytest
 from documents import Block, blocks, commands
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(3600)  # one process follows all pages
 FOLLOWED = {"python", "console", "bash", "sh", "shell"}
 PAGES = {
     str(page.relative_to(ROOT)): page
