@@ -6,7 +6,8 @@ Blocks are run as they are printed, in their order. One that begins with `# NAME
 name. Of shell blocks, `composer` and `python` are run as forks of this process, in which the hosts are imported
 already, and as one rank, whatever the launcher is told; all else is the shell's. What follows a paragraph that says
 "not run by the tests", and the studies' own pages, whose commands take minutes to days, is checked only: code is
-compiled, and of a recipe's command the file and its keys are looked up. It prints a line of JSON for each page.
+compiled, and of a recipe's command the file and its keys are looked up; so are the keys of all YAML. It prints a line
+of JSON for each page.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"\A# (\S+\.(?:py|yaml))$", re.MULTILINE)
@@ -64,6 +67,8 @@ def follow(page: Path) -> None:
             code = compile(block.text, where, "exec")
             if block.is_run and not name:
                 exec(code, namespace)
+        elif block.kind == "yaml":
+            known(yaml.safe_load(block.text))
         elif block.kind in SHELL:
             for command in commands(block.text):
                 try:
@@ -114,14 +119,20 @@ def run(command: str) -> None:
 def check(command: str) -> None:
     """Of a recipe that cannot run here, that its file and its keys are known."""
     from accelerando.recipes.config.loading import load
-    from accelerando.recipes.config.recipe import refuse_unknown
 
     words = shlex.split(command, comments=True)
     found = program(words) if words[0] == "composer" else None
     if found and re.search(r"recipes[./](train|study)(\.py)?$", found[1][0]):
         _, file, *keys = found[1]
-        config, source = load(file, [key for key in keys if not key.startswith("--")])
-        refuse_unknown(source, {key: config[key] for key in config if key not in ("study", "executor")})
+        known(load(file, [key for key in keys if not key.startswith("--")])[0])
+
+
+def known(config: Iterable[str]) -> None:
+    """That its keys are some of a recipe, or of a study."""
+    from accelerando.recipes.config.errors import Source
+    from accelerando.recipes.config.recipe import refuse_unknown
+
+    refuse_unknown(Source(), config, ("study", "executor", "extends"))
 
 
 def forked(begin: Callable[[], object]) -> None:
