@@ -79,7 +79,7 @@ def follow(page: Path) -> None:
 
 def commands(text: str) -> list[str]:
     """The lines of a shell block, continued ones as one, without comments; what feeds a program stays with it."""
-    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    lines = re.sub(r"\s*\\\n\s*", " ", text).splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
