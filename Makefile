@@ -28,6 +28,14 @@ test-hosts: .venv-hosts/ready test-llm-foundry
 test-llm-foundry: .venv-llmfoundry/ready
 	.venv-llmfoundry/bin/python -m pytest tests/hosts/test_llm_foundry.py
 
+# The documentation's site, in build/site. The packages lie in build/docs as they are imported, for their docstrings, which are
+# read without importing anything; PYTHONPATH might name the packages a second time.
+.PHONY: docs
+docs: .venv-docs/ready
+	mkdir -p build/docs/accelerando
+	for package in algorithms recipes yamls; do ln -sfn ../../../$$package build/docs/accelerando/$$package; done
+	PYTHONPATH= NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,13 +66,15 @@ benchmark-gpu: $(VENV)/ready
 .venv-hosts/ready: WHAT = --constraint constraints/hosts.txt $(INSTALL) '.[lightning,transformers,tests]'
 .venv-llmfoundry/ready: WHAT = --constraint constraints/llmfoundry.txt --override $(firstword $(OVERRIDES)) \
 	$(INSTALL) '.[llmfoundry,tests]'
+# The site needs nothing of this project's but its text.
+.venv-docs/ready: WHAT = --group docs
 OVERRIDES := constraints/overrides/torch.txt constraints/overrides/transformers.txt
 
 .venv/ready: constraints/composer.txt
 .venv-latest/ready: $(OVERRIDES)
 .venv-hosts/ready: constraints/hosts.txt
 .venv-llmfoundry/ready: constraints/llmfoundry.txt $(OVERRIDES)
-.venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready: pyproject.toml
+.venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready .venv-docs/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet uv
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python $(WHAT)
