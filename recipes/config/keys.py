@@ -22,6 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema, PydanticOmit
 from accelerando import algorithms
 
 from .arguments import callees, hints_of, is_time, names_times, open_to, parameters
+from .lookup import Part
 
 TIME = {"format": "time", "type": "string"}
 HEADINGS = ("Args", "Arguments", "Attributes", "Parameters", "Keyword Args")
@@ -84,6 +85,8 @@ def takes_others(target: Any) -> bool:
 
 def schema_of(name: str, annotation: Any, times: bool = False) -> dict[str, Any]:
     """The JSON schema of what YAML can give for an annotation; other things, such as modules, are left out of it."""
+    if annotation is Part:
+        return {"anyOf": [{"type": "string"}, {"type": "object"}]}  # a name, with its arguments or without
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
         schema = adapter.json_schema(schema_generator=_OfYaml)
