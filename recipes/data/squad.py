@@ -34,7 +34,7 @@ class Squad:
 
     counts_tokens: ClassVar[bool] = True
 
-    file: str
+    file: str  # one of SQuAD's own
     tokenizer: str  # on the hub, or a local folder
     seq_len: int = 384  # tokens per sample, those of the question included
     stride: int = 128  # tokens that a window shares with the next one

@@ -45,9 +45,9 @@ def bert(
     attention: Literal["sdpa", "eager"] = "sdpa",
     metrics: tuple[AnyMetricName, ...] | None = None,
 ) -> HuggingFaceModel:
-    """Hugging Face's BERT: `hugging_face` of the type `bert`, with the same arguments.
+    """Hugging Face's BERT, whose fields of `config` keep BERT-base's values, or `pretrained`'s, where they are left out.
 
-    The fields of `config` that are left out keep BERT-base's values, or `pretrained`'s.
+    For the arguments see `hugging_face`.
     """
     return _encoder("bert", objective, config or {}, num_labels, pretrained, tokenizer, attention, metrics)
 
