@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, PydanticOmit
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticOmit
 
 from accelerando import algorithms
 
@@ -100,13 +101,14 @@ def schema_of(name: str, annotation: Any, times: bool = False) -> dict[str, Any]
 class _OfYaml(GenerateJsonSchema):
     """Leaves out of a union what YAML cannot spell."""
 
-    ignored_warning_kinds: ClassVar = {"skipped-choice", "non-serializable-default"}
+    ignored_warning_kinds: ClassVar = {"skipped-choice", "non-serializable-default"}  # type: ignore[misc]
 
-    def _omit(self, *_: Any) -> Any:
+    def _omit(self: Any, *_: Any) -> Any:
         raise PydanticOmit
 
-    is_instance_schema = is_subclass_schema = callable_schema = dataclass_schema = _omit
-    handle_invalid_for_json_schema = _omit
+    omit: Any = _omit  # of whichever schema
+    is_instance_schema = is_subclass_schema = callable_schema = dataclass_schema = omit
+    handle_invalid_for_json_schema = omit
 
 
 def _simple(schema: Any, defined: Mapping[str, Any], timed: bool) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -55,8 +56,8 @@ def hub_or_cache(name: str) -> Iterator[None]:
     if Path(name).exists() or constants.HF_HUB_OFFLINE or _hub_answers():
         yield
         return
-    others = [module for library in ("datasets.config",) if (module := sys.modules.get(library))]
-    for module in (constants, *others):
+    read: list[Any] = [module for module in (constants, sys.modules.get("datasets.config")) if module]
+    for module in read:
         module.HF_HUB_OFFLINE = True
     try:
         yield
@@ -64,17 +65,17 @@ def hub_or_cache(name: str) -> Iterator[None]:
         hint = f"the hub, {constants.ENDPOINT}, does not answer"
         raise OSError(f"{name} is no folder here, is not cached, and {hint}") from error
     finally:
-        for module in (constants, *others):
+        for module in read:
             module.HF_HUB_OFFLINE = False
 
 
 @cache
 def _hub_answers() -> bool:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, utils
 
+    network: Any = utils
     try:
-        get_session().head(constants.ENDPOINT, timeout=5)  # by the proxy, if there is one
+        network.get_session().head(constants.ENDPOINT, timeout=5)  # by the proxy, if there is one
         return True
     except Exception:  # of whichever library it asks with
         return False

@@ -149,9 +149,9 @@ class OwnData:
         supplied = {"batch_size": batch_size} if self.sized else {}
         # So that what is divided at random is divided alike for training and for evaluation, and on all ranks.
         with seeded(seed):
-            made = self.make(**self.own, **supplied)
+            made: Any = self.make(**self.own, **supplied)
         spec = made if isinstance(made, DataSpec) else None
-        loader = spec.dataloader if spec else made
+        loader: Any = spec.dataloader if spec else made
         if spec or isinstance(loader, DataLoader):
             self._refuse_keys(type(made).__name__)
         if isinstance(loader, DataLoader):
@@ -183,7 +183,8 @@ class OwnData:
                 given = f"{show(sharded)} given, so that each of {copies} copies of {self.path} has all examples"
                 raise ArgumentError("sharded", f"{given}; {hint}{' on one rank' if copies > workers else ''}")
             data = Stream(data)
-        return worker_loader(data, batch_size=batch_size, train=train, seed=seed, kind=StreamLoader, **options)
+        source: Any = data
+        return worker_loader(source, batch_size=batch_size, train=train, seed=seed, kind=StreamLoader, **options)
 
     def _refuse_keys(self, kind: str) -> None:
         for name in self.keys.keys() - {"sharded"}:

@@ -45,7 +45,7 @@ def bert(
     attention: Literal["sdpa", "eager"] = "sdpa",
     metrics: tuple[AnyMetricName, ...] | None = None,
 ) -> HuggingFaceModel:
-    """Hugging Face's BERT, whose fields of `config` keep BERT-base's values, or `pretrained`'s, where they are left out.
+    """Hugging Face's BERT. What `config` leaves out keeps BERT-base's values, or `pretrained`'s.
 
     For the arguments see `hugging_face`.
     """

@@ -39,7 +39,8 @@ def draw(means: Mapping[Task, Sequence[Mean]], matrix: Sequence[Mapping[str, Any
     tall = 0.9 + 0.36 * len(sources) if matrix else 0.0
     figure = Figure(figsize=(11, 2.6 * rows + tall + 0.8), dpi=150, layout="constrained")
     figure.suptitle(title)
-    above, *below = figure.subfigures(2, 1, height_ratios=(2.6 * rows, tall)) if matrix else [figure]
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.6 * rows, tall)) if matrix else [figure]
+    above, *below = parts
     grid = above.subplots(rows, min(COLUMNS, len(means)), squeeze=False)
     shown: dict[str, Any] = {}
     for axes, (task, found) in zip(grid.flat, means.items(), strict=False):
@@ -48,7 +49,8 @@ def draw(means: Mapping[Task, Sequence[Mean]], matrix: Sequence[Mapping[str, Any
         axes.set_visible(False)
     above.supxlabel("sparsity of the pruned matrices (%)", fontsize="medium")
     order = [arm for arm in LOOKS if arm in shown]
-    handles = [Line2D([], [], ms=5, **{"ls": "-"} | LOOKS[arm]) for arm in order]
+    looks: list[Any] = [{"ls": "-", "ms": 5, **LOOKS[arm]} for arm in order]
+    handles = [Line2D([], [], **look) for look in looks]
     above.legend(handles, [NAMES.get(arm, arm) for arm in order], loc="outside right upper", frameon=False)
     if below:
         _draw_matrix(below[0].subplots(), matrix, sources, targets)

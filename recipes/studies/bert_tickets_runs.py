@@ -109,7 +109,7 @@ class Runs:
         }
         for key in ("train_data", "eval_data"):
             sets[key] = {"several": {"sources": {task: config[key] for task, config in each.items()}}}
-        made_from = dict.fromkeys(("model", "train_data", "eval_data"), f"together.{name}.tasks")
+        made_from: dict[str, str] = {key: f"together.{name}.tasks" for key in ("model", "train_data", "eval_data")}
         return Train(name=name, changes=changes, key=f"together.{name}", sets=sets, made_from=made_from, tags=tags)
 
     def from_scratch(self, task: str, seed: int) -> Train:

@@ -56,7 +56,9 @@ class ScalingLaw(PruningStudy):
     )
     tolerance: float | None = field(init=False, default=0.0)  # here nothing has to match the dense network
     ladder: TicketArguments = field(default_factory=dict)
-    configurations: Annotated[dict[str, Any], Holds("changes", by_name=True, also=SIZES)] = field(default_factory=dict)
+    configurations: Annotated[dict[str, Any], Holds("changes", by_name=True, also={**SIZES})] = field(
+        default_factory=dict
+    )
     fit_on: list[str] | None = None
     errors: list[float] = field(default_factory=list)
 

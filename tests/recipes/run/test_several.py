@@ -15,7 +15,7 @@ from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.data.several import Several
 from accelerando.recipes.data.text import HuggingFaceText
-from accelerando.recipes.models.builders import bert
+from accelerando.recipes.models.hugging_face import bert
 from accelerando.recipes.models.several import SeveralTasks
 from accelerando.recipes.run.agreement import agree_by_task
 from accelerando.recipes.train import train
