@@ -177,8 +177,12 @@ class Source:
 @pytest.mark.parametrize("section", ["train_data", "eval_data", "algorithms", "callbacks", "loggers", "scheduler"])
 @pytest.mark.parametrize("name", ["called", "Source", "CALLED", "__name__", "Algorithm"])
 def test_nothing_is_called_while_checking(section, name):
-    place = f"{section}.{__name__}:{name}"
-    assert place in refusal(f"{section}={{'{__name__}:{name}': {{}}}}") and not CALLED
+    place, override = f"{section}.{__name__}:{name}", f"{section}={{'{__name__}:{name}': {{}}}}"
+    if name == "called" and section.endswith("_data"):  # a function may give data, but it is asked only afterwards
+        check(*load(BASE, [override]))
+    else:
+        assert place in refusal(override)
+    assert not CALLED
 
 
 @pytest.mark.parametrize(
