@@ -164,9 +164,9 @@ def test_each_model_is_as_alone_but_for_one_encoder(tasks):
 def test_metrics_of_one_name_are_kept_apart():
     model = SeveralTasks({task: MODELS[task] for task in ("topic", "order")}).eval()
     metrics = copy.deepcopy(model.get_metrics())
-    assert [*metrics] == ["topic/MulticlassAccuracy", "order/MulticlassAccuracy"] and not model.get_metrics(
-        is_train=True
-    )
+    names = ("MulticlassAccuracy", "CrossEntropy")
+    assert [*metrics] == [f"{task}/{name}" for task in ("topic", "order") for name in names]
+    assert not model.get_metrics(is_train=True)
     for task in ("topic", "order"):
         batch = batch_of(task)
         outputs = model.eval_forward(dict(batch))
@@ -174,6 +174,8 @@ def test_metrics_of_one_name_are_kept_apart():
             model.update_metric(batch, outputs, metric)
         right = (outputs.argmax(-1) == batch["labels"]).float().mean()
         assert metrics[f"{task}/MulticlassAccuracy"].compute() == right
+        loss = torch.nn.functional.cross_entropy(outputs, batch["labels"])
+        torch.testing.assert_close(metrics[f"{task}/CrossEntropy"].compute(), loss)
         assert outputs.shape == (4, EXAMPLES[task][1])
 
 
@@ -239,7 +241,9 @@ def test_its_metrics_are_those_of_each_task(ladder, sources):
     _, result, weights = ladder
     names = {
         "topic/MulticlassAccuracy",
+        "topic/CrossEntropy",
         "order/MulticlassAccuracy",
+        "order/CrossEntropy",
         "words/LanguageCrossEntropy",
         "words/MaskedAccuracy",
     }
