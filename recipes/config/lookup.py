@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import Source, own_frame, said
+from .errors import ArgumentError, Source, own_frame, said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,18 @@ def import_path(path: str) -> Any:
     if not hasattr(imported, name):
         raise LookupError(f"the module {module} has no {name}")
     return getattr(imported, name)
+
+
+def function_at(argument: str, path: str, expected: str = "") -> Callable[..., Any]:
+    """The function at an import path, or an ArgumentError of the argument, which says what else was expected there."""
+    hint = f"; {expected}" if expected else ""
+    try:
+        found = import_path(path)
+    except (LookupError, ImportError) as error:
+        raise ArgumentError(argument, f"{path}: {error}{hint}") from error
+    if not callable(found):
+        raise ArgumentError(argument, f"{path} is a {type(found).__name__}; {expected or 'expected a function'}")
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -128,6 +128,18 @@ class TensorLoader(DataLoader):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.tensors[0]), *self.noise_shape, generator=generator)
         return noise.to(self.tensors[0].device)
+
+
+def mapping_loader(
+    batch: Mapping[str, Tensor], batch_size: int, train: bool, seed: int, device: AnyDevice, drop_last: bool = True
+) -> TensorLoader:
+    """Batches by the names that the tensors have in `batch`, as Hugging Face's models take them."""
+
+    def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> dict[str, Tensor]:
+        return dict(zip(batch, tensors, strict=True))
+
+    tensors = [to_device(tensor, device) for tensor in batch.values()]
+    return TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=drop_last)
 
 
 def worker_loader(

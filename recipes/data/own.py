@@ -36,7 +36,7 @@ from accelerando.algorithms.generators import seeded
 
 from ..config.arguments import check_arguments, parameters
 from ..config.errors import ArgumentError, show
-from ..config.lookup import import_path, nearest
+from ..config.lookup import function_at, nearest
 from .checks import check_least
 from .loaders import AnyDevice, worker_loader
 from .shards import is_streamed
@@ -101,7 +101,7 @@ def own_data(path: str, target: Callable[..., Any], given: Mapping[str, Any]) ->
     check_least(0, **{name: checked[name] for name in ("num_workers",) if name in checked})
     for name in FUNCTIONS:
         if checked.get(name) is not None:
-            checked[name] = _function(name, checked[name])
+            checked[name] = function_at(name, checked[name])
     return OwnData, {
         "path": path,
         "make": target,
@@ -113,16 +113,6 @@ def own_data(path: str, target: Callable[..., Any], given: Mapping[str, Any]) ->
 
 def _may_hold(kind: type) -> bool:
     return any(hasattr(kind, name) for name in ("__getitem__", "__iter__")) or issubclass(kind, DataSpec)
-
-
-def _function(name: str, path: str) -> Callable[..., Any]:
-    try:
-        found = import_path(path)
-    except (LookupError, ImportError) as error:
-        raise ArgumentError(name, f"{path}: {error}") from error
-    if not callable(found):
-        raise ArgumentError(name, f"{path} is a {type(found).__name__}; expected a function")
-    return found
 
 
 @dataclass

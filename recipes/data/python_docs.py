@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from composer.core import DataSpec
-from torch import Tensor
 
 from accelerando.algorithms.generators import numpy_generator
 from accelerando.algorithms.whole_files import written_whole
@@ -25,9 +24,9 @@ from accelerando.algorithms.whole_files import written_whole
 from ..config.errors import ArgumentError, show
 from .checks import check_least
 from .facts import Described
-from .loaders import AnyDevice, TensorLoader, to_device
+from .loaders import AnyDevice, TensorLoader, mapping_loader, to_device
 from .splits import overlap, part_of
-from .text import Batch, MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
+from .text import MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
 
 Task = Literal["topic", "hidden_word", "word_before"]
 
@@ -144,12 +143,7 @@ class PythonDocsTask:
         tokenizer, examples = python_docs_tokenizer(self.vocab_size), self.examples()
         texts, labels = [text for text, _ in examples], [label for _, label in examples]
         batch = truncated([texts], tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
-
-        def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
-            return dict(zip(batch, tensors, strict=True))
-
-        tensors = [to_device(tensor, device) for tensor in batch.values()]
-        loader = TensorLoader(tensors, batch_size, train, seed, as_mapping)
+        loader = mapping_loader(batch, batch_size, train, seed, device)
         return Described(loader, facts_of(tokenizer, self.seq_len, labels, _names(self.task)))
 
 

@@ -14,7 +14,7 @@ from ..config.errors import ArgumentError, show
 from .checks import check_hub_name, check_least
 from .codes import as_codes
 from .facts import Described, Facts
-from .loaders import AnyDevice, TensorLoader, to_device
+from .loaders import AnyDevice, mapping_loader
 from .text import Batch, Tokenizer, _tokenizer
 
 AT_ONCE = 512  # questions that are tokenised together: the places of all their tokens are Python's numbers at first
@@ -64,12 +64,7 @@ class Squad:
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if not train:
             batch |= _texts(questions, batch.pop("question"), batch.pop("offsets"))
-        tensors = [to_device(tensor, device) for tensor in batch.values()]
-
-        def as_mapping(tensors: tuple[Tensor, ...], noise: Tensor) -> Batch:
-            return dict(zip(batch, tensors, strict=True))
-
-        loader = TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=self.drop_last)
+        loader = mapping_loader(batch, batch_size, train, seed, device, self.drop_last)
         facts = Facts(inputs="texts", labels="spans", words=len(tokenizer), positions=self.seq_len)
         return Described(loader, facts)
 

@@ -25,7 +25,7 @@ from accelerando.algorithms.generators import generator_of
 from ..config.errors import ArgumentError, show
 from .checks import check_hub_name, check_least, hub_or_cache
 from .facts import IGNORED, Described, Facts
-from .loaders import AnyDevice, TensorLoader, to_device, worker_loader
+from .loaders import AnyDevice, TensorLoader, mapping_loader, to_device, worker_loader
 from .shards import check_shards, open_shards, same_shards
 
 Batch = dict[str, Tensor]
@@ -92,12 +92,7 @@ class HuggingFaceText:
             return Described(loader, facts_of(tokenizer, self.seq_len))
         labels = labels_of(rows, self.label_column, split)
         batch = truncated(texts, tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
-        tensors = [to_device(tensor, device) for tensor in batch.values()]
-
-        def as_mapping(tensors: Sequence[Tensor], noise: Tensor) -> Batch:
-            return dict(zip(batch, tensors, strict=True))
-
-        loader = TensorLoader(tensors, batch_size, train, seed, as_mapping, drop_last=self.drop_last)
+        loader = mapping_loader(batch, batch_size, train, seed, device, self.drop_last)
         names = rows.features[self.label_column]
         return Described(loader, facts_of(tokenizer, self.seq_len, labels, getattr(names, "names", None)))
 

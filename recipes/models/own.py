@@ -11,8 +11,7 @@ from typing import Any
 
 from composer.models import ComposerClassifier
 
-from ..config.errors import ArgumentError
-from ..config.lookup import Part, import_path
+from ..config.lookup import Part, function_at
 from ..data.checks import check_least
 from ..data.facts import Facts
 from .classifier import LOSSES, ImageClassifier
@@ -34,10 +33,4 @@ def _loss(name: str) -> Callable[..., Any]:
     if name in LOSSES:
         return LOSSES[name]
     expected = f"expected {', '.join(LOSSES)} or the import path of a function of (logits, labels)"
-    try:
-        found = import_path(name)
-    except (LookupError, ImportError) as error:
-        raise ArgumentError("loss", f"{name}: {error}; {expected}") from error
-    if not callable(found):
-        raise ArgumentError("loss", f"{name} is a {type(found).__name__}; {expected}")
-    return found
+    return function_at("loss", name, expected)
