@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticOmit
 
@@ -91,7 +91,7 @@ def schema_of(name: str, annotation: Any, times: bool = False) -> dict[str, Any]
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
         schema = adapter.json_schema(schema_generator=_OfYaml)
-    except (PydanticSchemaGenerationError, TypeError):
+    except (PydanticUserError, TypeError):
         return {}
     except PydanticOmit:
         return NOTHING
