@@ -142,10 +142,15 @@ def checked(
     return iterations
 
 
-def masks_of_ticket(owner: str, ticket: str | PathLike[str] | None, weights: Mapping[str, Tensor]) -> Masks | None:
-    """Returns the masks in a file, None without one; ValueError, which names the `owner`, where they do not fit."""
+def masks_of_ticket(
+    owner: str, ticket: str | PathLike[str] | None, weights: Mapping[str, Tensor], *, partial: bool = False
+) -> Masks | None:
+    """Returns the masks in a file, None without one; ValueError, which names the `owner`, where they do not fit.
+
+    For `partial` see `load_masks`.
+    """
     try:
-        return None if ticket is None else load_masks(ticket, weights)
+        return None if ticket is None else load_masks(ticket, weights, partial=partial)
     except ValueError as error:
         raise ValueError(f"{owner}: {error}.") from error
 

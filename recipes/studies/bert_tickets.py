@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from ..config.keys import Holds
 from ..run.history import EVAL_PREFIX
 from ..run.results import label, percent
-from .bert_tickets_cells import LATER, TICKETS, in_words, transfers
+from .bert_tickets_cells import LATER, TICKETS, Task, in_words, transfers
 from .bert_tickets_checks import check_together, check_weights_of, task_of, which_of
 from .bert_tickets_runs import PRETRAINING, Runs
 from .claims import Claim
@@ -139,24 +139,28 @@ class BertTickets(PruningStudy):
             if row.tags.get("level"):
                 metrics = {**row.metrics, "kept": row["density"]}
                 row = replace(row, tags={**row.tags, "density": self._runs.density(row["level"])}, metrics=metrics)
-            if (name := row["task"]) not in self._runs.together:
+            if row["task"] not in self._runs.together:
                 yield row
                 continue
-            for task in self._runs.together[name][0]:
-                own = {metric: value for metric, value in row.metrics.items() if not metric.startswith(EVAL_PREFIX)}
-                group = self.judged[f"{task} of {name}"]
-                own |= {metric: value for metric, value in row.metrics.items() if metric in group.metrics}
-                yield replace(row, tags={**row.tags, "task": group.name}, metrics=own)
+            for task in self._judged_in(row["task"]):
+                own = {
+                    metric: value
+                    for metric, value in row.metrics.items()
+                    if metric in task.metrics or not metric.startswith(EVAL_PREFIX)
+                }
+                yield replace(row, tags={**row.tags, "task": task.name}, metrics=own)
+
+    def _judged_in(self, name: str) -> list[Task]:
+        """The task, or those of a ladder of several."""
+        if name not in self._runs.together:
+            return [self.judged[name]]
+        return [self.judged[f"{task} of {name}"] for task in self._runs.together[name][0]]
 
     def words(self, base: Base, node: Train, result: Result) -> str:
         """The metric at the end, of the task or of each of several."""
-        name = node.tags["task"]
-        names = (
-            [f"{task} of {name}" for task in self._runs.together[name][0]] if name in self._runs.together else [name]
-        )
-        if name == PRETRAINING:
+        if (name := node.tags["task"]) == PRETRAINING:
             return "the weights of theta_0"
-        metrics = [self.judged[name].metric for name in names]
+        metrics = [task.metric for task in self._judged_in(name)]
         return ", ".join(f"{label(metric)} {number(result.metrics.get(metric)):.4f}" for metric in metrics)
 
     def summaries(self, base: Base, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..run.history import EVAL_PREFIX, VALIDATION
+from ..run.history import EVAL_PREFIX
 from ..run.results import aligned, percent
-from .core import lower_is_better
-from .density import DENSE, Mean, dense_of, means
+from .core import lower_is_better, of_validation
+from .density import DENSE, Mean, dense_of, means, values_of
 from .statistics import mean_and_deviation
-from .table import Row, by_seed
+from .table import Row
 
 TICKETS, LATER, SCRATCH, ONE_SHOT, RANDOM = "tickets", "later", "scratch", "one_shot", "random"
 FROM = "from "  # before the name of the task on which masks were found
@@ -40,7 +40,7 @@ class Task:
 
     def chosen_by(self, metric: str) -> str | None:
         """The metric by which is chosen what is reported in `metric`; None where there is no other."""
-        return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1) if self.validated else None
+        return of_validation(metric) if self.validated else None
 
     def means(self, rows: Sequence[Row], metric: str, tolerance: float | None) -> list[Mean]:
         """Those of each arm and density of the task's rows."""
@@ -52,9 +52,7 @@ class Task:
 
     def values(self, rows: Sequence[Row], arm: str, density: float = 1.0) -> dict[Any, float]:
         """The metric by seed, or its negative where less is better."""
-        sign, same = -1 if lower_is_better(self.metric) else 1, percent(density)
-        own = [row for row in self.rows(rows) if row["arm"] == arm and percent(row["density"]) == same]
-        return {seed: sign * value for seed, value in by_seed(own, self.metric).items()}
+        return values_of(self.rows(rows), self.metric, arm, density)
 
     def deviation(self, rows: Sequence[Row]) -> float:
         """That of the dense networks over seeds; NaN of a single one, or where one diverged."""

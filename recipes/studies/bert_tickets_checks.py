@@ -75,8 +75,10 @@ def check_weights_of(
     first, weights = "pretraining", _weights(base, pretraining, {}, 0) if pretraining else {}
     for name, recipe in recipes.items():
         own, key, model = _weights(base, recipe, which[name], 0), f"tasks.{name}", recipe.model.key
-        random = _differ(own, _weights(base, recipe, which[name], 1)) if pretraining is None else []
-        if random:
+        other = _differ(own, weights) if weights and not pretraining else []
+        # Those that are the first's are no random ones: another draw is made for the first alone, and for others.
+        drawn = pretraining is None and (other or not weights)
+        if random := _differ(own, _weights(base, recipe, which[name], 1)) if drawn else []:
             hint = f"{random[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
             raise base.source.error(key, f"{model}: {hint}")
         if pretraining and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
@@ -87,8 +89,7 @@ def check_weights_of(
         if not weights:
             first, weights = name, own
         common = own.keys() & weights.keys()
-        shapes = [each for each in common if own[each].shape != weights[each].shape]
-        other = shapes or ([] if pretraining else _differ(own, weights))
+        other = [each for each in common if own[each].shape != weights[each].shape] or other
         if not common or other:
             hint = f"begins with other weights in {other[0]}" if other else "has none of the weights that are pruned"
             raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")

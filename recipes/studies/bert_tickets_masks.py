@@ -12,8 +12,8 @@ from composer.loggers import Logger
 from accelerando.algorithms.composer.for_recipes import Supply
 from accelerando.algorithms.composer.pruning.sparsity import Pruning
 from accelerando.algorithms.pruning import keep_highest, kept_counts
+from accelerando.algorithms.pruning.at_init import masks_of_ticket
 from accelerando.algorithms.pruning.criteria import magnitude
-from accelerando.algorithms.pruning.files import load_masks
 from accelerando.algorithms.pruning.masks import Masks, digest
 from accelerando.algorithms.pruning.pruner import check_density
 
@@ -56,10 +56,7 @@ class TransferredTicket(Pruning):
         self._digest = digest(self._load())
 
     def _load(self) -> Masks:
-        try:
-            return load_masks(self.ticket, self.weights, partial=True)
-        except ValueError as error:
-            raise ValueError(f"{self._name}: {error}.") from error
+        return masks_of_ticket(self._name, self.ticket, self.weights, partial=True) or {}
 
     def is_due_before(self, state: State) -> bool:
         return state.timestamp.batch > 0

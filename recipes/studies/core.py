@@ -288,9 +288,14 @@ def evaluated(recipe: Recipe) -> list[str]:
 
 def on_validation_data(recipe: Recipe, metric: str) -> str | None:
     """The full name of the metric there; None where the run has none."""
+    return of_validation(metric) if recipe.validation_data else None
+
+
+def of_validation(metric: str) -> str:
+    """The full name, on validation data, of a metric of the evaluation."""
     from ..run.history import EVAL_PREFIX, VALIDATION
 
-    return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1) if recipe.validation_data else None
+    return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1)
 
 
 def choose_metric(names: Iterable[str], wanted: str | None = None, errors: bool = False) -> str:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
 from ..run.results import aligned, label, percent
 from .core import lower_is_better
 from .statistics import mean_and_deviation
-from .table import Row
+from .table import Row, by_seed
 
 DENSE = "dense"
 ROUNDING = 1e-6  # of metrics, which are of 32 bits
@@ -97,6 +98,13 @@ def _matched(means: list[Mean], metric: str, tolerance: float | None) -> list[Me
         near = math.isfinite(row.value) and sign * (dense.value - row.value) <= margin + ROUNDING
         matched.append(row if row.arm == DENSE else replace(row, matches=near, tolerance=margin))
     return matched
+
+
+def values_of(rows: Iterable[Row], metric: str, arm: str, density: float) -> dict[Any, float]:
+    """The arm's metric at a density by seed, or its negative where less is better."""
+    sign, same = -1 if lower_is_better(metric) else 1, percent(density)
+    own = [row for row in rows if row["arm"] == arm and percent(row["density"]) == same]
+    return {seed: sign * value for seed, value in by_seed(own, metric).items()}
 
 
 def dense_of(means: Iterable[Mean]) -> Mean | None:

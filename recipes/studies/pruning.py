@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.recipe import Recipe
-from ..run.results import percent
 from .claims import Claim, judge_each
-from .core import Base, Study, Train, duration, has_times_in_dur, lower_is_better, on_validation_data, row_of
-from .density import DENSE, Mean, dense_of, means, table
+from .core import Base, Study, Train, duration, has_times_in_dur, on_validation_data, row_of
+from .density import DENSE, Mean, dense_of, means, table, values_of
 from .statistics import Difference, paired
-from .table import Row, by_seed
+from .table import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,9 +146,7 @@ class PruningStudy(Study):
 
     def values(self, rows: Sequence[Row], arm: str, density: float) -> dict[Any, float]:
         """The metric by seed, or its negative where less is better."""
-        sign, same = -1 if lower_is_better(self.metric or "") else 1, percent(density)
-        own = [row for row in rows if row["arm"] == arm and percent(row["density"]) == same]
-        return {seed: sign * value for seed, value in by_seed(own, self.metric or "").items()}
+        return values_of(rows, self.metric or "", arm, density)
 
     def margin(self, rows: Sequence[Row]) -> float:
         """How much worse than the dense network in this metric may be what matches it; NaN if that is not known."""
