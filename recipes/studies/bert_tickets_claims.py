@@ -14,7 +14,7 @@ from ..run.results import percent
 from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS, Task
 from .claims import Claim, judge_each, judge_some
 from .density import DENSE
-from .statistics import Difference, difference
+from .statistics import LEVEL, Difference, difference
 from .table import Row
 
 SOURCE = "arXiv:2007.12223, abstract"
@@ -25,11 +25,18 @@ BEATS = 2.0  # deviations by which theta_0 must beat random weights
 def claims_of(
     rows: Sequence[Row], tasks: Sequence[Task], densities: Sequence[float], transfer: float | None, masked_lm: str
 ) -> Iterator[Claim]:
-    """Each at the densities at which there are controls, and those of masks on other tasks at that of `transfer`."""
+    """Each at the densities at which there are controls, and those of masks on other tasks at that of `transfer`.
+
+    A task on which theta_0 is not told to be better than random weights tells nothing of tickets of theta_0, so that
+    no claim but the first counts it.
+    """
     cells = _Cells(rows)
-    begins = _theta_is_better(cells, tasks)
+    begins, sources = _theta_is_better(cells, tasks), [task.name for task in tasks]
     yield begins
-    lacking = "" if begins.verdict == "holds" else "it is not told that theta_0 is better than random weights"
+    counted = [task for task in tasks if _is_better(cells.values(task, DENSE, 1.0, SCRATCH))]
+    told = counted and begins.verdict == "holds"
+    lacking = "" if told else "it is not told that theta_0 is better than random weights"
+    tasks = counted or tasks
     for density in densities:
         at = f"at {percent(1 - density)} of sparsity"
         yield _matches(cells, tasks, density, at, lacking)
@@ -41,7 +48,8 @@ def claims_of(
                 claim = f"Tickets are better than as many {words} {at}."
                 yield judge_each(claim, QUOTED, found, precondition=lacking)
     if transfer is not None:
-        yield from _of_masks(cells, tasks, transfer, masked_lm, f"at {percent(1 - transfer)} of sparsity", lacking)
+        at = f"at {percent(1 - transfer)} of sparsity"
+        yield from _of_masks(cells, sources, tasks, transfer, masked_lm, at, lacking)
 
 
 class _Cells:
@@ -71,9 +79,15 @@ def _theta_is_better(cells: _Cells, tasks: Sequence[Task]) -> Claim:
     claim = "Theta_0 is better than random initial weights by more than two deviations on a task (the precondition)."
     judged = judge_some(claim, SOURCE, more)
     means = ", ".join(f"{name} {sum(own) / len(own):+.2f}" for name, own in values.items() if own)
-    return replace(
-        judged, measured=f"better by {means} deviations; less two: {judged.measured}" if means else "nothing"
-    )
+    idle = [name for name, own in values.items() if not _is_better(own)]
+    measured = f"better by {means} deviations; less two: {judged.measured}" if means else "nothing"
+    left_out = f"; not told to be better on {', '.join(idle)}, not counted below" if idle and means else ""
+    return replace(judged, measured=measured + left_out)
+
+
+def _is_better(values: Sequence[float]) -> bool:
+    """By a one-sided t test, as a task is left out only where theta_0 may be worth nothing."""
+    return difference(values).p_above < LEVEL
 
 
 def _matches(cells: _Cells, tasks: Sequence[Task], density: float, at: str, lacking: str) -> Claim:
@@ -93,10 +107,10 @@ def _matches(cells: _Cells, tasks: Sequence[Task], density: float, at: str, lack
 
 
 def _of_masks(
-    cells: _Cells, tasks: Sequence[Task], density: float, masked_lm: str, at: str, lacking: str
+    cells: _Cells, sources: Sequence[str], tasks: Sequence[Task], density: float, masked_lm: str, at: str, lacking: str
 ) -> Iterator[Claim]:
     """Masked LM's masks match everywhere; those of each other task fail to match somewhere."""
-    for source in (task.name for task in tasks):
+    for source in sources:
         others = [task for task in tasks if task.name != source]
         values = {task.name: cells.values(task, f"{FROM}{source}", density) for task in others}
         values = {name: own for name, own in values.items() if own}

@@ -275,6 +275,17 @@ def test_nothing_is_told_where_theta_0_is_no_better_than_random_weights():
     assert found.pop(next(iter(found))) == "fails" and set(found.values()) == {"cannot be told here"}
 
 
+def test_a_task_does_not_count_on_which_theta_0_is_worth_nothing():
+    idle = {**FOUND, ("b", "scratch", 1.0): 0.8, ("b", "tickets", 0.3): 0.7, ("b", "from mlm", 0.3): 0.7}
+    found = verdicts(idle)
+    assert found[MATCH] == "holds"  # which fails on b
+    assert found["Masks that were found by masked language modelling match on all other tasks"] == "holds"
+    first, *_ = claims_of(made_up(idle), MADE_UP, [0.3], 0.3, "mlm")
+    assert first.measured.endswith("not told to be better on b, not counted below")
+    without = {key: value for key, value in FOUND.items() if key[1] != "scratch"}
+    assert set(verdicts(without).values()) == {"cannot be told here"}
+
+
 def test_a_task_does_not_count_where_random_weights_do_as_well():
     like = {**FOUND, **{(task, "random", 0.3): 0.799 for task in ("mlm", "a", "b")}}
     assert verdicts(like)[MATCH] == "cannot be told here"
