@@ -7,7 +7,8 @@ from pathlib import Path
 from accelerando.recipes import study, train
 
 NAMES = ("distillation", "tradeoff", "tickets", "prune_at_init", "stability", "interpolation", "landscape", "data_diet")
-STUDIES = {f"{name}.yaml" for name in (*NAMES, "generalization", "distilled_tickets", "scaling_law", "shrinkbench")}
+MORE = ("generalization", "distilled_tickets", "scaling_law", "shrinkbench", "bert_tickets")
+STUDIES = {f"{name}.yaml" for name in (*NAMES, *MORE)}
 
 if __name__ == "__main__":
     for command in json.loads(Path(sys.argv[1]).read_text()):

@@ -464,12 +464,17 @@ def expected(tasks, *others):
     return {(task, arm) for task in tasks for arm in (*arms, *(f"from {one}" for one in sources if one != task))}
 
 
-def test_small_tickets_of_bert(tmp_path):
+def a_small_tiny_bert(*but):
+    """Two tasks, each alone and both together, on a BERT that the study pretrains."""
     block = "study.bert_tickets"
     short = [f"{block}.pretraining.max_duration=2ba", f"{block}.together.all.tasks=[topic,masked_lm]"]
     short += [f"{block}.together.all.max_duration=2ba", "scheduler.linear_with_warmup.t_warmup=1ba", FEW]
+    return a_small_bert_tickets("python_docs/bert_tickets", *short, *but, tasks=("masked_lm", "topic"))
+
+
+def test_small_tickets_of_bert(tmp_path):
+    file, *overrides = a_small_tiny_bert(f"folder={tmp_path}")
     tasks = ("masked_lm", "topic")
-    file, *overrides = a_small_bert_tickets("python_docs/bert_tickets", *short, f"folder={tmp_path}", tasks=tasks)
     assert masks_of_tasks(run(plan(*load(file, overrides))), *tasks) == expected(tasks, "all")
 
 
@@ -589,6 +594,7 @@ def big(tmp_path_factory):
     commands[name] = a_small_comparison(name, *small, f"run_name={name}", changes=alone)
     ranks = [f"folder={runs}", "device=cpu", "global_batch_size=4", "loggers={wandb: {project: accelerando}}"]
     commands["study"] = [*a_small_study("digits/distillation"), *ranks]
+    commands["bert_tickets"] = [*a_small_tiny_bert(), *ranks]
     (data / "commands.json").write_text(json.dumps(list(commands.values())))
     done = launch(2, Path(__file__).with_name("run_yamls.py"), data / "commands.json", WANDB_MODE="offline")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -696,6 +702,15 @@ def test_distilled_tickets_under_two_ranks(big):
     arms = ["dense", "tickets", "tickets on distilled data"]
     assert [row["arm"] for row in rows if row["role"] == "pair"] == arms
     assert [row["samples"] for row in rows if row["role"] == "distilling"] == [8]
+
+
+@pytest.mark.programs
+def test_tickets_of_several_tasks_under_two_ranks(big):
+    tasks, rows = ("masked_lm", "topic"), read_table(big / "python-docs-bert-tickets" / "table.csv")
+    assert {(row["task"], row["arm"]) for row in rows if row["task"] in tasks} == expected(tasks, "all")
+    together = [row for row in rows if row["task"] == "topic of all"]
+    assert together and all(np.isfinite(value) for row in together for value in row.metrics.values())
+    assert all(row.samples == 8 for row in together if row["level"] == 0)
 
 
 @pytest.mark.programs
