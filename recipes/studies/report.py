@@ -87,7 +87,9 @@ def _write(study: Study, base: Base, rows: Sequence[Row], seconds: Sequence[floa
         write(folder / "claims.md", to_markdown(claims).encode())
         seeds = ", ".join(str(seed) for seed in study.seeds if any(row.tags.get("seed") == seed for row in rows))
         finished = f"{len(seconds)} of {planned}" if len(seconds) < planned else str(planned)
-        measured = f"{finished} runs with the seeds {seeds}, {sum(seconds) / 3600:.2g} hours of training in all"
+        hours = sum(seconds) / 3600
+        took = f"{hours:.1f} hours" if hours >= 1 else f"{hours:.2g} hours"
+        measured = f"{finished} runs with the seeds {seeds}, {took} of training in all"
         write(folder / "report.md", _page(study, base, measured, text, claims, pixels is not None).encode())
     if text:
         print(f"\n{text}")
