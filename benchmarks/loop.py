@@ -72,6 +72,19 @@ IN_LIGHTNING: dict[str, Callable[[nn.Module], pl.Callback]] = {
 }
 
 
+class Idle(Algorithm):
+    """One that does nothing, at the events at which another one acts: what is left is Composer's own cost of a call."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def match(self, event: Any, state: Any) -> bool:
+        return self.other.match(event, state)
+
+    def apply(self, event: Any, state: Any, logger: Any) -> None:
+        pass
+
+
 class Starts(Callback):
     """When each step began."""
 
@@ -224,6 +237,7 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
             f"plain loop, {title}": in_a_loop(network, data, given.steps, title),
             "Composer": in_composer(network, data, given.steps),
             f"Composer, {title}": in_composer(network, data, given.steps, IN_COMPOSER[title](network)),
+            "Composer, nothing": in_composer(network, data, given.steps, Idle(IN_COMPOSER[title](network))),
             "Lightning": in_lightning(network, data, given.steps),
             f"Lightning, {title}": in_lightning(network, data, given.steps, IN_LIGHTNING[title]),
         }
@@ -233,7 +247,11 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
             parts = medians.quartiles(partial(_cost, host, title))
             first, cost, last = (f"{part / medians[host]:.1%}" for part in parts)
             costs.append(f"{host} {parts[1] * 1e3:.3f} ms, {cost} of its empty step (quartiles {first} to {last})")
-        notes = f"the callback's cost over the plain loop's technique: {'; '.join(costs)}"
+        calls = medians.quartiles(lambda taken: taken["Composer, nothing"] - taken["Composer"])[1]
+        notes = (
+            f"the callback's cost over the plain loop's technique: {'; '.join(costs)}; Composer's own for calling an "
+            f"algorithm at these events, which does nothing: {calls * 1e3:.3f} ms"
+        )
         report(f"{name}: {title}", medians, "plain loop", notes)
 
 

@@ -68,7 +68,9 @@ class MixUp(RandomAlgorithm):
         return self._mixer.mixing
 
     def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) and (self.alpha > 0 or event == Event.INIT)
+        # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
+        idle = self._by_loss if event == Event.BEFORE_BACKWARD else event == Event.AFTER_LOSS and not self._by_loss
+        return not idle and super().match(event, state) and (self.alpha > 0 or event == Event.INIT)
 
     def _start(self, state: State, logger: Logger) -> None:
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):
@@ -110,8 +112,6 @@ class MixUp(RandomAlgorithm):
             )
 
     def _mix_loss(self, state: State, logger: Logger) -> None:
-        if not self._by_loss:
-            return
         key = labels_key(state.batch, self.target_key)
         with get_precision_context(state.precision, state.precision_config):
             batch = batch_set(copy.copy(state.batch), key, self._other_target)
@@ -119,5 +119,4 @@ class MixUp(RandomAlgorithm):
         state.loss = self._mixer.mix_losses(state.loss, other)
 
     def _restore_target(self, state: State, logger: Logger) -> None:
-        if not self._by_loss:
-            state.batch_set_item(labels_key(state.batch, self.target_key), self._original_target)
+        state.batch_set_item(labels_key(state.batch, self.target_key), self._original_target)
