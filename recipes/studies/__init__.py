@@ -14,6 +14,7 @@ from .shrinkbench import ShrinkBench
 from .stability import Stability
 from .tickets import Tickets
 from .tradeoff import Tradeoff
+from .variants import Variants
 
 __all__ = [
     "BertTickets",
@@ -30,4 +31,5 @@ __all__ = [
     "Stability",
     "Tickets",
     "Tradeoff",
+    "Variants",
 ]

@@ -66,8 +66,9 @@ def plan(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -
         check_inside("run_name", name, "the name of a folder inside `folder`")
         check_value("folder", str, folder)
         check_path("folder", folder, "a folder of this machine")
-    if "seed" in config:
-        raise source.error("seed", "a study has several; give seeds in its block, such as [17]")
+    if config.get("seed") is not None:
+        hint = "give seeds in its block, such as [17], and seed: null where a file that is extended has one"
+        raise source.error("seed", f"a study has several; {hint}")
     kind, key, given = _found(config, source, "study", STUDIES)
     own = source.inside(key, {*_fields(kind), *given})
     check_numbers(own, given)
@@ -76,7 +77,7 @@ def plan(config: Mapping[str, Any] | DictConfig, source: Source | None = None) -
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise own.error("seeds", f"{study.seeds} given; expected different whole numbers")
     executor = _executor(config, source)
-    rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN_KEYS])
+    rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in {*OWN_KEYS, "seed"}])
     rest.run_name = name  # which may have referred to the study's block
     base = Base(rest, own, resolved, Path(folder, name), name)
     if any((base.folder / inside).exists() for inside in ("results.json", "checkpoints")):
