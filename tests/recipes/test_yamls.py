@@ -66,7 +66,7 @@ GENERALIZATIONS = {f"{name}/generalization" for name in ("digits", "fashion_mnis
 }
 LAWS = {f"{name}/scaling_law" for name in ("digits", "fashion_mnist", "cifar10", "resnet50")}
 STUDIES = TRADEOFFS | GLUES | DISTILLATIONS | TICKETS | CRITERIA | STABILITIES | LANDSCAPES | INTERPOLATIONS
-STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES | BERT_TICKETS
+STUDIES |= GENERALIZATIONS | DISTILLED_TICKETS | DIETS | LAWS | SHRINKBENCHES | BERT_TICKETS | {"digits/variants"}
 # Of the small images in the place of ImageNet.
 SMALL_SET = [
     f"study.distilled_tickets.distilling.{change}"
@@ -109,6 +109,13 @@ def test_small_tradeoff(name, tmp_path):
     short = [*CYCLES, "study.tradeoff.seeds=[17]", "study.tradeoff.compare_standard=false", "eval_interval=1ba", FEW]
     found = run(plan(*load(f"{name}.yaml", [*short, f"folder={tmp_path}"])))
     assert [row.batches for row in found.rows] == [2, 4] * len(load(f"{name}.yaml")[0].study.tradeoff.arms)
+
+
+def test_small_variants(tmp_path):
+    few = ["max_duration=4ba", "scheduler.cosine_annealing_with_warmup.t_warmup=1ba", "study.variants.seeds=[17]"]
+    given = load("digits/variants.yaml", [*few, f"folder={tmp_path}"])
+    rows = run(plan(*given)).rows
+    assert [(row["variant"], row.batches) for row in rows] == [(name, 4) for name in given[0].study.variants.variants]
 
 
 def a_small_study(name):
