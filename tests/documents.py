@@ -109,7 +109,6 @@ def run(command: str) -> None:
 
     def begin() -> None:
         os.environ.update(settings)
-        sys.path.insert(0, os.getcwd())
         sys.argv = arguments
         start()
 
@@ -172,6 +171,7 @@ def followed(page: Path) -> dict[str, str | float]:
 
         def there() -> None:
             os.chdir(folder)
+            sys.path.insert(0, folder)
             warnings.simplefilter("ignore")
             follow(page)
 
