@@ -44,8 +44,9 @@ class Distillation(ForRecipes, RandomAlgorithm):
         ignore_index: the label of positions that are not taught, where each position has a label.
         common_classes: where the numbers of outputs differ, as for one tokenizer with another padding, teach the first
             ones, which all have; by default a difference is an error.
-        input_key, target_key: where the batch holds them; for a batch that is a mapping, 1 means "labels". A teacher
-            that is neither a `ComposerModel` nor of Hugging Face is given what stands at `input_key`.
+        input_key, target_key: where the batch holds inputs and targets; for a batch that is a mapping, 1 means
+            "labels". A teacher that is neither a `ComposerModel` nor of Hugging Face is given what stands at
+            `input_key`.
         teacher_dtype: "bfloat16", "float16" or "float32": of the teachers' weights and arithmetic. By default weights
             stay as they are, and arithmetic follows the student's precision.
         compile: compile the teachers.

@@ -30,8 +30,8 @@ class MixUp(RandomAlgorithm):
 
     Args:
         alpha, interpolate_loss, ignore_index: see `Mixer`, which also says what is exchanged in which loss.
-        input_key, target_key: where the batch holds them: a key, an index, or a pair of functions (get, set); for a
-            batch that is a mapping the default target_key means "labels".
+        input_key, target_key: where the batch holds inputs and targets: a key, an index, or a pair of functions (get,
+            set); for a batch that is a mapping the default target_key means "labels".
 
     Splitting into microbatches must keep the order of the examples, as Composer's does.
     """

@@ -54,8 +54,9 @@ class Keys:
         collate_fn: import path of a function of a list of samples that returns a batch.
         shuffle: the order in training, which changes from epoch to epoch; in evaluation it is always that of the data.
         drop_last: leave out what does not fill a batch on each rank, in training.
-        sharded: of an iterable data set, that each rank and each worker gets examples of its own from it, by
-            `torch.utils.data.get_worker_info()` or Composer's `dist`; what has a length and places is shared out here.
+        sharded: of an iterable data set, that each rank and each worker gets examples of its own from it, which its
+            `__iter__` divides by Composer's `dist` and `torch.utils.data.get_worker_info()`; what has a length and
+            places is shared out here.
         pin_memory: by default on machines with a GPU.
         prefetch_factor: batches that each worker has ready.
         persistent_workers: whether they live on from epoch to epoch.

@@ -45,9 +45,14 @@ def bert(
     attention: Literal["sdpa", "eager"] = "sdpa",
     metrics: tuple[AnyMetricName, ...] | None = None,
 ) -> HuggingFaceModel:
-    """Hugging Face's BERT. What `config` leaves out keeps BERT-base's values, or `pretrained`'s.
+    """Hugging Face's BERT.
 
-    For the arguments see `hugging_face`.
+    For the other arguments see `hugging_face`.
+
+    Args:
+        config: fields of transformers' `BertConfig`; those left out keep BERT-base's values, or `pretrained`'s.
+        pretrained: hub name or local folder whose weights are the start, or a Composer checkpoint, or the folder of a
+            run, with its latest one; otherwise they are random.
     """
     return _encoder("bert", objective, config or {}, num_labels, pretrained, tokenizer, attention, metrics)
 
