@@ -21,6 +21,7 @@ class Facts:
     channels: int | None = None
     side: int | None = None  # of the images, in pixels
     least_side: int | None = None  # of the images that a model takes, where it takes several sizes
+    pairs: bool = False  # of a model: its batches are (inputs, labels), with one class for each example
     words: int | None = None  # in the vocabulary
     positions: int | None = None  # tokens in a text
     changed: tuple[int, ...] = ()  # the places of the examples whose labels are wrong on purpose

@@ -40,7 +40,7 @@ from ..config.lookup import function_at, nearest
 from .checks import check_least
 from .loaders import AnyDevice, worker_loader
 from .shards import is_streamed
-from .streams import Stream, StreamLoader, stateful
+from .streams import Stream, StreamLoader, UnsizedLoader, length_of, stateful
 
 EXPECTED = "expected a Dataset, a DataLoader, or Composer's DataSpec"
 
@@ -170,12 +170,19 @@ class OwnData:
             raise ArgumentError("shuffle", f"{show(options['shuffle'])} given, but {self.path} has an order of its own")
         if not is_streamed(data):
             if (copies := dist.get_world_size() * max(workers, 1)) > 1 and not sharded:
-                hint = "expected true, once each rank and worker gets examples of its own from it, or num_workers: 0"
-                given = f"{show(sharded)} given, so that each of {copies} copies of {self.path} has all examples"
-                raise ArgumentError("sharded", f"{given}; {hint}{' on one rank' if copies > workers else ''}")
+                raise ArgumentError("sharded", self._shares(copies, several_ranks=copies > workers))
             data = Stream(data)
         source: Any = data
-        return worker_loader(source, batch_size=batch_size, train=train, seed=seed, kind=StreamLoader, **options)
+        kind = StreamLoader if train or length_of(data) is not None else UnsizedLoader
+        return worker_loader(source, batch_size=batch_size, train=train, seed=seed, kind=kind, **options)
+
+    def _shares(self, copies: int, several_ranks: bool) -> str:
+        """What a data set that is iterated in several processes must do."""
+        problem = f"each of the {copies} processes that read {self.path} would get all of its examples"
+        of_rank = "composer.utils.dist.get_global_rank() and get_world_size(), or torch.distributed's"
+        own = f"{f'{of_rank}, and ' if several_ranks else ''}torch.utils.data.get_worker_info()"
+        hint = f"let its __iter__ give each its own, by {own}, and say sharded: true"
+        return f"{problem}; {hint}{'' if several_ranks else ', or say num_workers: 0'}"
 
     def _refuse_keys(self, kind: str) -> None:
         for name in self.keys.keys() - {"sharded"}:

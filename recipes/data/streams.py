@@ -39,7 +39,7 @@ class StreamLoader(DataLoader):
         self.over = self.goes_on = self.ends = False
         if ends:
             return
-        count, length, batches = 0, _length(self), super().__iter__()
+        count, length, batches = 0, length_of(self), super().__iter__()
         for count, batch in enumerate(batches, start=1):
             if count == length and not goes_on:
                 self.over = next(batches, None) is None
@@ -48,11 +48,17 @@ class StreamLoader(DataLoader):
             raise ValueError(f"an epoch has no batch of {self.batch_size} on each of {dist.get_world_size()} rank(s)")
 
 
-def _length(loader: DataLoader) -> int | None:
+def length_of(loader: Any) -> int | None:
     try:
         return len(loader)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
+
+
+class UnsizedLoader(StreamLoader):
+    """One of an unknown length. Composer evaluates until its end what is not sized, and refuses what fails to tell."""
+
+    __len__ = None  # type: ignore[assignment]
 
 
 def stateful(loader: Any) -> Any:

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch.nn.functional as F
-from composer.metrics import CrossEntropy
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
 
 from accelerando.algorithms.targets import dense_targets
 
 from ..data.facts import Facts
-from .metrics import MulticlassAccuracy, MulticlassTop5Accuracy
+from .metrics import CrossEntropy, MulticlassAccuracy, MulticlassTop5Accuracy
 
 Loss = Literal["cross_entropy", "bce"]
 
@@ -42,7 +42,7 @@ class ImageClassifier(ComposerClassifier):
             for metrics in ([MulticlassAccuracy(num_classes)], measured)
         )
         super().__init__(module, num_classes, trained, evaluated, loss_fn)  # type: ignore[arg-type]
-        self.takes = takes
+        self.takes = replace(takes, pairs=True)
 
 
 def classifier(

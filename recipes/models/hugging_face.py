@@ -5,7 +5,7 @@ import logging
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from composer.metrics import CrossEntropy, LanguageCrossEntropy
+from composer.metrics import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
 from torch.nn import Module
 from torchmetrics import MeanSquaredError, Metric
@@ -16,7 +16,7 @@ from ..config.errors import ArgumentError
 from ..config.lookup import nearest
 from ..data.checks import check_hub_name, check_least, hub_or_cache
 from .answers import ANSWERS, AnswerMetricName
-from .metrics import CLASSES, MaskedAccuracy, MetricName, build_metrics
+from .metrics import CLASSES, CrossEntropy, MaskedAccuracy, MetricName, build_metrics
 from .pretrained import (
     auto_class,
     check_encoder,

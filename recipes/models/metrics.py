@@ -6,10 +6,14 @@ from typing import Any, Literal
 
 import composer.metrics
 import torch
+import torch.nn.functional as F
 import torchmetrics.classification
 from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassMatthewsCorrCoef
+
+from ..config.errors import ArgumentError
+from ..data.facts import IGNORED
 
 MetricName = Literal["accuracy", "f1", "matthews", "mse", "pearson", "spearman"]
 
@@ -35,6 +39,9 @@ class MulticlassAccuracy(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Logits (N, num_classes) and classes (N,); ValueError for other shapes."""
+        if preds.ndim == 2 and target.shape == preds.shape[:1] and preds.shape[1] != self.num_classes:
+            found = f"but the network returns {preds.shape[1]} numbers for each example"
+            raise ArgumentError("num_classes", f"{self.num_classes} given, {found}; expected one for each class")
         if preds.shape != (*target.shape, self.num_classes):
             raise ValueError(
                 f"{type(self).__name__} got outputs {tuple(preds.shape)} and labels {tuple(target.shape)}; "
@@ -56,6 +63,31 @@ class MulticlassTop5Accuracy(MulticlassAccuracy):
 
     def _right(self, preds: Tensor, target: Tensor) -> Tensor:
         return (preds.topk(5, dim=-1).indices == target[..., None]).any(-1)
+
+
+class CrossEntropy(Metric):
+    """The mean over all examples, however these come in batches; Composer's is the mean of the batches' means.
+
+    An example of the class -100 does not count, and one whose label is a row of probabilities counts as their sum.
+    """
+
+    full_state_update = False
+    sum_loss: Tensor
+    total: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("sum_loss", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Logits (N, C) and classes (N,), or probabilities (N, C); either may have more dimensions behind these."""
+        rows = preds.shape == target.shape
+        self.sum_loss += F.cross_entropy(preds.float(), target.float() if rows else target, reduction="sum")
+        self.total += target.sum() if rows else (target != IGNORED).sum()
+
+    def compute(self) -> Tensor:
+        return self.sum_loss / self.total
 
 
 class MaskedAccuracy(composer.metrics.MaskedAccuracy):

@@ -40,7 +40,7 @@ def agree_by_task(recipe: Recipe, model: ComposerModel, data: Sequence[tuple[Par
     """As `agree`, but the data of each task with its own model, where the model has several tasks."""
     tasks = model.tasks if isinstance(model, SeveralTasks) else {}
     for part, built in data:
-        _compare_tasks(recipe, part, [*tasks], list(_specs(built)))
+        _compare_tasks(recipe, part, [*tasks], list(specs(built)))
     if not isinstance(model, SeveralTasks):
         return agree(recipe, takes(model), data)
     for task, of_model in model.parts.items():
@@ -48,7 +48,7 @@ def agree_by_task(recipe: Recipe, model: ComposerModel, data: Sequence[tuple[Par
         own = [
             (replace(part, key=f"{part.key}.{spec.keys[task]}"), spec.tasks[task])
             for part, built in data
-            for spec in _specs(built)
+            for spec in specs(built)
             if isinstance(spec, OfTasks) and task in spec.tasks
         ]
         agree(replace(recipe, model=replace(of_model, key=key), train_data=own[0][0]), takes(model.tasks[task]), own)
@@ -78,15 +78,18 @@ def agree(recipe: Recipe, takes: Facts, data: Sequence[tuple[Part, Any]]) -> Non
     if recipe.trainer.get("accumulate_train_batch_on_tokens"):
         _refuse_without_tokens(recipe, train_data)
     for part, built in data:
-        for spec in _specs(built):
+        for spec in specs(built):
             holds = getattr(spec, "facts", Facts())
             if problem := _difference(recipe, part, training, holds) or _problem(recipe, part, takes, holds):
                 raise problem
+            if takes.pairs and holds.labels is None:
+                spec.microbatch_transforms = _of_pairs(spec.microbatch_transforms, takes, recipe, part)
             if takes.labels == "classes" and takes.classes and holds.classes is None:
                 spec.batch_transforms = _checked(spec.batch_transforms, takes.classes, recipe, part)
 
 
-def _specs(data: Any) -> Iterator[DataSpec]:
+def specs(data: Any) -> Iterator[DataSpec]:
+    """All that a source has built."""
     for each in data if isinstance(data, list | tuple) else [data]:
         spec = each.dataloader if isinstance(each, Evaluator) else each
         if isinstance(spec, DataSpec):
@@ -168,6 +171,37 @@ def _refuse_without_tokens(recipe: Recipe, data: Any) -> None:
         raise recipe.source.error(
             key, f"true given, but {recipe.train_data.key} counts no labelled tokens; leave it out"
         )
+
+
+def _of_pairs(transform: Callable[[Any], Any], takes: Facts, recipe: Recipe, data: Part) -> Callable[[Any], Any]:
+    """What reaches the model, of which torch and Composer would say something else."""
+    model = recipe.model.key
+
+    def check(batch: Any) -> Any:
+        batch = transform(batch)
+        if isinstance(batch, Mapping) or not (isinstance(batch, list | tuple) and len(batch) == 2):
+            found = f"a mapping of {some([*map(str, batch)])}" if isinstance(batch, Mapping) else _kind(batch)
+            raise recipe.source.error(data.key, f"a batch is {found}; {model} takes (inputs, labels)")
+        if takes.labels == "classes" and not _is_a_class_each(labels := batch[1], takes.classes):
+            hint = f"{model} takes whole numbers of torch.int64 in the shape (N,), a class for each example"
+            raise recipe.source.error(data.key, f"the labels of a batch are {_kind(labels)}; {hint}")
+        return batch
+
+    return check
+
+
+def _kind(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"{found.dtype} in the shape {tuple(found.shape)}"
+    return f"a {type(found).__name__}{f' of {len(found)}' if isinstance(found, list | tuple) else ''}"
+
+
+def _is_a_class_each(labels: Any, classes: int | None) -> bool:
+    """Or the probabilities of all classes."""
+    if not isinstance(labels, Tensor):
+        return False
+    rows = labels.ndim == 2 and labels.shape[1] == classes and labels.dtype.is_floating_point
+    return rows or (labels.ndim == 1 and labels.dtype in (torch.int64, torch.uint8))
 
 
 def _checked(transform: Callable[[Any], Any], classes: int, recipe: Recipe, data: Part) -> Callable[[Any], Any]:

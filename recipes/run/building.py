@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,17 @@ from composer.algorithms import SAM
 from composer.core import Evaluator, ensure_data_spec
 from composer.devices import Device
 from composer.loggers import LoggerDestination
-from composer.utils import ensure_tuple, reproducibility
+from composer.utils import dist, ensure_tuple, reproducibility
 
 from accelerando.algorithms.composer.for_recipes import declared_by
 
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
 from ..config.recipe import Recipe
+from ..data.own import tell_once
+from ..data.streams import length_of
 from ..models.several import SeveralTasks
-from .agreement import agree_by_task
+from .agreement import agree_by_task, specs
 from .algorithms import SeenByModel, build_algorithms, for_recipes
 from .buffers import OneSetOfBuffers
 from .checkpoints import Checkpoint, Saved, nothing_executed
@@ -32,7 +34,7 @@ from .grouped import KeepsGroups
 from .history import VALIDATION, History
 from .loggers import build_loggers
 from .origin import find_origin
-from .place import KeepsPlace
+from .place import BeginsAlike, KeepsPlace
 from .progress import Lines
 from .seeds import SeedOfWeights
 from .start import StartedRun
@@ -88,10 +90,14 @@ def build(
         if part
     ]
     agree_by_task(recipe, model, [(recipe.train_data, train_data), *evaluated])
+    for part, data in evaluated:
+        _see_to_its_end(recipe, part, data)
     seen.data = ensure_data_spec(train_data)
+    _refuse_epochs_without_length(recipe, seen.data.dataloader)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
     place = KeepsPlace(recipe, seen.data.dataloader)
-    callbacks += [place, *([started] if started else [])]
+    callbacks += [place, BeginsAlike([spec for _, data in evaluated for spec in specs(data)])]
+    callbacks += [started] if started else []
     with (
         recipe.source.blame("", *REFUSALS),
         blame_checkpoint(recipe, checkpoint.path if checkpoint else None),
@@ -115,6 +121,32 @@ def build(
         trainer._rng_state = started.generators
     begun = started.begun if started else {"batch": 0, "sample": 0}
     return Run(recipe=recipe, trainer=trainer, history=history, seen=seen, begun=begun)
+
+
+def _refuse_epochs_without_length(recipe: Recipe, loader: Any) -> None:
+    """Composer does so when the training begins."""
+    given = recipe.config["max_duration"]
+    in_epochs = isinstance(given, int) or str(given).endswith("ep")
+    if in_epochs and length_of(loader) is None and recipe.trainer.get("train_subset_num_batches", -1) == -1:
+        given = given if isinstance(given, str) else f"{given} epoch(s)"
+        own = "give it __len__, or " if dist.get_world_size() == 1 else ""
+        where = "has no length" if own else "has no length that holds for each rank"
+        hint = f"{own}say how long in batches, such as 100ba, or train_subset_num_batches"
+        raise recipe.source.error("max_duration", f"{given} given, but {recipe.train_data.key} {where}: {hint}")
+
+
+def _see_to_its_end(recipe: Recipe, part: Part, data: Any) -> None:
+    """Of data without a length an evaluation is all that they give, if their loader does not hide it from Composer."""
+    if recipe.trainer.get("eval_subset_num_batches", -1) != -1:
+        return
+    whole = [each for each in ensure_tuple(data) if getattr(each, "subset_num_batches", None) in (None, -1)]
+    for loader in [spec.dataloader for spec in specs(whole) if length_of(spec.dataloader) is None]:
+        if isinstance(loader, Sized):
+            raise part.source.error(part.key, "has no length; say eval_subset_num_batches: N, or give it __len__")
+        tell_once(
+            f"{part.key}: has no length, so each evaluation goes on until its data end; if they have no end, say "
+            "eval_subset_num_batches: N"
+        )
 
 
 def _kept_records(recipe: Recipe) -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 from composer import Callback, Logger, State, Trainer
+from composer.core import DataSpec
 from composer.utils import dist, reproducibility
+from torch.utils.data import IterableDataset
 
 from ..config.recipe import Recipe
 from ..data.streams import StreamLoader, stateful
@@ -57,3 +61,28 @@ class KeepsPlace(Callback):
         if trainer and trainer._rng_state is not None and state.dataset_resumption.get("train"):
             reproducibility.load_rng_state(trainer._rng_state)
             trainer._rng_state = None
+
+
+class BeginsAlike(Callback):
+    """Lets each evaluation begin where the first one does, if the data keep their place themselves.
+
+    Before the training Composer takes a batch of all that is evaluated, to draw the order of its samplers. Iterable
+    data have none, and are left as they were.
+    """
+
+    def __init__(self, evaluated: Sequence[DataSpec]):
+        found = [(spec.dataloader, stateful(spec.dataloader)) for spec in evaluated]
+        self._places = [(loader, kept, copy.deepcopy(kept.state_dict())) for loader, kept in found if kept is not None]
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        labels = [each.label for each in state.evaluators if _is_iterable(each.dataloader.dataloader)]
+        state.dataset_resumption.setdefault("eval", {}).update(dict.fromkeys(labels, True))
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        for loader, kept, place in self._places:
+            if loader is state.dataloader:
+                kept.load_state_dict(copy.deepcopy(place))
+
+
+def _is_iterable(loader: Any) -> bool:
+    return isinstance(getattr(loader, "dataset", None), IterableDataset)

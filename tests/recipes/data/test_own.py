@@ -1,5 +1,7 @@
 """Data of one's own: served as the shipped ones are, kept in place over a kill, or refused by their key."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from composer.core import DataSpec
@@ -169,7 +171,11 @@ def test_what_is_divided_at_random_is_divided_alike_for_training_and_evaluation(
         ("Images", {"sharded": True}, "sharded: true given, but .* has a length and places"),
         ("Images", {"size": 3}, "3 samples do not fill a batch of 4 on 1 rank"),
         ("Stream", {"shuffle": True}, "shuffle: true given, but .*:Stream has an order of its own"),
-        ("Stream", {"num_workers": 2}, "sharded: null given, so that each of 2 copies of .*:Stream has all examples"),
+        (
+            "Stream",
+            {"num_workers": 2},
+            "sharded: each of the 2 processes that read .*:Stream .* by torch.utils.data.get_worker_info.*: 0",
+        ),
         ("loader", {"batch_size": 8}, "makes batches of 8, but each rank has 4"),
         ("spec", {"num_workers": 1}, "num_workers: given, but .* makes a DataSpec, which has its own"),
         ("once", {}, "makes a generator; expected a Dataset, .*, not what can be read once"),
@@ -186,7 +192,9 @@ def test_on_several_ranks_what_would_give_all_of_them_the_same_is_refused(monkey
     ranks(monkeypatch, 1, of=2)
     with pytest.raises(ValueError, match="gives all examples to every rank; expected the data set"):
         built("weighted")
-    with pytest.raises(ArgumentError, match=r"each of 2 copies of .* or num_workers: 0 on one rank"):
+    with pytest.raises(
+        ArgumentError, match=r"each of the 2 processes .* by composer.utils.dist.get_global_rank.*say sharded: true$"
+    ):
         built("Stream")
     assert len([*built("Stream", sharded=True).dataloader]) == N // 4
 
@@ -250,3 +258,66 @@ def test_of_data_without_a_state_a_line_is_told(tmp_path, capsys):
 def test_a_place_that_cannot_be_chosen_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"train_subset_num_batches: after a resume .*:Kept, which keeps its own"):
         train(config(tmp_path, "Kept") | {"train_subset_num_batches": 3})
+
+
+class Logged(Kept):
+    """Writes down which examples each pass gives, and may keep its length to itself."""
+
+    passed: ClassVar[list[list[int]]] = []
+
+    def __init__(self, size: int = N, sized: bool = True):
+        super().__init__(size)
+        self.sized = sized
+
+    def __len__(self):
+        if not self.sized:
+            raise TypeError("no length")
+        return super().__len__()
+
+    def __iter__(self):
+        Logged.passed.append(given := [])
+        for images, label in super().__iter__():
+            given.append(round(float(images[0, 0, 0]) * N))
+            yield images, label
+
+
+class Unsized(DataLoader):
+    """A loader of one's own, of which Composer would not know when it ends."""
+
+
+def unsized(batch_size: int):
+    return Unsized(Logged(sized=False), batch_size)
+
+
+def evaluated(folder, monkeypatch, **given):
+    """What each evaluation of a run of two epochs saw."""
+    monkeypatch.setattr(Logged, "passed", [])
+    options = {"eval_data": {f"{HERE}:Logged": {"sized": False}}, "eval_batch_size": 4, "eval_interval": "3ba"}
+    settings = {name: value for name, value in (config(folder, "Images") | options | given).items() if value}
+    return runs.trained(settings)[0], Logged.passed
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_each_evaluation_sees_all_examples_in_the_same_order(tmp_path, monkeypatch, capsys, sized):
+    data = {"eval_data": {f"{HERE}:Logged": {"sized": sized}}, "eval_subset_num_batches": None}
+    _, passed = evaluated(tmp_path, monkeypatch, **data)
+    assert len(passed) == 4 and all(sorted(given) == [*range(N)] for given in passed)
+    assert all(given == passed[0] for given in passed)
+    told = f"eval_data.{HERE}:Logged: has no length, so each evaluation goes on until its data end"
+    assert capsys.readouterr().err.count(told) == (not sized)
+
+
+def test_evaluations_of_some_batches_see_the_same_ones(tmp_path, monkeypatch):
+    _, passed = evaluated(tmp_path, monkeypatch, eval_subset_num_batches=2)
+    assert len(passed) == 4 and all(given[:8] == passed[0][:8] for given in passed)
+
+
+def test_a_length_that_is_needed_is_asked_for_before_the_training(tmp_path, monkeypatch):
+    given = config(tmp_path, "Stream") | {"scheduler": None}
+    with pytest.raises(
+        ConfigError, match=rf"max_duration: 2ep given, but train_data.{HERE}:Stream has no length: give"
+    ):
+        train(given)
+    with pytest.raises(ConfigError, match=rf"eval_data.{HERE}:unsized: has no length; say eval_subset_num_batches: N"):
+        evaluated(tmp_path, monkeypatch, eval_data={f"{HERE}:unsized": {}}, eval_subset_num_batches=None)
+    assert Logged.passed == []

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy as Torchmetrics
 from accelerando.algorithms import LabelledPositions, LabelSmoothing, MixUp
 from accelerando.recipes.data.facts import Facts
 from accelerando.recipes.models.classifier import ImageClassifier
-from accelerando.recipes.models.metrics import MaskedAccuracy, MulticlassAccuracy, MulticlassTop5Accuracy
+from accelerando.recipes.models.metrics import CrossEntropy, MaskedAccuracy, MulticlassAccuracy, MulticlassTop5Accuracy
 from tiny import CLASSES, loader, masked_lm, network, token_loader, trainer
 
 
@@ -50,7 +50,12 @@ def test_accuracy_of_nothing_is_that_of_torchmetrics():
     assert MulticlassAccuracy(5).compute() == Torchmetrics(5, average="micro").compute() == 0
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (3,)), ((3, 5), (3, 5)), ((3, 5), (2,)), ((3, 5, 2), (3, 2))])
+def test_accuracy_tells_whose_number_of_classes_is_wrong():
+    with pytest.raises(ValueError, match="num_classes: 5 given, but the network returns 4 numbers for each example"):
+        MulticlassAccuracy(5).update(torch.zeros(3, 4), torch.zeros(3))
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (2,)), ((3, 5), (3, 5)), ((3, 5), (2,)), ((3, 5, 2), (3, 2))])
 def test_accuracy_refuses_other_shapes(shapes):
     logits, labels = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=r"MulticlassAccuracy got outputs .* expected logits \(N, 5\) and classes"):
@@ -62,6 +67,51 @@ def test_accuracy_moves_with_its_device():
     assert metric.counts.device.type == metric.device.type == "meta"
     metric.reset()
     assert metric.counts.device.type == "meta"
+
+
+@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("kind", ["classes", "some ignored", "rows", "positions"])
+def test_cross_entropy_is_the_mean_over_examples_of_batches_of_any_size(size, kind):
+    """23 examples: the last batch has three, or two."""
+    logits = torch.randn(23, 5, 3) if kind == "positions" else torch.randn(23, 5)
+    labels = torch.randint(5, (23, 3) if kind == "positions" else (23,))
+    if kind == "some ignored":
+        labels[[0, 1, 2, 3, 4, 5, 6, 21]] = -100  # a whole batch too
+    if kind == "rows":
+        labels = torch.rand(23, 5).softmax(1)
+        losses = -(labels * logits.log_softmax(1)).sum(1)
+    else:
+        chosen = logits.log_softmax(1).gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+        losses = -chosen[labels >= 0]
+    metric, of_rank = CrossEntropy(), [CrossEntropy(), CrossEntropy()]
+    for number, batch in enumerate(zip(logits.split(size), labels.split(size), strict=True)):
+        for each in (metric, of_rank[number % 2]):
+            each.update(*batch)
+    torch.testing.assert_close(metric.compute(), losses.mean())
+    summed = CrossEntropy()  # as torchmetrics adds the states of ranks
+    for name in ("sum_loss", "total"):
+        setattr(summed, name, sum(getattr(each, name) for each in of_rank))
+    summed._update_count = 1
+    torch.testing.assert_close(summed.compute(), losses.mean())
+
+
+def test_one_batch_has_the_cross_entropy_of_composer():
+    for labels in (torch.tensor([1, -100, 4]), torch.eye(5)[:3]):
+        ours, theirs, logits = CrossEntropy(), composer.metrics.CrossEntropy(), torch.randn(3, 5)
+        for metric in (ours, theirs):
+            metric.update(logits, labels)
+        torch.testing.assert_close(ours.compute(), theirs.compute())
+
+
+def test_an_old_checkpoints_cross_entropy_does_not_end_a_resume():
+    """Composer loads what `save_metrics` kept non-strictly, and an evaluation begins with nothing."""
+    old = composer.metrics.CrossEntropy()
+    old.persistent(mode=True)
+    ours = CrossEntropy()
+    ours.load_state_dict(old.state_dict(), strict=False)
+    ours.reset()
+    ours.update(torch.zeros(2, 4), torch.tensor([0, 1]))
+    torch.testing.assert_close(ours.compute(), torch.tensor(4.0).log())
 
 
 def test_masked_accuracy_is_that_of_composer():
@@ -76,7 +126,7 @@ def test_masked_accuracy_is_that_of_composer():
 
 @pytest.mark.parametrize(
     "metric",
-    [MulticlassAccuracy(5), MulticlassTop5Accuracy(5), MaskedAccuracy()],
+    [CrossEntropy(), MulticlassAccuracy(5), MulticlassTop5Accuracy(5), MaskedAccuracy()],
     ids=lambda metric: type(metric).__name__,
 )
 def test_an_update_asks_nothing_of_the_device(metric):

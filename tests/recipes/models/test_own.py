@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 import runs
 from accelerando.recipes.config.errors import ConfigError, Source
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.config.sections import check_section
 from accelerando.recipes.models.classifier import binary_cross_entropy
+from accelerando.recipes.run.agreement import agree, takes
 from accelerando.recipes.run.teachers import build_teachers
 from accelerando.recipes.train import train
 
 HERE = __name__
+OWN = {"classifier": {"module": f"{__name__}:Net", "num_classes": 10}}
 
 
 class Net(nn.Module):
@@ -96,6 +99,65 @@ def test_a_run_trains_it_and_as_a_teacher_it_must_be_named_in_ones_own_file(tmp_
     recipe = check(config | {"run_name": "student", "algorithms": student})
     with pytest.raises(ConfigError, match=r"module.*refused in the folder of a teacher; give {checkpoint: FILE"):
         build_teachers(recipe, recipe.algorithms[0].arguments["teachers"])
+
+
+class Labelled(Dataset):
+    """Images of the digits' size, with labels in one form or another."""
+
+    def __init__(self, form: str):
+        self.form = form
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        image, label = torch.zeros(1, 8, 8), place % 3
+        if self.form == "mapping":
+            return {"image": image, "label": label, "name": 1}
+        if self.form == "alone":
+            return image
+        forms = {
+            "float": float(label),
+            "column": torch.tensor([label]),
+            "text": "cat",
+            "narrow": torch.tensor(label).int(),
+        }
+        return image, forms.get(self.form, label)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("float", r"the labels of a batch are torch.float64 in the shape \(4,\); model.classifier takes whole numbers"),
+        (
+            "column",
+            r"the labels of a batch are torch.int64 in the shape \(4, 1\); model.classifier takes whole numbers",
+        ),
+        ("narrow", r"the labels of a batch are torch.int32 in the shape \(4,\); .* of torch.int64 in the shape \(N,\)"),
+        ("text", r"the labels of a batch are a (list|tuple) of 4; model.classifier takes"),
+        ("mapping", r"a batch is a mapping of image, label, name; model.classifier takes \(inputs, labels\)"),
+        ("alone", r"a batch is torch.float32 in the shape \(4, 1, 8, 8\); model.classifier takes \(inputs, labels\)"),
+    ],
+)
+def test_batches_of_another_form_are_told_of(form, message):
+    recipe = check(runs.settings("runs") | {"model": OWN, "train_data": {f"{HERE}:Labelled": {"form": form}}})
+    spec = recipe.train_data.build(4, True, 0, "cpu")
+    agree(recipe, takes(recipe.model.build()), [(recipe.train_data, spec)])
+    with pytest.raises(ConfigError, match=f"train_data.{HERE}:Labelled: {message}"):
+        for batch in spec.dataloader:
+            spec.microbatch_transforms(spec.batch_transforms(batch))
+
+
+def test_a_run_with_other_labels_or_classes_ends_with_the_key(tmp_path):
+    same = {f"{HERE}:Labelled": {"form": "right"}}
+    settings = runs.settings(tmp_path) | {"global_batch_size": 4, "algorithms": {}, "model": OWN, "eval_data": same}
+    del settings["train_subset_num_batches"]
+    with pytest.raises(ConfigError, match=f"train_data.{HERE}:Labelled: the labels of a batch are torch.float64"):
+        train(settings | {"train_data": {f"{HERE}:Labelled": {"form": "float"}}})
+    model = {"classifier": {"module": f"{HERE}:Net", "num_classes": 12}}
+    with pytest.raises(ConfigError) as error:
+        train(settings | {"model": model, "train_data": same})
+    assert "config: model.classifier.num_classes: 12 given, but the network returns 10 numbers" in str(error.value)
 
 
 def test_what_fails_in_it_is_told_with_its_place(tmp_path):
