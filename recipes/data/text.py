@@ -46,7 +46,8 @@ class HuggingFaceText:
     config: str | None = None  # a part of the data set, such as mnli of glue; in a local folder one inside it
     split: str | tuple[str, ...] = "train"  # several in evaluation: one result for each
     text_columns: tuple[str, ...] = ("text",)  # two for pairs of sentences
-    label_column: str | None = None  # class indices; or numbers, for regression
+    label_column: str | None = None  # class indices; or numbers, for regression; or text, with class_names
+    class_names: tuple[str, ...] | None = None  # the texts in label_column, in the order of their numbers from 0
     seq_len: int = 128  # tokens per sample
     mask_probability: float = 0.15  # share of the tokens that are to be predicted, without label_column
     drop_last: bool = True  # in training: leave out what does not fill the last batch
@@ -59,6 +60,13 @@ class HuggingFaceText:
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
             expected = "expected one, or two with label_column"
             raise ArgumentError("text_columns", f"{show([*self.text_columns])} given; {expected}")
+        if self.class_names is not None:
+            if not self.label_column:
+                raise ArgumentError("class_names", "given, but no label_column; expected the column that holds them")
+            if len({*self.class_names}) < max(len(self.class_names), 2):
+                raise ArgumentError(
+                    "class_names", f"{show([*self.class_names])} given; expected two or more, each once"
+                )
 
     def overlaps(self, other: Any) -> bool:
         def splits(source: HuggingFaceText) -> set[str]:
@@ -119,7 +127,27 @@ class HuggingFaceText:
         for key, wanted in (("text_columns", self.text_columns), ("label_column", labels)):
             if missing := [column for column in wanted if column not in known]:
                 raise ArgumentError(key, f"{name} has no column {missing[0]}: expected one of {known}")
-        return data.select_columns([*self.text_columns, *labels])
+        return self._numbered(data.select_columns([*self.text_columns, *labels]), split)
+
+    def _numbered(self, data: Any, split: str) -> Any:
+        """The data, with numbers for the `class_names` if there are such."""
+        import datasets
+
+        if self.class_names is None or self.label_column is None:
+            return data
+        texts = data[:][self.label_column]
+        for row, label in enumerate(texts):
+            if not isinstance(label, str):
+                found = f"given, but row {row} of {split} has {show(label)} as {self.label_column}"
+                raise ArgumentError(
+                    "class_names", f"{found}; they are for labels of text, as numbers are classes already"
+                )
+            if label not in self.class_names:
+                found = f"row {row} of {split} has as {self.label_column}"
+                raise ArgumentError("class_names", f"lacks {show(label)}, which {found}")
+        numbers = [self.class_names.index(label) for label in texts]  # a cast does not know pandas' kind of text
+        numbered = data.remove_columns(self.label_column).add_column(self.label_column, numbers)
+        return numbered.cast_column(self.label_column, datasets.ClassLabel(names=[*self.class_names]))
 
 
 @dataclass
@@ -256,7 +284,10 @@ def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | li
     for row, label in enumerate(labels):
         if not (label >= 0 if type(label) is int else isinstance(label, float) and math.isfinite(label)):
             hint = "; GLUE's test labels are not public" if label == -1 else ""
-            hint = "; datasets' class_encode_column makes such of text" if isinstance(label, str) else hint
+            if isinstance(label, str):
+                known = sorted({str(each) for each in labels})
+                texts = f"{', '.join(known[:4])}{', ...' if len(known) > 4 else ''}"
+                hint = f"; where they are text, say in which order they are numbered, as in class_names: [{texts}]"
             expected = "expected whole numbers from 0, for classes, or fractional ones, for regression"
             raise ArgumentError("label_column", f"row {row} of {split} has {show(label)} as {column}; {expected}{hint}")
     return labels

@@ -308,7 +308,7 @@ def test_empty_and_broken_files_are_refused(tmp_path, vocabulary):
         ({"text_columns": ("label",)}, "text_columns: row 0 of train has 0 as label; expected columns of text"),
         (
             {"text_columns": ("sentence",), "label_column": "word"},
-            "label_column: row 0 of train has 'no' as word; expected whole numbers .*class_encode_column makes such",
+            "label_column: row 0 of train has 'no' as word; expected whole numbers .*class_names: \\[no\\]",
         ),
         ({"split": ("train", "train")}, "split: .* expected a single one for training"),
     ],
@@ -318,6 +318,54 @@ def test_wrong_columns_and_splits_are_named(given, message, tmp_path, vocabulary
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path))
     with pytest.raises(ArgumentError, match=message):
         HuggingFaceText(str(tmp_path), vocabulary, **given).build(1, True, 0, "cpu")
+
+
+@pytest.fixture
+def mails(tmp_path):
+    """Two CSV files with labels of text, of which that of evaluation lacks one."""
+    for split, labels in {"train": ["http", "email", "a, b", "email"], "test": ["email", "http"]}.items():
+        rows = [f'text {n},"{label}",{n}' for n, label in enumerate(labels)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,kind,number", *rows]))
+    return str(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_labels_of_text_are_numbered_in_the_order_of_their_names(mails, vocabulary):
+    names = ("email", "http", "a, b")
+    for split, numbers in {"train": [1, 0, 2, 0], "test": [0, 1]}.items():
+        source = HuggingFaceText(mails, vocabulary, split=split, label_column="kind", class_names=names, seq_len=8)
+        source.check()
+        spec = source.build(4, False, 0, "cpu")
+        assert next(iter(spec.dataloader))["labels"].tolist() == numbers
+        assert (spec.facts.classes, spec.facts.names, spec.facts.labels) == (3, names, "classes")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"label_column": "kind"},
+            r"label_column: row 0 of train has 'http' .* as in class_names: \[a, b, email, http\]",
+        ),
+        (
+            {"label_column": "kind", "class_names": ("http", "mail")},
+            "class_names: lacks 'email', which row 1 of train has",
+        ),
+        (
+            {"label_column": "number", "class_names": ("0", "1")},
+            "class_names: given, but row 0 of train has 0 as number",
+        ),
+        ({"class_names": ("a", "b")}, "class_names: given, but no label_column"),
+        ({"label_column": "kind", "class_names": ("a", "a")}, "class_names: .*; expected two or more, each once"),
+        ({"label_column": "kind", "class_names": ("a",)}, "class_names: .*; expected two or more, each once"),
+    ],
+)
+def test_labels_and_names_that_do_not_fit_are_told(given, message, mails, vocabulary):
+    source = HuggingFaceText(mails, vocabulary, **given)
+    with pytest.raises(ArgumentError, match=message):
+        source.check()
+        source.build(1, True, 0, "cpu")
 
 
 @pytest.mark.parametrize("key", ["name", "tokenizer"])
