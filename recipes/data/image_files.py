@@ -27,6 +27,12 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 class ImageFolder:
     """JPEG (or PNG, ...) files in one folder per class, as ImageNet's train and val are commonly laid out.
 
+    All images become RGB, grey ones too, and are normalised by ImageNet's mean (0.485, 0.456, 0.406) and standard
+    deviation (0.229, 0.224, 0.225). In training each is cropped at random, to 8 to 100 % of its area in a shape from
+    3:4 to 4:3, which is scaled to `crop_size`, and half of them are flipped left to right: torchvision's
+    RandomResizedCrop and RandomHorizontalFlip. In evaluation, and in training with `augment: false`, the shorter side
+    is scaled to `resize_size`, and the centre of `crop_size` is cut out.
+
     The labels are the places of the classes' names in their order. What is evaluated must have the folders of what is
     trained on, or its labels would be those of other classes; a folder may be empty there.
     """
@@ -35,6 +41,7 @@ class ImageFolder:
     crop_size: int = 224  # pixels per side of what the model sees
     resize_size: int = 256  # in evaluation: the shorter side before the central crop
     num_workers: int = 8  # processes per rank that decode
+    augment: bool = True  # in training: crop at random and flip half of the images; false: as in evaluation
 
     def check(self) -> None:
         _check_sizes(self)
@@ -50,7 +57,7 @@ class ImageFolder:
         return isinstance(other, ImageFolder) and Path(other.path).resolve() == Path(self.path).resolve()
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        transform = _imagenet_transform(train, self.crop_size, self.resize_size)
+        transform = _imagenet_transform(train and self.augment, self.crop_size, self.resize_size)
         dataset = torchvision.datasets.ImageFolder(self.path, transform, loader=_load_image, allow_empty=not train)
         loader = worker_loader(dataset, _stack, batch_size, train, seed, self.num_workers)
         return _decoded(loader, device, self.crop_size, len(dataset.classes), tuple(dataset.classes))
@@ -59,6 +66,8 @@ class ImageFolder:
 @dataclass
 class StreamingImages:
     """ImageNet (or alike) in MosaicML Streaming's MDS format, with columns `x` (`jpeg` or `pil`) and `y` (`int`).
+
+    What is done to the images is what `image_folder` does.
 
     Shards tell neither the names nor the number of their classes; a label that is too large ends the run when it comes.
     After a resume in the middle of an epoch the order goes on exactly; the random crops do not repeat. In evaluation on
@@ -71,6 +80,7 @@ class StreamingImages:
     crop_size: int = 224  # pixels per side of what the model sees
     resize_size: int = 256  # in evaluation: the shorter side before the central crop
     num_workers: int = 8  # processes per rank that decode
+    augment: bool = True  # in training: crop at random and flip half of the images; false: as in evaluation
 
     def check(self) -> None:
         _check_sizes(self)
@@ -82,7 +92,7 @@ class StreamingImages:
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         from streaming.vision import StreamingImageNet
 
-        transform = _imagenet_transform(train, self.crop_size, self.resize_size)
+        transform = _imagenet_transform(train and self.augment, self.crop_size, self.resize_size)
         dataset = open_shards(
             StreamingImageNet, self.local, self.remote, self.split, batch_size, train, seed, transform=transform
         )
@@ -102,11 +112,11 @@ def _load_image(path: str) -> Image.Image:
         raise ValueError(f"cannot read the image {path}: {error}") from error
 
 
-def _imagenet_transform(train: bool, crop_size: int, resize_size: int) -> transforms.Compose:
+def _imagenet_transform(augment: bool, crop_size: int, resize_size: int) -> transforms.Compose:
     """From PIL image to PIL image, and a `Compose`: so that Composer's ColOut and RandAugment can append themselves."""
     # Grey and CMYK images exist in ImageNet.
     steps: list[Any] = [transforms.Lambda(_to_rgb)]
-    if train:
+    if augment:
         steps += [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
     else:
         if resize_size < crop_size:  # torchvision would put a black frame around the image

@@ -245,6 +245,23 @@ def test_image_folder_repeats_its_crops_with_its_seed_and_not_with_its_epoch(fol
     assert first.shape == (8, 3, 8, 8) and torch.equal(first, again) and not torch.equal(first, second)
 
 
+def test_without_augmentation_training_sees_what_evaluation_sees(folder, shards):
+    size = {"crop_size": 16, "resize_size": 24, "num_workers": 0}
+    options = {"augment": False, **size}
+    plain, seen = ImageFolder(str(folder), **options), ImageFolder(str(folder), **size)
+    alone = {
+        tuple(image.flatten().tolist()) for images, _ in batches(seen.build(1, False, 3, "cpu")) for image in images
+    }
+    given = [image for images, _ in batches(plain.build(1, True, 3, "cpu")) for image in images]
+    assert len(given) == 11 and {tuple(image.flatten().tolist()) for image in given} == alone
+    streamed = StreamingImages(str(shards), split="val", **options).build(1, True, 3, "cpu")
+    assert {tuple(image.flatten().tolist()) for images, _ in batches(streamed) for image in images} == {
+        tuple(image.flatten().tolist())
+        for images, _ in batches(StreamingImages(str(shards), split="val", **size).build(1, False, 3, "cpu"))
+        for image in images
+    }
+
+
 class Record(Callback):
     def __init__(self):
         self.images, self.labels = [], []
