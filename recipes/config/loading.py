@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from .errors import ConfigError, Source, show
-from .lookup import nearest
+from .lookup import meant
 from .plain_yaml import refuse_surprises
 from .sections import MANY, SECTIONS, STUDY_KEYS
 
@@ -93,9 +93,21 @@ def _find(file: str, extended_by: str = "") -> Path:
     for candidate in (Path(file), shipped / inside):
         if candidate.is_file():
             return candidate
-    names = [path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")]
-    problem = f"no such file{nearest(inside, names)}"
+    problem = f"no such file; {_hint(Path(file), inside, shipped)}"
     raise ConfigError(extended_by, "extends", f"{file}: {problem}") if extended_by else ConfigError(file, "", problem)
+
+
+def _hint(file: Path, inside: str, shipped: Path) -> str:
+    """Which file was probably meant, beside it or shipped; else some of those that there are."""
+    beside = {path.stem: str(path) for path in sorted(file.parent.glob("*.y*ml"))}
+    names = [path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")]
+    if close := meant(file.stem, beside):
+        return f"did you mean {beside[close]}?"
+    if close := meant(inside.removesuffix(".yaml"), names):
+        return f"did you mean {close}.yaml?"
+    folders = ", ".join(sorted({f"{Path(name).parent}/" for name in names}))
+    there = ", ".join([*beside.values()][:6]) + (", ..." if len(beside) > 6 else "")
+    return f"{f'beside it are {there}; ' if beside else ''}those of the package are in {folders}"
 
 
 def merge(config: DictConfig, update: DictConfig) -> DictConfig:

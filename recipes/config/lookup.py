@@ -56,6 +56,8 @@ class Namespace:
         for candidate, thing in known.items():
             if self.plain(name) == _plain(candidate):
                 return thing
+        if own := _with_a_colon(name):
+            raise LookupError(f"unknown name; what is in a file of your own is written with a colon, {own}")
         raise LookupError(f"unknown name{nearest(name, known)}")
 
     def things(self) -> dict[str, Any]:
@@ -101,7 +103,8 @@ def import_path(path: str) -> Any:
     """The thing at ``package.module:Name``."""
     module, _, name = path.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise LookupError("not an import path; expected package.module:Name")
+        hint = f", such as {own}" if (own := _with_a_colon(path)) else ""
+        raise LookupError(f"not an import path; expected package.module:Name{hint}")
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
@@ -116,6 +119,12 @@ def import_path(path: str) -> Any:
     return getattr(imported, name)
 
 
+def _with_a_colon(path: str) -> str:
+    """The import path that was meant where a dot stands for the colon; empty where it cannot be one."""
+    module, dot, name = path.rpartition(".")
+    return f"{module}:{name}" if dot and all(part.isidentifier() for part in path.split(".")) else ""
+
+
 def function_at(argument: str, path: str, expected: str = "") -> Callable[..., Any]:
     """The function at an import path, or an ArgumentError of the argument, which says what else was expected there."""
     hint = f"; {expected}" if expected else ""
@@ -128,12 +137,19 @@ def function_at(argument: str, path: str, expected: str = "") -> Callable[..., A
     return found
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant; empty if none was."""
+    spellings = {_plain(candidate): candidate for candidate in known}
+    close = difflib.get_close_matches(_plain(name), spellings, n=1)
+    return spellings[close[0]] if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the known name that was probably meant, else all of them."""
-    spellings = {_plain(candidate): candidate for candidate in known}
-    if close := difflib.get_close_matches(_plain(name), spellings, n=1):
-        return f"; did you mean {spellings[close[0]]}?"
-    return f"; expected one of {', '.join(sorted(spellings.values()))}" if spellings else "; expected none"
+    if close := meant(name, known := [*known]):
+        return f"; did you mean {close}?"
+    names = {_plain(candidate): candidate for candidate in known}.values()
+    return f"; expected one of {', '.join(sorted(names))}" if names else "; expected none"
 
 
 def _plain(name: str) -> str:

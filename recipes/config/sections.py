@@ -77,7 +77,8 @@ def entries_of(source: Source, key: str, value: Any) -> dict[str, dict[str, Any]
             hint = "its arguments as a mapping, {} for none, or false to leave it out"
             raise source.error(f"{key}.{name}", f"{show(arguments)} given; expected {hint}")
     if key not in MANY and (len(entries) > 1 or (key in NEEDED and not entries)):
-        raise source.error(key, f"expected one name, found {', '.join(entries) or 'none'}")
+        hint = "; on the command line, := in the place of = replaces what the file has" if entries else ""
+        raise source.error(key, f"expected one name, found {', '.join(entries) or 'none'}{hint}")
     return entries
 
 

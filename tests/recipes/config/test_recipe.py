@@ -195,7 +195,38 @@ def test_a_file_that_is_no_text(yaml, capsys, text):
 
 
 def test_a_missing_file(capsys):
-    assert refusal(capsys, "no/such.yaml").startswith("no/such.yaml: no such file")
+    error = refusal(capsys, "no/such.yaml")
+    assert (
+        error.startswith("no/such.yaml: no such file; those of the package are in bert/, ") and "tradeoff" not in error
+    )
+    assert "no such file; did you mean digits/all.yaml?" in refusal(capsys, "yamls/digits/al.yaml")
+
+
+def test_a_missing_file_proposes_what_lies_beside_it(yaml, capsys):
+    folder = yaml.parent / "here"
+    folder.mkdir()
+    for name in "abcdefgh":
+        (folder / f"{name * 5}.yaml").write_text("")
+    assert refusal(capsys, folder / "aaba.yaml").endswith(f"no such file; did you mean {folder / 'aaaaa.yaml'}?")
+    told = refusal(capsys, folder / "mine.yaml")
+    assert f"beside it are {folder / 'aaaaa.yaml'}, " in told and ", ...; those of the package" in told
+    assert "ggggg" not in told
+
+
+def test_a_dot_in_the_place_of_the_colon_is_told(yaml, capsys):
+    told = refusal(capsys, yaml, "train_data={mycode.Fashion: {}}")
+    assert told.endswith("unknown name; what is in a file of your own is written with a colon, mycode:Fashion")
+    told = refusal(capsys, yaml, "model={classifier: {module: mycode.Net, num_classes: 10}}")
+    assert told.endswith("not an import path; expected package.module:Name, such as mycode:Net")
+
+
+def test_a_name_beside_that_of_the_file_tells_how_to_replace_it(yaml, capsys):
+    module = "model={classifier: {module: {NAME: {}}, num_classes: 10}}"
+    both = [module.replace("NAME", name) for name in ("mycode:Net", "mycode:Other")]
+    told = refusal(capsys, yaml, *both)
+    assert "model.classifier.module: expected one name, found mycode:Net, mycode:Other; on the command line, :=" in told
+    told = refusal(capsys, yaml, both[0], both[1].replace("model=", "model:="))
+    assert "model.classifier.module.mycode:Other: No module named 'mycode'" in told
 
 
 def test_a_batch_that_the_ranks_do_not_divide(yaml, capsys, monkeypatch):
