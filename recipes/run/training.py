@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..config.errors import ConfigError, own_frame, said
+from ..config.errors import ArgumentError, ConfigError, own_frame, said
 from ..config.loading import load
 from ..config.recipe import Recipe, check
 from .folder import (
@@ -51,6 +52,8 @@ def train(
         if result := _done_before(recipe):
             from .report import report_again
 
+            if not quiet:
+                _tell(f"{recipe.folder}: finished before; nothing was trained, and this is what it found")
             return report_again(recipe, result, quiet=quiet)
         with held(recipe.folder, recipe.source):
             from .building import build
@@ -62,6 +65,8 @@ def train(
                 run = build(recipe, device=device, checkpoint=checkpoint, name=name, watch=watch)
             with _closing(run.trainer):
                 _begin(run, checkpoint, name)
+                if checkpoint and not quiet:
+                    _tell(f"{recipe.folder}: goes on {_place(run.trainer)}")
                 with _told_in_one_line(run):
                     _fit_what_is_left(run.trainer)
                     _complete_the_end(run)
@@ -114,6 +119,23 @@ def _begin(run: Run, checkpoint: Checkpoint | None, name: str) -> None:
     run.trainer.logger.log_hyperparameters(run.recipe.config)
 
 
+def _tell(line: str) -> None:
+    from composer.utils import dist
+
+    if dist.get_global_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _place(trainer: Trainer) -> str:
+    """Where the run is, in batches of those that there will be, as far as that is known."""
+    state = trainer.state
+    length, per_epoch, batch = state.max_duration, state.dataloader_len, int(state.timestamp.batch)
+    assert length is not None
+    if length.unit.value == "ep" and per_epoch is not None:
+        return f"at batch {batch} of {int(length) * int(per_epoch)}"
+    return f"at batch {batch} of {int(length)}" if length.unit.value == "ba" else f"at batch {batch}, to {length}"
+
+
 def _fit_what_is_left(trainer: Trainer) -> None:
     elapsed = trainer.state.get_elapsed_duration()
     if elapsed is not None and elapsed < 1:
@@ -141,6 +163,8 @@ def _told_in_one_line(run: Run) -> Iterator[None]:
             yield
     except ConfigError:
         raise
+    except ArgumentError as error:  # of the model's, which only what it returns can tell
+        raise recipe.source.error(f"{recipe.model.key}.{error.name}", error.message) from error
     except Exception as error:
         with blame_disk(recipe.folder, recipe.source):
             what, told = f"{said(error)}{own_frame(error)}", f"where it did is told in {_write_traceback(recipe)}"

@@ -29,7 +29,9 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_reported_again(config, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(config | KILL)
     assert not (tmp_path / "run/results.json").exists()
+    assert "goes on" not in capsys.readouterr().err
     resumed, resumed_weights = trained(config)
+    assert f"{tmp_path / 'run'}: goes on at batch 3 of 8\n" in capsys.readouterr().err
     assert same(weights, resumed_weights)
     assert measured(resumed) == measured(whole) and len(whole.records) == 9
     seconds = [record["seconds"] for record in resumed.records]
@@ -38,9 +40,11 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_reported_again(config, tmp_p
     (tmp_path / "run/curves.png").unlink()
     again, _ = trained(config)
     assert not Watch.trained and again == resumed
+    assert f"{tmp_path / 'run'}: finished before; nothing was trained" in capsys.readouterr().err
     assert (tmp_path / "run/curves.png").exists()
 
     _, prolonged = trained(config, max_duration="3ep")
+    assert f"{tmp_path / 'run'}: goes on at batch 8 of 12\n" in capsys.readouterr().err
     assert Watch.trained and not same(weights, prolonged)
 
     with pytest.raises(ConfigError) as refused:
