@@ -93,17 +93,18 @@ def _find(file: str, extended_by: str = "") -> Path:
     for candidate in (Path(file), shipped / inside):
         if candidate.is_file():
             return candidate
-    problem = f"no such file; {_hint(Path(file), inside, shipped)}"
+    problem = f"no such file; {_hint(file, Path(extended_by).parent, shipped)}"
     raise ConfigError(extended_by, "extends", f"{file}: {problem}") if extended_by else ConfigError(file, "", problem)
 
 
-def _hint(file: Path, inside: str, shipped: Path) -> str:
-    """Which file was probably meant, beside it or shipped; else some of those that there are."""
-    beside = {path.stem: str(path) for path in sorted(file.parent.glob("*.y*ml"))}
+def _hint(file: str, folder: Path, shipped: Path) -> str:
+    """Which file was probably meant, beside it in the folder or shipped; else some of those that there are."""
+    here, inside = sorted((folder / file).parent.glob("*.y*ml")), file.removeprefix("yamls/").removesuffix(".yaml")
+    beside = {path.stem: str(Path(file).with_name(path.name)) for path in here}
     names = [path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")]
-    if close := meant(file.stem, beside):
+    if close := meant(Path(file).stem, beside):
         return f"did you mean {beside[close]}?"
-    if close := meant(inside.removesuffix(".yaml"), names):
+    if close := meant(inside, names):
         return f"did you mean {close}.yaml?"
     folders = ", ".join(sorted({f"{Path(name).parent}/" for name in names}))
     there = ", ".join([*beside.values()][:6]) + (", ..." if len(beside) > 6 else "")

@@ -124,7 +124,8 @@ class OwnData:
     goes on in the middle of an epoch gets the batches that the uninterrupted one would have. So is a `DataLoader` of
     one, unless it has a sampler of its own. An iterable data set goes on exactly if it has `state_dict()` and
     `load_state_dict(state)`, and no workers, in which copies of it would have states of their own; or its loader has
-    both, as torchdata's StatefulDataLoader. Of others a line says what happens.
+    both, as torchdata's StatefulDataLoader. Of others a line says what happens. Each evaluation begins with the state
+    that such data have at first, and reads those without a length to their end.
     """
 
     path: str

@@ -199,7 +199,7 @@ def test_a_missing_file(capsys):
     assert (
         error.startswith("no/such.yaml: no such file; those of the package are in bert/, ") and "tradeoff" not in error
     )
-    assert "no such file; did you mean digits/all.yaml?" in refusal(capsys, "yamls/digits/al.yaml")
+    assert "no such file; did you mean digits/all.yaml?" in refusal(capsys, "digits/al.yaml")
 
 
 def test_a_missing_file_proposes_what_lies_beside_it(yaml, capsys):
