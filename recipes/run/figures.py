@@ -15,6 +15,8 @@ from accelerando.algorithms.figures import COLOURS, house_look, save_figure
 from .history import TRAIN_LOSS
 from .results import Result, label
 
+LONG = 10  # evaluations, of which the first may be left out of the picture
+
 
 def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
     """Draws the first accuracy (or metric) and the training loss over training time; returns the picture's pixels."""
@@ -27,6 +29,7 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
     figure.suptitle(title, fontweight="bold")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, title_of_axis) in zip(row, panels, strict=True):
+        curves: list[np.ndarray] = []
         for result, colour in zip(results, COLOURS * (len(results) // len(COLOURS) + 1), strict=False):
             records = [record for record in result.records if _is_finite(record.get(name))]
             seconds, values = (np.array([record[key] for record in records]) for key in ("seconds", name))
@@ -34,15 +37,17 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
             axes.plot(seconds, values, color=colour, alpha=0.25 if smooth is not values else 0, linewidth=0.8)
             marker = "o" if smooth is values and len(values) <= 50 else ""
             axes.plot(seconds, smooth, color=colour, label=result.run_name, linewidth=1.8, marker=marker, markersize=3)
+            if len(values):
+                curves.append(values)
             if name == metric and len(values):
                 end = (seconds[-1], values[-1])
                 axes.annotate(f"{end[1]:.4f}", end, (4, 0), "data", "offset points", color=colour, va="center")
         axes.set(xlabel="training time (s)", ylabel=title_of_axis)
         house_look(axes)
-        axes.margins(x=0.15)  # room for the figure at the end
-        axes.set_xlim(left=0)
-        if name == metric and "Accuracy" in name:
-            axes.set_ylim(*_where_it_settles(axes))
+        if curves:
+            axes.set_xlim(0, 1.25 * axes.dataLim.x1)  # room for the number at the end
+        if curves and name == metric and "Accuracy" in name:
+            _show_where_it_settles(axes, curves)
     if len(results) > 1:
         row[-1].legend(frameon=False)
     return save_figure(figure, path)
@@ -52,12 +57,21 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _where_it_settles(axes: Axes) -> tuple[float, float]:
-    """Limits that leave out the first steep rise, beside which runs of different quality would look alike."""
-    curves = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
-    bottom, top = min(np.quantile(curve, 0.2) for curve in curves), max(curve.max() for curve in curves)
+def _show_where_it_settles(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    """Leaves out the first fifth of long curves, and says so, where it would take more than half of the picture.
+
+    Beside a steep rise runs of different quality would look alike.
+    """
+    values = np.concatenate(curves)
+    least, top = values.min(), values.max()
+    bottom = min(np.quantile(curve, 0.2 if len(curve) >= LONG else 0) for curve in curves)
+    if top - least <= 2 * (top - bottom):
+        bottom = least
     margin = 0.1 * (top - bottom) or 0.1
-    return float(bottom - margin), float(top + margin)
+    axes.set_ylim(bottom - margin, top + margin)
+    if number := int((values < bottom - margin).sum()):
+        words = f"below the frame: {number} {'values' if number > 1 else 'value'}, the least {least:.4f}"
+        axes.text(0.98, 0.02, words, transform=axes.transAxes, ha="right", fontsize="x-small", color="0.35")
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

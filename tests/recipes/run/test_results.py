@@ -5,9 +5,11 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from accelerando.algorithms.figures import COLOURS
+from accelerando.recipes.run import figures
 from accelerando.recipes.run.figures import draw
 from accelerando.recipes.run.files import write
 from accelerando.recipes.run.results import Result, label, table
@@ -72,3 +74,35 @@ def test_the_figure_shows_both_runs(tmp_path):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         left, right = np.split((pixels == rgb).all(-1), 2, axis=1)
         assert left.any() and right.any()
+
+
+STEEP = (0.1, 0.1, 0.1, 0.1, *(0.9 + i / 1000 for i in range(16)))
+BELOW = "below the frame: 4 values, the least 0.1000"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.3472, 0.6, 0.7472], []),
+        ([0.1, 0.9, 0.91], []),
+        ([0.7], []),
+        (STEEP[3:12], []),
+        (STEEP, [BELOW]),
+        ([0.1 + i / 25 for i in range(20)], []),
+    ],
+    ids=["three", "steep", "one", "nine", "a long curve's steep rise", "a long even rise"],
+)
+def test_what_is_below_the_frame_is_told_and_the_last_number_is_inside(values, words, monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "save_figure", lambda figure, _: figure)
+    one = result(tmp_path)
+    one.records[20:] = [{"batch": i, "samples": i, "seconds": 20 + i, ACCURACY: v} for i, v in enumerate(values)]
+    figure = draw([one], tmp_path / "a.png", "")
+    axes = figure.axes[0]
+    last, *others = axes.texts
+    assert (last.get_text(), [text.get_text() for text in others]) == (f"{values[-1]:.4f}", words)
+    bottom, top = axes.get_ylim()
+    assert sum(not bottom < value < top for value in values) == 4 * len(words)
+    FigureCanvasAgg(figure).draw()
+    frame = axes.get_window_extent()
+    for inner in (text.get_window_extent() for text in axes.texts):
+        assert frame.x0 < inner.x0 and inner.x1 < frame.x1 and frame.y0 < inner.y0 and inner.y1 < frame.y1
