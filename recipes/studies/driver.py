@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import statistics
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from ..config.errors import ConfigError, show
+from ..config.loading import merge
 from ..config.recipe import Recipe
 from ..run.folder import finished, held
 from .core import Train
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from ..run.results import Result
 
 POLLED = 0.1  # seconds
+WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
 class Runs:
@@ -222,10 +228,12 @@ def dry_run(plan: Plan) -> str:
 
     _join_ranks(plan)
     runs, length = Runs(plan), plan.study.length(plan.base)
-    lines: list[tuple[str, ...]] = [("run", "changes", "follows", f"of {length}", "done")]
+    lines: list[tuple[str, ...]] = [("run", "changes of the base run", "begins after", "length", "done")]
+    own, common = _own_changes({node.name: [*_changes(node)] for node in runs.nodes if node.changes is not None})
     for node in runs.nodes:
-        changes = "known later" if node.changes is None else _short({**node.changes, **node.sets})
-        lines.append((node.name, changes, ", ".join(node.after), f"{node.cost:.3g}", "yes" * (node.name in runs.done)))
+        long = length if node.cost == 1 else f"{node.cost:.3g} x {length}"
+        changes = own.get(node.name, "known later")
+        lines.append((node.name, changes, ", ".join(node.after), long, "yes" * (node.name in runs.done)))
     done = [node for node in runs.nodes if node.name in runs.done]
     paid = sum(node.cost for node in done)
     left, number = runs.cost() - paid, len(runs.nodes)
@@ -233,9 +241,37 @@ def dry_run(plan: Plan) -> str:
     if paid and left:
         seconds = sum(runs.done[node.name].seconds for node in done) / paid * left
         sums += f", about {tqdm.format_interval(seconds)} of training, as the finished ones tell"
-    return f"{aligned(lines, left=('run', 'changes', 'follows', 'done'))}\n{sums}"
+    elif left:
+        sums += "; how long that takes can be told when one is finished"
+    table = aligned(lines, left=("run", "changes of the base run", "begins after", "done"))
+    return "\n".join([table, *([f"each of them: {common}"] if common else []), sums])
 
 
-def _short(changes: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{name}={show(value)}" for name, value in changes.items())
-    return text if len(text) <= 70 else f"{text[:67]}..."
+def _changes(node: Train) -> Iterator[str]:
+    """What a training changes of the base run, as one would write it on the command line."""
+    changes, sets = (OmegaConf.create(dict(part)) for part in (node.changes or {}, node.sets))
+    return _leaves("", OmegaConf.to_container(merge(changes, sets), resolve=False))
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping) and (value or not key):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}" if key else str(name), inner)
+    else:
+        yield f"{key}={show(float(f'{value:.6g}') if isinstance(value, float) else value)}"
+
+
+def _own_changes(changes: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], str]:
+    """Those of each training, in lines, with the keys first whose values fewest share; and those that all share."""
+    counts = Counter(text for texts in changes.values() for text in texts)
+    common = [text for text, count in counts.items() if count == len(changes) > 1]
+    shared: dict[str, list[int]] = {}  # by key, how many have each of its values
+    for text, count in counts.items():
+        shared.setdefault(text.partition("=")[0], []).append(count)
+    own = {}
+    for name, texts in changes.items():
+        rest = [text for text in texts if text not in common]
+        rest.sort(key=lambda text: statistics.mean(shared[text.partition("=")[0]]))
+        lines = textwrap.wrap(", ".join(rest), 70, max_lines=5, placeholder=" ...", **WHOLE_WORDS)
+        own[name] = "\n".join(lines) or "nothing"
+    return own, ", ".join(common)

@@ -11,6 +11,7 @@ from studies import lines, outcome, results, table, weights, without_seconds
 
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.loading import load
+from accelerando.recipes.studies.driver import dry_run
 from accelerando.recipes.studies.plan import plan
 from accelerando.recipes.train import train
 
@@ -62,6 +63,22 @@ def config(folder, seeds=(1,), compare_standard=False, arms=None, **changes):
     given.study.tradeoff.update(seeds=list(seeds), compare_standard=compare_standard)
     given.study.tradeoff.arms.update(arms or {})
     return given
+
+
+def test_the_listing_shows_what_each_arm_changes(tmp_path):
+    both = {"label_smoothing": {"smoothing": 0.2}, "mix_up": {"alpha": 0.5}, "channels_last": {}}
+    listed = dry_run(plan(config(tmp_path, seeds=(1, 2), arms={"all": {"algorithms": both}}))).splitlines()
+    heads = [word.strip() for word in listed[0].split("  ") if word.strip()]
+    assert heads == ["run", "changes of the base run", "begins after", "length", "done"]
+    one = next(line for line in listed if line.startswith("smoothed-seed2"))
+    assert one.split() == ["smoothed-seed2", "algorithms.label_smoothing.smoothing=0.1,", "seed=2", "4ep"]
+    start = next(i for i, line in enumerate(listed) if line.startswith("all-seed1"))
+    first, second = (line.split() for line in listed[start : start + 2])
+    smoothing, mixing = "algorithms.label_smoothing.smoothing=0.2,", "algorithms.mix_up.alpha=0.5,"
+    assert first == ["all-seed1", smoothing, mixing, "4ep"]
+    assert second == ["algorithms.channels_last={},", "seed=1"]
+    assert listed[-2] == "each of them: algorithms.tradeoff_curve={}"
+    assert listed[-1] == "6 runs, 6 times 4ep; 6 left, 6 times; how long that takes can be told when one is finished"
 
 
 @pytest.fixture(scope="module")
