@@ -16,6 +16,7 @@ from accelerando.algorithms.figures import COLOURS, house_look
 from ..run.results import label, percent
 from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS, Task
 from .density import DENSE, Mean, by_arm, dense_of
+from .plotting import deviation_entry
 
 LOOKS: dict[str, dict[str, Any]] = {
     TICKETS: {"color": COLOURS[0], "marker": "o"},
@@ -50,8 +51,9 @@ def draw(means: Mapping[Task, Sequence[Mean]], matrix: Sequence[Mapping[str, Any
     above.supxlabel("sparsity of the pruned matrices (%)", fontsize="medium")
     order = [arm for arm in LOOKS if arm in shown]
     looks: list[Any] = [{"ls": "-", "ms": 5, **LOOKS[arm]} for arm in order]
-    handles = [Line2D([], [], **look) for look in looks]
-    above.legend(handles, [NAMES.get(arm, arm) for arm in order], loc="outside right upper", frameon=False)
+    legend = {NAMES.get(arm, arm): Line2D([], [], **look) for arm, look in zip(order, looks, strict=True)}
+    legend |= deviation_entry(figure)
+    above.legend([*legend.values()], [*legend], loc="outside right upper", frameon=False)
     if below:
         _draw_matrix(below[0].subplots(), matrix, sources, targets)
     return figure

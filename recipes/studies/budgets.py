@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plotting import HANDLERS, limits, over_time, side_by_side, time_unit
+from .plotting import HANDLERS, deviation_entry, draw_deviation, limits, over_time, side_by_side, time_unit
 from .table import Row
 
 if TYPE_CHECKING:
@@ -180,9 +180,8 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     for i, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
         colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
         x, y, deviation = _columns((m for m in curves if m.arm == arm), size)
-        (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6)
-        if np.isfinite(deviation).any():
-            axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)
+        (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6 if len(x) > 1 else 0)
+        draw_deviation(axes, x, y, deviation, colour)
         x, y, _ = _columns((m for m in standard if m.arm == arm), size)
         axes.plot(x, y, color=colour, marker=marker, **hollow)
         alone += [{"color": colour, "marker": marker}] if len(x) else []
@@ -190,8 +189,8 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
         legend["independent runs"] = side_by_side(alone, ms=7, mfc="none")
     x, y, _ = _columns(frontier(curves), size)
     (legend["best at its budget"],) = axes.step(x, y, "o--", color="0.3", lw=0.9, ms=12, mfc="none", where="post")
-    times, values, _ = _columns(curves + standard, size)
-    (left, right), heights = limits(times, values)
+    legend |= deviation_entry(figure)
+    (left, right), heights = limits(*_columns(curves + standard, size))
     over_time(axes, (left, right), unit)
     axes.set(ylim=heights, title=title, ylabel=f"evaluation {label(metric)}")
     # Of the artists' own labels, matplotlib leaves out those that start with "_", as an arm's name may.

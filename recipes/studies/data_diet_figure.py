@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ..run.figures import COLOURS, house_look
@@ -15,12 +16,14 @@ from ..run.results import label, percent
 from .core import lower_is_better
 from .data_diet_cells import CONNECTED, INITIAL, Ticket, arm_of, by_place, points_of, treatments_of
 from .density import Mean, by_arm, dense_of
-from .density_figure import heights, over_density
+from .density_figure import MARKS, exits, heights, mark_edge, over_density
 from .paths import TREATMENTS
+from .plotting import deviation_entry, draw_deviation
 from .statistics import mean_and_deviation
 
 ACROSS = 4  # panels in a single row
 MARKERS = "osD^v<>p"
+LEAVES = "leaves the picture"
 Looks = Mapping[str, Mapping[str, Any]]
 
 
@@ -41,12 +44,14 @@ def draw(
         start: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, start in enumerate(starts)
     }
-    limits = sorted(sign * height for height in heights(means, sign))
+    bottom, top = heights(means, sign)
     named = f"evaluation {label(metric)}"
+    left = False
     for step in steps:
         axes = next(panels)
-        _ladders(axes, means, step, looks)
-        axes.set(title=f"from step {step}", xlabel="weights remaining (%)", ylabel=named, ylim=limits[::sign])
+        left |= _ladders(axes, means, step, looks, bottom, sign)
+        axes.set(title=f"from step {step}", xlabel="weights remaining (%)", ylabel=named)
+        axes.set_ylim(sign * bottom, sign * top)  # better is above
     axes = next(panels)
     _over_steps(axes, tickets, {"0ba": 0, **steps}, looks, sign)
     if dense := dense_of(means):
@@ -65,21 +70,26 @@ def draw(
         axes.title.set_fontsize("medium")
         house_look(axes)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False)
+    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
+    legend |= {LEAVES: Line2D([], [], **MARKS[LEAVES])} if left else {}
+    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
-def _ladders(axes: Axes, means: Sequence[Mean], step: str, looks: Looks) -> None:
-    """Those that begin at the step, and at initialization."""
-    arms, dense = by_arm(means), dense_of(means)
+def _ladders(axes: Axes, means: Sequence[Mean], step: str, looks: Looks, bottom: float, sign: int) -> bool:
+    """Those that begin at the step, and at initialization; returns whether one leaves, as in `density_figure`."""
+    arms, dense, left = by_arm(means), dense_of(means), False
     for start, look in looks.items():
         if own := arms.get(arm_of(start, step)):
             x, y, deviation = np.array([(100 * mean.density, mean.value, mean.deviation) for mean in own]).T
             axes.plot(x, y, label=start, ms=4, lw=1.4, **look)
-            axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.1, lw=0)
+            draw_deviation(axes, x, y, deviation, look["color"])
+            mark_edge(axes, LEAVES, places := exits(x, sign * y, bottom), look["color"])
+            left |= bool(places)
     if dense:
         axes.axhline(dense.value, color="0.3", lw=1.2, ls=(0, (6, 3)), label="dense network")
     over_density(axes, (mean.density for mean in means))
+    return left
 
 
 def _over_steps(axes: Axes, tickets: Sequence[Ticket], steps: Mapping[str, int], looks: Looks, sign: int) -> None:

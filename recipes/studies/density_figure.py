@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from accelerando.algorithms.figures import COLOURS, house_look
 
 from ..run.results import label
 from .core import lower_is_better
 from .density import Mean, by_arm, dense_of
-from .plotting import HANDLERS, side_by_side, ticks_at
+from .plotting import HANDLERS, deviation_entry, draw_deviation, side_by_side, ticks_at
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
 MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
@@ -27,6 +28,7 @@ MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arm
     "diverged": {"color": "0.3", "ls": "", "marker": "x", "ms": 7, "mew": 2},
 }
 
+WHOLE: dict[str, Any] = {"clip_on": False, "in_layout": False}  # for markers on the edge
 FACES = {"matches it": None, "does not match": "white"}  # of the arms' own marks
 
 
@@ -61,11 +63,15 @@ def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
             if math.isfinite(std := dense.deviation):
                 axes.axhspan(dense.value - std, dense.value + std, color="0.3", alpha=0.12, lw=0)
     legend: dict[str, Any] = {name: Line2D([], [], **look) for name, look in legend_lines(looks, len(panels))}
+    for arm in legend.keys() & arms.keys():
+        if len(arms[arm]) == 1 == len(panels):
+            legend[arm].set_linestyle("")
     legend |= {name: Line2D([], [], **MARKS[name]) for name in MARKS if name in marks}
     for name, face in FACES.items():
         shown = [looks[arm] for arm, rows in arms.items() if any(row.matches is (face is None) for row in rows)]
         if name in marks:
             legend[name] = side_by_side(shown, color="0.3", **({} if face is None else {"mfc": face}))
+    legend |= deviation_entry(figure)
     options: Any = {"frameon": False, "handlelength": 3, "handler_map": HANDLERS}
     figure.legend([*legend.values()], [*legend], loc="outside right upper", **options)
     return figure
@@ -75,18 +81,21 @@ def _draw_arm(axes: Axes, rows: Sequence[Mean], look: Any, bottom: float, sign: 
     """Returns which of `MARKS` there are; the picture ends where `sign` times the value is `bottom`."""
     x, y, deviation = np.array([(100 * row.density, row.value, row.deviation) for row in rows]).T
     axes.plot(x, y, zorder=3, **look | {"marker": ""})
-    if np.isfinite(deviation).any():
-        axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.13, lw=0)
-    free: Any = {"clip_on": False, "in_layout": False}  # markers on the edge are whole
+    draw_deviation(axes, x, y, deviation, look["color"])
     inside, hollow = sign * y >= bottom, np.array([row.matches is False for row in rows])
     for chosen, face in ((inside & hollow, "white"), (inside & ~hollow, look["color"])):
-        axes.plot(x[chosen], y[chosen], zorder=4, mfc=face, **look | free | {"ls": ""})
+        axes.plot(x[chosen], y[chosen], zorder=4, mfc=face, **look | WHOLE | {"ls": ""})
     places = {"leaves the picture": exits(x, sign * y, bottom), "diverged": x[~np.isfinite(y)]}
     for name, where in places.items():
-        style = MARKS[name] | {"color": look["color"], "transform": axes.get_xaxis_transform(), "zorder": 5}
-        axes.plot(where, np.zeros(len(where)), **style | free)
+        mark_edge(axes, name, where, look["color"])
     known = {"matches it": [row.matches for row in rows], "does not match": [row.matches is False for row in rows]}
     return {name for name, there in (known | places).items() if np.any(there)}
+
+
+def mark_edge(axes: Axes, name: str, where: ArrayLike, colour: Any) -> None:
+    """One of `MARKS` at the lower edge, at these places."""
+    where, style = np.asarray(where), MARKS[name] | {"color": colour, "transform": axes.get_xaxis_transform()}
+    axes.plot(where, np.zeros(len(where)), zorder=5, **style | WHOLE)
 
 
 def exits(x: np.ndarray, y: np.ndarray, edge: float) -> list[float]:
@@ -154,15 +163,21 @@ def heights(means: Sequence[Mean], sign: int = 1) -> tuple[float, float]:
     That is what lies below the best by more than five times the range of the upper half, and than 25 tolerances.
     """
     least = 25 * max((row.tolerance for row in means if row.tolerance > 0), default=0.0)
-    return reach(sign * np.array([row.value for row in means], dtype=float), least)
+    values, deviations = np.reshape([(row.value, row.deviation) for row in means], (-1, 2)).T
+    return reach(sign * values, deviations, least)
 
 
-def reach(values: np.ndarray, least: float = 0.0) -> tuple[float, float]:
-    """From where to where values (n,) are shown, which is down to `least` below the best at least; see `heights`."""
+def reach(values: np.ndarray, deviations: np.ndarray, least: float = 0.0) -> tuple[float, float]:
+    """From where to where values (n,) are shown, which is down to `least` below the best at least; see `heights`.
+
+    Deviations (n,), where they are not NaN, are shown whole, but no further down than that.
+    """
     finite = np.isfinite(values)
-    values = values[finite] if finite.any() else np.zeros(1)
+    values, deviations = (values[finite], np.nan_to_num(deviations[finite])) if finite.any() else np.zeros((2, 1))
     top = values.max()
     below = max(5 * (top - np.median(values)), least) or np.ptp(values)
-    bottom = values[values >= top - below].min()
+    shown = values >= top - below
+    bottom = min(values[shown].min(), (values - deviations)[shown].min().clip(top - below))
+    top = (values + deviations)[shown].max()
     margin = 0.08 * (top - bottom) or 0.1
     return float(bottom - margin), float(top + margin)

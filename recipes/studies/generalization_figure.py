@@ -15,7 +15,7 @@ from ..run.results import label
 from .density import DENSE
 from .density_figure import over_density
 from .generalization_cells import ALL, CLEAN, EL2N, EXTENDED, LOSS, NARROWER, ONCE, WRONG
-from .plotting import round_ticks
+from .plotting import deviation_entry, draw_deviation, round_ticks
 from .statistics import mean_and_deviation
 from .table import Row, groups
 
@@ -50,7 +50,8 @@ def draw(found: Mapping[str, tuple[Sequence[Row], int]], ladders: Sequence[str],
             axes.title.set_fontsize("medium")
             house_look(axes)
     handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(looks), frameon=False)
+    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
+    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
@@ -73,7 +74,7 @@ def _over_density(axes: Axes, rows: Sequence[Row], looks: Looks, name: str) -> N
         means = [mean_and_deviation([row.metrics.get(name, math.nan) for row in line]) for line in lines]
         y, deviation = np.array(means).T
         axes.plot(x, y, label=arm, lw=1.3, ms=4, zorder=3, **look)
-        axes.fill_between(x, y - deviation, y + deviation, color=look["color"], alpha=0.1, lw=0)
+        draw_deviation(axes, x, y, deviation, look["color"])
     over_density(axes, (row["density"] for row in rows))
     axes.set_xlabel("weights remaining (%)")
 

@@ -20,6 +20,7 @@ from .density import DENSE
 from .density_figure import DASHES, over_density
 from .landscape_cells import LARGEST, MEAN, Found
 from .paths import TREATMENTS
+from .plotting import deviation_entry
 from .stability_cells import HESSIAN, Cell, by_place, treatments_of
 from .stability_figure import ARM_COLOURS, of_barriers
 from .statistics import mean_and_deviation
@@ -70,7 +71,9 @@ def draw(
             axes.set_title(f"distilled images, {name}")
     for axes in figure.get_axes():
         axes.title.set_fontsize("medium")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    handles, names = first.get_legend_handles_labels()
+    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
+    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

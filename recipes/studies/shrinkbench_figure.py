@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..run.figures import house_look
 from .density_figure import legend_lines, reach, styles
-from .plotting import round_ticks, ticks_at
+from .plotting import deviation_entry, round_ticks, ticks_at
 
 OVER = {"compression": "compression ratio", "speedup": "theoretical speed-up"}
 
@@ -33,14 +33,15 @@ def draw(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
             own = [line for line in lines if line["pair"] == pair]
             for arm in dict.fromkeys(arm_of(line, lines) for line in own):
                 _draw_curve(axes, [line for line in own if arm_of(line, lines) == arm], over, looks[arm])
-            axes.set(ylim=reach(np.array([line["top1"] for line in own])), xlabel=label)
+            axes.set(ylim=reach(*np.array([(line["top1"], line["top1 deviation"]) for line in own]).T), xlabel=label)
             if over == "compression":
                 axes.set_title(pair, fontsize="medium")
             over_ratio(axes, {1.0, *(line["asked"] for line in own)} if over == "compression" else ())
         row[0].set_ylabel("top-1 accuracy")
     names, shown = zip(*legend_lines(looks, 2 if len(looks) > 8 else 1), strict=True)
-    handles = [Line2D([], [], **style) for style in shown]
-    figure.legend(handles, names, loc="outside right upper", frameon=False, handlelength=3, fontsize="small")
+    legend = dict(zip(names, (Line2D([], [], **style) for style in shown), strict=True)) | deviation_entry(figure)
+    options: Any = {"frameon": False, "handlelength": 3, "fontsize": "small"}
+    figure.legend([*legend.values()], [*legend], loc="outside right upper", **options)
     return figure
 
 

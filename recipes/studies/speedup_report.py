@@ -12,7 +12,7 @@ from accelerando.algorithms.figures import COLOURS
 
 from ..run.results import aligned, label, percent
 from .core import lower_is_better
-from .plotting import limits, over_time, time_unit
+from .plotting import deviation_entry, draw_deviation, limits, over_time, time_unit
 from .speedup import PLAIN, RESAMPLES, TEACHER, Bounded, Speedup, limits_text, rank
 from .table import Row
 
@@ -85,8 +85,8 @@ def draw(table: Sequence[Row], rows: Sequence[Speedup], metric: str, title: str)
     figure.suptitle(title, fontweight="bold")
     panels = figure.subplots(1, len(windows), sharex=True, sharey=True, squeeze=False)[0]
     sign = -1 if lower_is_better(metric) else 1
-    times, values, _ = _columns(rows, size)
-    span, (bottom, top) = limits(times, sign * values)
+    times, values, deviations = _columns(rows, size)
+    span, (bottom, top) = limits(times, sign * values, deviations)
     reached = [row.metrics.get(metric, float("nan")) for row in table if row["arm"] == TEACHER]
     taught = [value for value in reached if sign * value > bottom]
     top = max([top, *(sign * value + 0.03 * (top - bottom) for value in taught)])
@@ -104,11 +104,11 @@ def draw(table: Sequence[Row], rows: Sequence[Speedup], metric: str, title: str)
             x, y, deviation = _columns(own, size)
             order = 3 if arm == PLAIN else 2
             (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6, zorder=order)
-            if np.isfinite(deviation).any():
-                axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.13, linewidth=0)
+            draw_deviation(axes, x, y, deviation, colour)
         for value in taught:
             legend["a teacher"] = axes.axhline(value, color="0.55", lw=0.9, ls=(0, (4, 3)), zorder=1)
     panels[0].set_ylabel(f"evaluation {label(metric)}")
+    legend |= deviation_entry(figure)
     figure.legend(list(legend.values()), list(legend), loc="outside right upper", frameon=False)
     return figure
 

@@ -17,6 +17,7 @@ from ..run.results import label
 from .density import DENSE
 from .density_figure import DASHES, over_density
 from .paths import TREATMENTS
+from .plotting import deviation_entry, draw_deviation
 from .stability_cells import PAIR, TICKETS, Cell, by_place, match_on_average, treatments_of
 from .statistics import mean_and_deviation
 from .table import Row
@@ -69,7 +70,9 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
         axes.title.set_fontsize("medium")
         house_look(axes)
     if first:
-        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        handles, names = first.get_legend_handles_labels()
+        legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
+        figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -96,7 +99,7 @@ def _over_steps(axes: Axes, cells: Sequence[Cell], steps: Steps, value: Any) -> 
         dashes = "-" if arm == DENSE else DASHES[densities.index(density) % len(DASHES)]
         look: dict[str, Any] = {"color": ARM_COLOURS[arm], "ls": dashes, "lw": 1.5}
         axes.plot(x, mean, label=arm if arm == DENSE else f"{arm}, {density}", **look)
-        axes.fill_between(x, mean - deviation, mean + deviation, color=ARM_COLOURS[arm], alpha=0.1, lw=0)
+        draw_deviation(axes, x, mean, deviation, ARM_COLOURS[arm])
         for k, height in zip(x, mean, strict=True):
             matches = arm == DENSE or match_on_average(by_k[k])
             axes.plot(

@@ -17,6 +17,7 @@ from accelerando.recipes.studies.comparison import (
     comparisons,
     improvement_correlation,
 )
+from accelerando.recipes.studies.plotting import DEVIATION
 from accelerando.recipes.studies.table import Row, read_table, to_csv
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -468,14 +469,35 @@ def test_the_figure_shows_curves_bands_frontier_and_independent_runs():
 def test_the_legend_names_every_arm_and_what_there_is():
     (legend,) = draw(studied(), ACCURACY, "").legends
     arms = ["plain", "one", "_x"]
-    assert [text.get_text() for text in legend.get_texts()] == [*arms, "independent runs", "best at its budget"]
+    more = ["independent runs", "best at its budget", DEVIATION]
+    assert [text.get_text() for text in legend.get_texts()] == [*arms, *more]
     assert [line.get_color() for line in legend.legend_handles[:3]] == list(COLOURS[:3])
     alone = legend.legend_handles[3]  # the mark that it has in the picture
     assert (alone.get_marker(), alone.get_color()) == (legend.legend_handles[0].get_marker(), COLOURS[0])
     assert alone.get_markerfacecolor() == "none" and alone.get_linestyle() == "None"
     figure = draw([point for point in studied() if point["schedule"] == "cyclic"], ACCURACY, "")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, "best at its budget"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*arms, *more[1:]]
     assert not any(line.get_linestyle() == "None" and len(line.get_xdata()) for line in figure.axes[0].lines)
+
+
+def test_of_one_length_there_are_bars_and_no_lines():
+    values = {"plain": (0.5, 0.6), "other": (0.7, 0.9)}
+    rows = [row for arm, own in values.items() for seed in (0, 1) for row in run(arm, seed, values=[own[seed]])]
+    figure = draw(rows, ACCURACY, "")
+    axes, (legend,) = figure.axes[0], figure.legends
+    bars = [segment for lines in axes.collections for segment in lines.get_segments()]
+    for (lower, upper), own in zip(bars, values.values(), strict=True):
+        mean, deviation = np.mean(own), np.std(own, ddof=1)
+        assert [lower[1], upper[1]] == pytest.approx([mean - deviation, mean + deviation])
+    assert [text.get_text() for text in legend.get_texts()] == [*values, "best at its budget", DEVIATION]
+    assert all(line.get_linewidth() == 0 and line.get_marker() != "None" for line in legend.legend_handles[:2])
+
+
+def test_the_bands_are_whole():
+    points = [p for seed in (0, 1) for p in run(seed=seed, values=(0.8 - 0.1 * seed, 0.85, 0.9 + 0.09 * seed))]
+    axes = draw(points, ACCURACY, "").axes[0]
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert axes.get_ylim()[0] < heights.min() < 0.7 and 1.0 < heights.max() < axes.get_ylim()[1]
 
 
 @pytest.mark.parametrize("slow", [0.1, 0.25, 0.45, 0.6, 0.9, 1.0])

@@ -14,7 +14,8 @@ from accelerando.recipes.run.files import write_csv
 from accelerando.recipes.run.results import percent
 from accelerando.recipes.studies import density
 from accelerando.recipes.studies.density import UNKNOWN, Mean, sparsest_match, table
-from accelerando.recipes.studies.density_figure import MARKS, draw, exits, heights, styles
+from accelerando.recipes.studies.density_figure import MARKS, draw, exits, heights, reach, styles
+from accelerando.recipes.studies.plotting import DEVIATION
 from accelerando.recipes.studies.table import Row
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -298,7 +299,8 @@ def names(figure):
 
 def test_the_legend_explains_what_there_is():
     rows = means(studied())
-    assert names(draw(rows, ACCURACY, "")) == ["ticket", "random", "dense network", "matches it", "does not match"]
+    there = ["ticket", "random", "dense network", "matches it", "does not match", DEVIATION]
+    assert names(draw(rows, ACCURACY, "")) == there
     assert names(draw(means(arm("_x", 0.5, 0.6)), ACCURACY, "")) == ["_x"]  # of one seed, without a dense network
     gone = means(dense(0.9) + arm("a", 0.9, math.nan, 0.9) + arm("b", 0.1, 0.1, 0.1) + arm("c", 0.9, 0.9, 0.89))
     every = ["a", "b", "c", "dense network", "matches it", "does not match", "leaves the picture", "diverged"]
@@ -311,6 +313,12 @@ def test_the_legend_explains_what_there_is():
     assert shown["matches it"] == shown["arm 0"] == "o" and shown["does not match"] == shown["arm 1"] == "s"
     faces = [handle.get_markerfacecolor() for handle in figure.legends[0].legend_handles]
     assert faces[:3] == list(COLOURS[:3]) and faces[5] == "white" != faces[4]
+
+
+def test_an_arm_of_one_point_is_a_marker_in_the_legend():
+    handles = draw(means(arm("line", 0.9, 0.8) + arm("point", 0.9)), ACCURACY, "").legends[0].legend_handles
+    assert [handle.get_linestyle() for handle in handles[:2]] == ["-", "None"]
+    assert all(handle.get_marker() != "None" for handle in handles[:2])
 
 
 def test_one_seed_has_no_bands_and_what_is_not_known_is_full():
@@ -372,6 +380,11 @@ def test_limits_by_hand():
     assert heights(rows(0.9, 0.9, 0.9, 0.86, 0.84)) == pytest.approx((0.86 - 0.0032, 0.9 + 0.0032))
     assert heights(rows(0.9, 0.9, 0.9, 0.86, 0.84, tolerance=0.003)) == pytest.approx((0.84 - 0.0048, 0.9 + 0.0048))
     assert heights(rows(0.9, 0.9, 0.9)) == pytest.approx((0.8, 1.0))
+    # Deviations are shown whole, but no further down than values would be.
+    spread = np.array([0.1, 0.01, math.nan, 1.0])
+    assert reach(np.array([1.0, 0.95, 0.9, 0.1]), spread) == pytest.approx((0.9 - 0.016, 1.1 + 0.016))
+    assert reach(np.array([1.0, 0.9]), np.array([0.0, 0.02])) == pytest.approx((0.88 - 0.0096, 1 + 0.0096))
+    assert reach(np.array([1.0, 0.9]), np.array([0.0, 0.5])) == pytest.approx((0.75 - 0.052, 1.4 + 0.052))
     assert heights(rows(math.nan, math.inf)) == heights([]) == (-0.1, 0.1)
 
 
