@@ -20,6 +20,7 @@ from .density import Mean, by_arm, dense_of
 from .plotting import HANDLERS, deviation_entry, draw_deviation, side_by_side, ticks_at
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
+MARKERS = "osD^v<>p"
 MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
     "dense network": {"color": "0.3", "lw": 1.2, "ls": (0, (6, 3))},
     "matches it": {"color": "0.3", "ls": "", "marker": "o", "ms": 5},
@@ -36,10 +37,12 @@ def draw(means: Sequence[Mean], metric: str, title: str) -> Figure:
     """Each arm's values over density, and the dense network.
 
     Arms are named "criterion" or "criterion, ablation": those of one criterion share colour and marker, those of one
-    ablation the dashes. More than eight are parted: one panel has those without ablation, and each criterion its own.
+    ablation the dashes, or, where all are single points, the marker. More than eight are parted: one panel has those
+    without ablation, and each criterion its own.
     """
     arms, dense, sign = by_arm(means), dense_of(means), -1 if lower_is_better(metric) else 1
-    looks, panels, (bottom, top) = styles(arms), _panels(list(arms)), heights(means, sign)
+    lines = any(len(rows) > 1 for rows in arms.values())
+    looks, panels, (bottom, top) = styles(arms, lines), _panels(list(arms)), heights(means, sign)
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     size = (2 + 2.7 * columns, 0.9 + 2.4 * rows) if len(panels) > 1 else (8, max(4.5, 0.22 * (len(arms) + 6)))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -110,15 +113,16 @@ def exits(x: np.ndarray, y: np.ndarray, edge: float) -> list[float]:
     return places
 
 
-def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Each arm's colour, marker and dashes, for its line."""
+def styles(arms: Iterable[str], lines: bool = True) -> dict[str, dict[str, Any]]:
+    """Each arm's colour, marker and dashes, for its line; without `lines` markers tell ablations apart."""
     parts = {arm: _parts(arm) for arm in arms}
     criteria, ablations = ([*dict.fromkeys(names)] for names in zip(("", ""), *parts.values(), strict=True))
     looks = {}
     for arm, (criterion, ablation) in parts.items():
         i, dashes = criteria.index(criterion) - 1, DASHES[ablations.index(ablation) % len(DASHES)]
-        colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
-        looks[arm] = {"color": colour, "marker": marker, "ls": dashes, "lw": 1.6, "ms": 5}
+        place = i + i // 8 if lines or not any(ablations[1:]) else ablations.index(ablation)
+        colour, marker = (*COLOURS, "#999999")[i % 8], MARKERS[place % 8]
+        looks[arm] = {"color": colour, "marker": marker, "ls": dashes if lines else "", "lw": 1.6, "ms": 5}
     return looks
 
 
@@ -142,8 +146,10 @@ def legend_lines(looks: dict[str, dict[str, Any]], panels: int) -> list[tuple[st
     """The arms; of several panels the criteria, and then the ablations."""
     if panels == 1:
         return list(looks.items())
-    criteria = {_parts(arm)[0]: look | {"ls": "-"} for arm, look in looks.items()}
-    ablations = {a: look | {"color": "0.3", "marker": ""} for arm, look in looks.items() if (a := _parts(arm)[1])}
+    lines = any(look["ls"] for look in looks.values())
+    of_criterion, of_ablation = ({"ls": "-"}, {"marker": ""}) if lines else ({"marker": MARKERS[0]}, {})
+    criteria = {_parts(arm)[0]: look | of_criterion for arm, look in looks.items()}
+    ablations = {a: look | {"color": "0.3", **of_ablation} for arm, look in looks.items() if (a := _parts(arm)[1])}
     return [*criteria.items(), *ablations.items()]
 
 

@@ -434,6 +434,17 @@ def test_more_than_eight_arms_with_ablations_are_parted_into_panels():
     assert {handle.get_linestyle() for handle in handles[:4]} == {"-"}
 
 
+def test_of_single_points_the_markers_tell_ablations_apart():
+    criteria, ablations = ("snip", "grasp", "synflow"), ("", ", shuffle", ", reinitialize")
+    points = [row for row in at_initialization(criteria, ablations) if row["level"] <= 1]
+    figure = draw(means(points), ACCURACY, "")
+    handles = dict(zip(names(figure), figure.legends[0].legend_handles, strict=True))
+    looks = {name: (handles[name].get_marker(), handles[name].get_linestyle()) for name in [*handles][:5]}
+    assert looks == dict.fromkeys(criteria, ("o", "None")) | {"shuffle": ("s", "None"), "reinitialize": ("D", "None")}
+    snip = [line for line in figure.axes[1].lines if line.get_marker() in [*"osD"] and len(line.get_xdata())]
+    assert {(line.get_marker(), line.get_color()) for line in snip} == {(marker, COLOURS[0]) for marker in "osD"}
+
+
 def test_up_to_eight_arms_and_any_number_without_ablations_are_one_panel():
     eight = at_initialization(("snip", "grasp"), ("", ", shuffle", ", reinitialize", ", invert"))
     figure = draw(means(eight), ACCURACY, "")
