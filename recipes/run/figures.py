@@ -68,7 +68,7 @@ def _show_where_it_settles(axes: Axes, curves: Sequence[np.ndarray]) -> None:
     if top - least <= 2 * (top - bottom):
         bottom = least
     margin = 0.1 * (top - bottom) or 0.1
-    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_ylim(float(bottom - margin), float(top + margin))
     if number := int((values < bottom - margin).sum()):
         words = f"below the frame: {number} {'values' if number > 1 else 'value'}, the least {least:.4f}"
         axes.text(0.98, 0.02, words, transform=axes.transAxes, ha="right", fontsize="x-small", color="0.35")
