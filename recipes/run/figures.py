@@ -45,7 +45,7 @@ def draw(results: Sequence[Result], path: Path, title: str) -> np.ndarray:
         axes.set(xlabel="training time (s)", ylabel=title_of_axis)
         house_look(axes)
         if curves:
-            axes.set_xlim(0, 1.25 * axes.dataLim.x1)  # room for the number at the end
+            axes.set_xlim(0, 1.25 * axes.dataLim.x1 or None)  # room for the number at the end
         if curves and name == metric and "Accuracy" in name:
             _show_where_it_settles(axes, curves)
     if len(results) > 1:

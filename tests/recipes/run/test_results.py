@@ -106,3 +106,9 @@ def test_what_is_below_the_frame_is_told_and_the_last_number_is_inside(values, w
     frame = axes.get_window_extent()
     for inner in (text.get_window_extent() for text in axes.texts):
         assert frame.x0 < inner.x0 and inner.x1 < frame.x1 and frame.y0 < inner.y0 and inner.y1 < frame.y1
+
+
+def test_of_a_single_batch_there_is_a_figure_too(tmp_path):
+    one = result(tmp_path)
+    one.records[1:] = [{"batch": 1, "samples": 8, "seconds": 0.1, ACCURACY: 0.75}]
+    assert one.records[0]["seconds"] == 0 and draw([one], tmp_path / "a.png", "").std() > 0
