@@ -77,8 +77,8 @@ class Variants(Study):
             mean, deviation = mean_and_deviation([*by_seed(own, str(self.metric)).values()])
             seconds = sum(row.seconds for row in own) / len(own)
             line = {"variant": name, "seeds": len(own), "mean": mean, "deviation": deviation, "seconds": seconds}
-            told = over is not None and over.pairs > 0
-            lines.append({**line, "difference": over.mean if told else None, "p": over.p if told else None})
+            told = over if over and over.pairs else None
+            lines.append({**line, "difference": told.mean if told else None, "p": told.p if told else None})
         return lines
 
     def _compared(self, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row], Difference | None]]:
