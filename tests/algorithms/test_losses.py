@@ -477,7 +477,9 @@ def test_logits_without_a_loss(kind):
         losses([LabelSmoothing()], kind(None, 4, 7), {"x": numbers(N, 5), "y": labels})
 
 
-@pytest.mark.parametrize("kind, steps", [(LabelSmoothing, ["_smooth", "_finish"]), (MixUp, ["_restart", "_mix_loss"])])
+@pytest.mark.parametrize(
+    "kind, steps", [(LabelSmoothing, ["_smooth", "_finish"]), (MixUp, ["_restart", "_restore_target"])]
+)
 def test_a_subclass_that_overrides_a_step_is_obeyed(kind, steps):
     called = []
     for step in steps:
