@@ -131,21 +131,20 @@ class HuggingFaceText:
 
     def _numbered(self, data: Any, split: str) -> Any:
         """The data, with numbers for the `class_names` if there are such."""
-        import datasets
-
         if self.class_names is None or self.label_column is None:
             return data
-        texts = data[:][self.label_column]
+        import datasets
+
+        texts, number = data[:][self.label_column], {name: place for place, name in enumerate(self.class_names)}
         for row, label in enumerate(texts):
             if not isinstance(label, str):
                 found = f"given, but row {row} of {split} has {show(label)} as {self.label_column}"
-                raise ArgumentError(
-                    "class_names", f"{found}; they are for labels of text, as numbers are classes already"
-                )
-            if label not in self.class_names:
+                hint = "they are for labels of text, as numbers are classes already"
+                raise ArgumentError("class_names", f"{found}; {hint}")
+            if label not in number:
                 found = f"row {row} of {split} has as {self.label_column}"
                 raise ArgumentError("class_names", f"lacks {show(label)}, which {found}")
-        numbers = [self.class_names.index(label) for label in texts]  # a cast does not know pandas' kind of text
+        numbers = [number[label] for label in texts]  # a cast does not know pandas' kind of text
         numbered = data.remove_columns(self.label_column).add_column(self.label_column, numbers)
         return numbered.cast_column(self.label_column, datasets.ClassLabel(names=[*self.class_names]))
 

@@ -6,7 +6,7 @@ Differences are told in standard deviations of the task's dense networks over se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,9 +31,10 @@ def claims_of(
     no claim but the first counts it.
     """
     cells = _Cells(rows)
-    begins, sources = _theta_is_better(cells, tasks), [task.name for task in tasks]
+    gains = {task.name: cells.values(task, DENSE, 1.0, SCRATCH) for task in tasks}
+    counted = [task for task in tasks if difference(gains[task.name]).p_above < LEVEL]  # one-sided, as it asks for more
+    begins, sources = _theta_is_better(gains, [task.name for task in counted]), [task.name for task in tasks]
     yield begins
-    counted = [task for task in tasks if _is_better(cells.values(task, DENSE, 1.0, SCRATCH))]
     told = counted and begins.verdict == "holds"
     lacking = "" if told else "it is not told that theta_0 is better than random weights"
     tasks = counted or tasks
@@ -73,21 +74,16 @@ class _Cells:
         return {name: one for name, one in found.items() if one.pairs}
 
 
-def _theta_is_better(cells: _Cells, tasks: Sequence[Task]) -> Claim:
-    values = {task.name: cells.values(task, DENSE, 1.0, SCRATCH) for task in tasks}
-    more = {name: [difference([one - BEATS for one in own])] for name, own in values.items() if own}
+def _theta_is_better(gains: Mapping[str, Sequence[float]], counted: Sequence[str]) -> Claim:
+    """By how many deviations theta_0 is better in each task, of which the `counted` ones tell of tickets."""
+    more = {name: [difference([one - BEATS for one in own])] for name, own in gains.items() if own}
     claim = "Theta_0 is better than random initial weights by more than two deviations on a task (the precondition)."
     judged = judge_some(claim, SOURCE, more)
-    means = ", ".join(f"{name} {sum(own) / len(own):+.2f}" for name, own in values.items() if own)
-    idle = [name for name, own in values.items() if not _is_better(own)]
+    means = ", ".join(f"{name} {sum(own) / len(own):+.2f}" for name, own in gains.items() if own)
+    idle = [name for name in gains if name not in counted]
     measured = f"better by {means} deviations; less two: {judged.measured}" if means else "nothing"
     left_out = f"; not told to be better on {', '.join(idle)}, not counted below" if idle and means else ""
     return replace(judged, measured=measured + left_out)
-
-
-def _is_better(values: Sequence[float]) -> bool:
-    """By a one-sided t test, as a task is left out only where theta_0 may be worth nothing."""
-    return difference(values).p_above < LEVEL
 
 
 def _matches(cells: _Cells, tasks: Sequence[Task], density: float, at: str, lacking: str) -> Claim:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.recipe import Recipe
 from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS
 from .bert_tickets_masks import TRANSFERRED
-from .core import Base, Train, duration
+from .core import Base, Train, duration, relative_length
 from .density import DENSE
 from .pruning_checks import ticket_of
 from .tickets import Ladder
@@ -173,4 +173,4 @@ class Runs:
     def _sized(self, node: Train) -> Train:
         """With its length in trainings of the base run, if both have the same unit."""
         own, whole = duration(self.recipes[node.tags["task"]]), duration(self.base.recipe)
-        return replace(node, cost=own.value / whole.value if own.unit == whole.unit else 1.0)
+        return replace(node, cost=relative_length(own, whole))

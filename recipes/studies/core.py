@@ -317,6 +317,11 @@ def duration(recipe: Recipe) -> Time:
     return as_time(recipe.trainer["max_duration"])
 
 
+def relative_length(own: Time, whole: Time) -> float:
+    """How many times as long it is; 1 where the units differ, so that nobody can tell."""
+    return own.value / whole.value if own.unit == whole.unit else 1.0
+
+
 def as_time(value: Any) -> Time:
     """A number without a unit counts epochs, as for Composer."""
     from composer.core import TimeUnit, ensure_time

@@ -10,7 +10,7 @@ from ..config.errors import REFUSALS
 from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import FIXED, Base, NamedChanges, Study, Train, duration, named, refuse_twice, row_of
+from .core import FIXED, Base, NamedChanges, Study, Train, duration, named, refuse_twice, relative_length, row_of
 from .interpolation_arms import BY, FROM, BySensitivity, beginning, by_sensitivity, parameters_of, rises_of
 from .interpolation_cells import (
     BEGIN,
@@ -202,7 +202,7 @@ class Interpolation(Study):
     def _cost(self, base: Base, name: str) -> float:
         """The length, as far as its unit is the base run's."""
         own, whole = duration(base.recipe_of(self._bare(name))), duration(base.recipe)
-        return own.value / whole.value if own.unit == whole.unit else 1.0
+        return relative_length(own, whole)
 
     def _train(self, base: Base, arm: str, seed: int, done: Mapping[str, Result]) -> Train:
         from .interpolation_paths import MEASURED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from ..config.errors import show
 from ..config.keys import Holds
 from .claims import Claim
-from .core import FIXED, Base, TicketArguments, Train, duration, lower_is_better, named, refuse_twice
+from .core import FIXED, Base, TicketArguments, Train, duration, lower_is_better, named, refuse_twice, relative_length
 from .pruning import PruningStudy, refuse_what_prunes
 from .pruning_checks import check_rewind, check_weights
 from .scaling_law_cells import TOLD, Family, families_of, lines_of, table_of
@@ -86,7 +86,7 @@ class ScalingLaw(PruningStudy):
             base.metric_of(recipe, self.metric)
             own, whole = duration(recipe), duration(base.recipe)
             cost = 1 + ladder.levels * (1 - check_rewind(source, LADDER, ladder.arguments, recipe))
-            cost *= own.value / whole.value if own.unit == whole.unit else 1.0
+            cost *= relative_length(own, whole)
             sizes = self._sizes(base, node, recipe, ladder)
             self._nodes[name] = ladder, replace(node, cost=cost, tags={"arm": name, **sizes})
 

@@ -13,7 +13,19 @@ from ..config.errors import REFUSALS, show
 from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import FIXED, Base, Changes, NamedChanges, Study, Train, duration, named, refuse_twice, row_of
+from .core import (
+    FIXED,
+    Base,
+    Changes,
+    NamedChanges,
+    Study,
+    Train,
+    duration,
+    named,
+    refuse_twice,
+    relative_length,
+    row_of,
+)
 from .density import DENSE
 from .pruning import UNPRUNED, number, refuse_what_prunes, with_size
 from .pruning_checks import check_weights
@@ -168,7 +180,7 @@ class ShrinkBench(Study):
         """All of a kind are as long as its first one, in trainings of the base run, if these have the same unit."""
         if kind not in self._lengths:
             own, whole = duration(base.recipe_of(node)), duration(base.recipe)
-            self._lengths[kind] = own.value / whole.value if own.unit == whole.unit else 1.0
+            self._lengths[kind] = relative_length(own, whole)
         return replace(node, cost=self._lengths[kind])
 
     def rows(self, base: Base, node: Train, result: Result) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,8 +12,8 @@ from accelerando.algorithms.connectivity.curves import lower_is_better
 
 from ..config.recipe import Recipe
 from .claims import Claim, judge
-from .core import FIXED, Base, NamedChanges, Study, Train, as_time, duration, named
-from .statistics import Difference, mean_and_deviation, paired
+from .core import FIXED, Base, NamedChanges, Study, Train, as_time, duration, named, relative_length
+from .statistics import mean_and_deviation, paired
 from .table import Row, by_seed, groups
 
 if TYPE_CHECKING:
@@ -45,50 +45,40 @@ class Variants(Study):
         self.changes = named(base.source, "variants", self.variants, FIXED)
         if len(self.changes) < 2:
             raise base.source.error("variants", f"{[*self.changes]} given; expected two or more")
-        self._costs = dict[str, float]()
         for name in self.changes:
             recipe = base.recipe_of(self._node(name))
             base.needs_evaluation(recipe, "the variants are compared by it")
             self.metric = base.metric_of(recipe, self.metric)
-            self._costs[name] = _cost(recipe, base)
 
     def _node(self, name: str) -> Train:
         return Train(name=name, changes=self.changes[name], key=f"variants.{name}")
 
     def nodes(self, base: Base, done: Mapping[str, Result]) -> Iterator[Train]:
         """Seed by seed, so that all variants have as many at any time."""
+        costs = {name: _cost(base.recipe_of(self._node(name)), base) for name in self.changes}
         for seed, name in product(self.seeds, self.changes):
-            yield Train(
-                name=f"{name}-seed{seed}",
-                changes=self.changes[name],
-                key=f"variants.{name}",
-                sets={"seed": seed},
-                cost=self._costs[name],
-                tags={"variant": name, "seed": seed},
-            )
+            own = {"name": f"{name}-seed{seed}", "sets": {"seed": seed}, "tags": {"variant": name, "seed": seed}}
+            yield replace(self._node(name), cost=costs[name], **own)
 
     def summaries(self, base: Base, rows: Sequence[Row]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """A line for each variant: its mean and deviation over seeds, and the difference from the first one."""
         return {"means": self._means(rows)}
 
     def _means(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        lines = []
-        for name, own, over in self._compared(rows):
-            mean, deviation = mean_and_deviation([*by_seed(own, str(self.metric)).values()])
-            seconds = sum(row.seconds for row in own) / len(own)
+        lines, values, first = [], self._values(rows), next(iter(self.changes))
+        for name, own in values.items():
+            mean, deviation = mean_and_deviation([*own.values()])
+            seconds, _ = mean_and_deviation([row.seconds for row in rows if row["variant"] == name])
             line = {"variant": name, "seeds": len(own), "mean": mean, "deviation": deviation, "seconds": seconds}
-            told = over if over and over.pairs else None
-            lines.append({**line, "difference": told.mean if told else None, "p": told.p if told else None})
+            over = paired(own, values.get(first, {}) if name != first else {})
+            told = over if over.pairs else None
+            lines.append({**line, "difference": told and told.mean, "p": told and told.p})
         return lines
 
-    def _compared(self, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row], Difference | None]]:
-        """Of each variant that has been trained, its rows, and its difference from the first one."""
-        own = {name: each for (name,), each in groups(rows, "variant").items()}
-        first = next(iter(self.changes))
-        for name in (name for name in self.changes if name in own):
-            metric = str(self.metric)
-            over = paired(by_seed(own[name], metric), by_seed(own.get(first, ()), metric)) if name != first else None
-            yield name, own[name], over
+    def _values(self, rows: Sequence[Row]) -> dict[str, dict[Any, float]]:
+        """Of each variant that has been trained, the metric by seed."""
+        own = {name: by_seed(each, str(self.metric)) for (name,), each in groups(rows, "variant").items()}
+        return {name: own[name] for name in self.changes if name in own}
 
     def text(self, base: Base, rows: Sequence[Row]) -> str:
         """The means."""
@@ -109,7 +99,7 @@ class Variants(Study):
         from ..run.figures import house_look
         from ..run.results import label
 
-        own = {name: [*by_seed(each, str(self.metric)).values()] for name, each, _ in self._compared(rows)}
+        own = {name: [*values.values()] for name, values in self._values(rows).items()}
         figure = Figure(figsize=(2 + 1.1 * len(own), 3.6), dpi=150, layout="constrained")
         axes = figure.subplots()
         for place, values in enumerate(own.values()):
@@ -125,8 +115,7 @@ class Variants(Study):
 
     def claims(self, base: Base, rows: Sequence[Row]) -> Iterator[Claim]:
         """That each variant is better than the first one."""
-        first, less = next(iter(self.changes)), lower_is_better(str(self.metric))
-        values = {name: by_seed(own, str(self.metric)) for name, own, _ in self._compared(rows)}
+        first, less, values = next(iter(self.changes)), lower_is_better(str(self.metric)), self._values(rows)
         for name in (name for name in values if name != first):
             pair = values[name], values.get(first, {})
             yield judge(f"{name} is better than {first}.", SOURCE, paired(*(pair[::-1] if less else pair)))
@@ -135,8 +124,7 @@ class Variants(Study):
 def _cost(recipe: Recipe, base: Base) -> float:
     """Its length, in trainings of the base run."""
     given = base.config.get("max_duration")
-    own, whole = duration(recipe), as_time(given) if given is not None else None
-    return own.value / whole.value if whole and own.unit == whole.unit else 1.0
+    return 1.0 if given is None else relative_length(duration(recipe), as_time(given))
 
 
 def _number(value: float | None, form: str) -> str:
