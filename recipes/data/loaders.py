@@ -180,6 +180,15 @@ def worker_loader(
     return loader
 
 
+def tell(line: str) -> None:
+    """Prints it on the standard error stream of one rank."""
+    if dist.get_global_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+tell_once = cache(tell)
+
+
 @cache
 def _tell_of_cores(num_workers: int) -> None:
     """Not lowered: what the workers draw hangs on their number, and a run may go on on another machine."""

@@ -15,10 +15,8 @@ as `Digits` in `images.py`, and is built while the config is checked.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any
 
 from composer.core import DataSpec
@@ -38,7 +36,7 @@ from ..config.arguments import check_arguments, parameters
 from ..config.errors import ArgumentError, show
 from ..config.lookup import function_at, nearest
 from .checks import check_least
-from .loaders import AnyDevice, worker_loader
+from .loaders import AnyDevice, tell_once, worker_loader
 from .shards import is_streamed
 from .streams import Stream, StreamLoader, UnsizedLoader, length_of, stateful
 
@@ -212,12 +210,6 @@ class OwnData:
                 f"{self.path}: has no state_dict() to go on from; after a kill in the middle of an epoch its first "
                 "batches are read again and left out, which is exact if they come in the same order each time"
             )
-
-
-@cache
-def tell_once(line: str) -> None:
-    if dist.get_global_rank() == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 def is_map_style(data: Any) -> bool:

@@ -21,7 +21,7 @@ from accelerando.algorithms.composer.for_recipes import declared_by
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
 from ..config.recipe import Recipe
-from ..data.own import tell_once
+from ..data.loaders import tell_once
 from ..data.streams import length_of
 from ..models.several import SeveralTasks
 from .agreement import agree_by_task, specs

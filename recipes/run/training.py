@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,12 +49,14 @@ def train(
     device = join_ranks(recipe)
     with blame_disk(recipe.folder, recipe.source):
         if result := _done_before(recipe):
+            from ..data.loaders import tell
             from .report import report_again
 
             if not quiet:
-                _tell(f"{recipe.folder}: finished before; nothing was trained, and this is what it found")
+                tell(f"{recipe.folder}: finished before; nothing was trained, and this is what it found")
             return report_again(recipe, result, quiet=quiet)
         with held(recipe.folder, recipe.source):
+            from ..data.loaders import tell
             from .building import build
             from .report import report
 
@@ -66,7 +67,7 @@ def train(
             with _closing(run.trainer):
                 _begin(run, checkpoint, name)
                 if checkpoint and not quiet:
-                    _tell(f"{recipe.folder}: goes on {_place(run.trainer)}")
+                    tell(f"{recipe.folder}: goes on {_place(run.trainer)}")
                 with _told_in_one_line(run):
                     _fit_what_is_left(run.trainer)
                     _complete_the_end(run)
@@ -117,13 +118,6 @@ def _begin(run: Run, checkpoint: Checkpoint | None, name: str) -> None:
         refuse_a_shorter_run(run.recipe, run.trainer.state.get_elapsed_duration())
     begin(run.recipe, name, resumes=checkpoint is not None)
     run.trainer.logger.log_hyperparameters(run.recipe.config)
-
-
-def _tell(line: str) -> None:
-    from composer.utils import dist
-
-    if dist.get_global_rank() == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 def _place(trainer: Trainer) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plotting import HANDLERS, deviation_entry, draw_deviation, limits, over_time, side_by_side, time_unit
+from .plotting import HANDLERS, MARKERS, deviation_entry, draw_deviation, limits, over_time, side_by_side, time_unit
 from .table import Row
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def draw(rows: Sequence[Row], metric: str, title: str) -> Figure:
     legend: dict[str, Any] = {}
     alone: list[dict[str, Any]] = []  # the looks of independent runs
     for i, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-        colour, marker = (*COLOURS, "#999999")[i % 8], "osD^v<>p"[(i + i // 8) % 8]
+        colour, marker = (*COLOURS, "#999999")[i % 8], MARKERS[(i + i // 8) % 8]
         x, y, deviation = _columns((m for m in curves if m.arm == arm), size)
         (legend[arm],) = axes.plot(x, y, color=colour, marker=marker, ms=5, lw=1.6 if len(x) > 1 else 0)
         draw_deviation(axes, x, y, deviation, colour)

@@ -16,14 +16,12 @@ from ..run.results import label, percent
 from .core import lower_is_better
 from .data_diet_cells import CONNECTED, INITIAL, Ticket, arm_of, by_place, points_of, treatments_of
 from .density import Mean, by_arm, dense_of
-from .density_figure import MARKS, exits, heights, mark_edge, over_density
+from .density_figure import LEAVES, MARKS, exits, heights, mark_edge, over_density
 from .paths import TREATMENTS
-from .plotting import deviation_entry, draw_deviation
+from .plotting import MARKERS, draw_deviation, legend_below
 from .statistics import mean_and_deviation
 
 ACROSS = 4  # panels in a single row
-MARKERS = "osD^v<>p"
-LEAVES = "leaves the picture"
 Looks = Mapping[str, Mapping[str, Any]]
 
 
@@ -69,10 +67,7 @@ def draw(
     for axes in figure.axes:
         axes.title.set_fontsize("medium")
         house_look(axes)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
-    legend |= {LEAVES: Line2D([], [], **MARKS[LEAVES])} if left else {}
-    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=5, frameon=False)
+    legend_below(figure, figure.axes[0], 5, **({LEAVES: Line2D([], [], **MARKS[LEAVES])} if left else {}))
     return figure
 
 

@@ -17,15 +17,15 @@ from accelerando.algorithms.figures import COLOURS, house_look
 from ..run.results import label
 from .core import lower_is_better
 from .density import Mean, by_arm, dense_of
-from .plotting import HANDLERS, deviation_entry, draw_deviation, side_by_side, ticks_at
+from .plotting import HANDLERS, MARKERS, deviation_entry, draw_deviation, side_by_side, ticks_at
 
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (6, 1.2, 1, 1.2, 1, 1.2)))
-MARKERS = "osD^v<>p"
+LEAVES = "leaves the picture"
 MARKS: dict[str, dict[str, Any]] = {  # what the legend explains besides the arms, where it is there
     "dense network": {"color": "0.3", "lw": 1.2, "ls": (0, (6, 3))},
     "matches it": {"color": "0.3", "ls": "", "marker": "o", "ms": 5},
     "does not match": {"color": "0.3", "ls": "", "marker": "o", "ms": 5, "mfc": "white"},
-    "leaves the picture": {"color": "0.3", "ls": "", "marker": "v", "ms": 7},
+    LEAVES: {"color": "0.3", "ls": "", "marker": "v", "ms": 7},
     "diverged": {"color": "0.3", "ls": "", "marker": "x", "ms": 7, "mew": 2},
 }
 
@@ -88,7 +88,7 @@ def _draw_arm(axes: Axes, rows: Sequence[Mean], look: Any, bottom: float, sign: 
     inside, hollow = sign * y >= bottom, np.array([row.matches is False for row in rows])
     for chosen, face in ((inside & hollow, "white"), (inside & ~hollow, look["color"])):
         axes.plot(x[chosen], y[chosen], zorder=4, mfc=face, **look | WHOLE | {"ls": ""})
-    places = {"leaves the picture": exits(x, sign * y, bottom), "diverged": x[~np.isfinite(y)]}
+    places = {LEAVES: exits(x, sign * y, bottom), "diverged": x[~np.isfinite(y)]}
     for name, where in places.items():
         mark_edge(axes, name, where, look["color"])
     known = {"matches it": [row.matches for row in rows], "does not match": [row.matches is False for row in rows]}

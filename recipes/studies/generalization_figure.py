@@ -15,7 +15,7 @@ from ..run.results import label
 from .density import DENSE
 from .density_figure import over_density
 from .generalization_cells import ALL, CLEAN, EL2N, EXTENDED, LOSS, NARROWER, ONCE, WRONG
-from .plotting import deviation_entry, draw_deviation, round_ticks
+from .plotting import draw_deviation, legend_below, round_ticks
 from .statistics import mean_and_deviation
 from .table import Row, groups
 
@@ -49,9 +49,7 @@ def draw(found: Mapping[str, tuple[Sequence[Row], int]], ladders: Sequence[str],
         for axes in own:
             axes.title.set_fontsize("medium")
             house_look(axes)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
-    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=6, frameon=False)
+    legend_below(figure, grid[0, 0], 6)
     return figure
 
 

@@ -20,7 +20,7 @@ from .density import DENSE
 from .density_figure import DASHES, over_density
 from .landscape_cells import LARGEST, MEAN, Found
 from .paths import TREATMENTS
-from .plotting import deviation_entry
+from .plotting import legend_below
 from .stability_cells import HESSIAN, Cell, by_place, treatments_of
 from .stability_figure import ARM_COLOURS, of_barriers
 from .statistics import mean_and_deviation
@@ -71,9 +71,7 @@ def draw(
             axes.set_title(f"distilled images, {name}")
     for axes in figure.get_axes():
         axes.title.set_fontsize("medium")
-    handles, names = first.get_legend_handles_labels()
-    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
-    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=5, frameon=False)
+    legend_below(figure, first, 5)
     return figure
 
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from ..run.figures import house_look
 
+MARKERS = "osD^v<>p"
 DEVIATION = "± one standard deviation\nover seeds"
 
 
@@ -89,6 +90,13 @@ def deviation_entry(figure: Figure) -> dict[str, Any]:
     if any(np.ptp(segment[:, 1]) for segment in segments if len(segment)):
         return {DEVIATION: Line2D([], [], color="0.3", ls="", marker="|", ms=12)}
     return {}
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, **more: Any) -> None:
+    """Under the panels: what one of them shows, what deviations are, and `more`."""
+    handles, names = axes.get_legend_handles_labels()
+    legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure) | more
+    figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=columns, frameon=False)
 
 
 HANDLERS = {tuple: HandlerTuple(ndivide=None, pad=0.4)}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..run.figures import house_look
 from .density_figure import over_density
-from .plotting import round_ticks
+from .plotting import MARKERS, round_ticks
 from .scaling_law_cells import Family
 
 
@@ -46,7 +46,7 @@ def _looks(family: Family) -> Mapping[str, dict[str, Any]]:
     for i, (name, colour) in enumerate(zip(order, colours, strict=True)):
         is_fitted = name in family.fitted_on
         face = colour if is_fitted else "white"
-        looks[name] = {"color": colour, "mfc": face, "marker": "osD^v<>p"[i % 8], "ms": 4, "ls": ""}
+        looks[name] = {"color": colour, "mfc": face, "marker": MARKERS[i % 8], "ms": 4, "ls": ""}
     return looks
 
 

@@ -17,7 +17,7 @@ from ..run.results import label
 from .density import DENSE
 from .density_figure import DASHES, over_density
 from .paths import TREATMENTS
-from .plotting import deviation_entry, draw_deviation
+from .plotting import draw_deviation, legend_below
 from .stability_cells import PAIR, TICKETS, Cell, by_place, match_on_average, treatments_of
 from .statistics import mean_and_deviation
 from .table import Row
@@ -70,9 +70,7 @@ def draw(cells: Sequence[Cell], rows: Sequence[Row], metric: str, stable_below: 
         axes.title.set_fontsize("medium")
         house_look(axes)
     if first:
-        handles, names = first.get_legend_handles_labels()
-        legend = dict(zip(names, handles, strict=True)) | deviation_entry(figure)
-        figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=4, frameon=False)
+        legend_below(figure, first, 4)
     return figure
 
 
