@@ -26,7 +26,7 @@ from .checks import check_least
 from .facts import Described
 from .loaders import AnyDevice, TensorLoader, mapping_loader, to_device
 from .splits import overlap, part_of
-from .text import MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
+from .tokens import MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
 
 Task = Literal["topic", "hidden_word", "word_before"]
 

@@ -15,7 +15,7 @@ from .checks import check_hub_name, check_least
 from .codes import as_codes
 from .facts import Described, Facts
 from .loaders import AnyDevice, mapping_loader
-from .text import Batch, Tokenizer, _tokenizer
+from .tokens import Batch, Tokenizer, tokenizer_of
 
 AT_ONCE = 512  # questions that are tokenised together: the places of all their tokens are Python's numbers at first
 
@@ -54,7 +54,7 @@ class Squad:
         return isinstance(other, Squad) and Path(self.file).resolve() == Path(other.file).resolve()
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = tokenizer_of(self.tokenizer)
         if not tokenizer.is_fast:
             hint = "does not tell where in a text its tokens stand; expected a fast one"
             raise ArgumentError("tokenizer", f"{self.tokenizer} {hint}")

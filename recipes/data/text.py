@@ -7,16 +7,12 @@ never in evaluation, and come out the same after a kill and a resume.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from composer.core import DataSpec, Evaluator
 from torch import Tensor
 
@@ -24,12 +20,10 @@ from accelerando.algorithms.generators import generator_of
 
 from ..config.errors import ArgumentError, show
 from .checks import check_hub_name, check_least, hub_or_cache
-from .facts import IGNORED, Described, Facts
+from .facts import Described
 from .loaders import AnyDevice, TensorLoader, mapping_loader, to_device, worker_loader
 from .shards import check_shards, open_shards, same_shards
-
-Batch = dict[str, Tensor]
-Tokenizer = Any  # of transformers, whose annotations do not fit its own use
+from .tokens import Batch, MaskTokens, Tokenizer, blaming, check_text, facts_of, packed, tokenizer_of, truncated
 
 
 @dataclass
@@ -55,7 +49,7 @@ class HuggingFaceText:
     def check(self) -> None:
         check_text(self.seq_len, self.mask_probability)
         for key, name in (("name", self.name), ("tokenizer", self.tokenizer)):
-            with _blaming(key):
+            with blaming(key):
                 check_hub_name(name)
         if not 1 <= len(self.text_columns) <= (2 if self.label_column else 1):
             expected = "expected one, or two with label_column"
@@ -85,7 +79,7 @@ class HuggingFaceText:
         return [Evaluator(label=f"eval/{split}", dataloader=spec) for split, spec in pairs]
 
     def _build(self, split: str, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        rows, tokenizer = self.rows(split), _tokenizer(self.tokenizer, masks=self.label_column is None)
+        rows, tokenizer = self.rows(split), tokenizer_of(self.tokenizer, masks=self.label_column is None)
         columns = rows[:]
         texts = [columns[name] for name in self.text_columns]
         for name, column in zip(self.text_columns, texts, strict=True):
@@ -111,7 +105,7 @@ class HuggingFaceText:
         name, config = self.name, self.config
         if config and Path(name, config).is_dir():  # laid out as on the hub, a folder for each part
             name, config = str(Path(name, config)), None
-        with _blaming("name"), hub_or_cache(name):
+        with blaming("name"), hub_or_cache(name):
             if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
                 data = datasets.load_from_disk(name)
             elif files := sorted(map(str, Path(name).glob(f"{split}-*-of-*.parquet"))):
@@ -179,40 +173,11 @@ class StreamingText:
         from streaming import StreamingDataset
 
         dataset = open_shards(StreamingDataset, self.local, self.remote, self.split, batch_size, train, seed)
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = tokenizer_of(self.tokenizer)
         mask = MaskTokens(tokenizer, self.mask_probability)
         collate = _TokeniseAndMask(tokenizer, mask, self.seq_len, seed, dataset if train else None)
         loader = worker_loader(dataset, collate, batch_size, train, seed, self.num_workers)
         return Described(loader, facts_of(tokenizer, self.seq_len))
-
-
-class MaskTokens:
-    """BERT's masking (Devlin et al. 2018): of the chosen tokens 80 % are masked, 10 % replaced, 10 % left alone."""
-
-    def __init__(self, tokenizer: Tokenizer, probability: float, device: AnyDevice = "cpu"):
-        self.mask_id, self.pad_id = tokenizer.mask_token_id, tokenizer.pad_token_id
-        self.vocab_size, self.probability = len(tokenizer), probability
-        self.special_ids = to_device(torch.tensor(tokenizer.all_special_ids), device)
-
-    def __call__(self, samples: Sequence[Tensor], noise: Tensor) -> Batch:
-        """One number of the noise chooses the token and its fate, the other what replaces it.
-
-        Args:
-            samples: token ids (N, T), alone.
-            noise: (N, T, 2), uniform in [0, 1).
-        """
-        (input_ids,) = samples
-        fate, replacement = noise.unbind(-1)
-        chosen = (fate < self.probability) & ~torch.isin(input_ids, self.special_ids)
-        masked = chosen & (fate < 0.8 * self.probability)
-        replaced = chosen & ~masked & (fate < 0.9 * self.probability)
-        # The product may round up to the vocabulary's size.
-        random_ids = (replacement * self.vocab_size).long().clamp(max=self.vocab_size - 1)
-        return {
-            "input_ids": random_ids.where(replaced, input_ids.masked_fill(masked, self.mask_id)),
-            "attention_mask": (input_ids != self.pad_id).long(),
-            "labels": input_ids.masked_fill(~chosen, IGNORED),
-        }
 
 
 @dataclass
@@ -235,48 +200,6 @@ class _TokeniseAndMask:
         return torch.rand(self.seq_len, 2, generator=generator_of(key))
 
 
-def packed(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Tensor:
-    """The texts one after the other, cut into samples of [CLS], `seq_len - 2` tokens and [SEP]."""
-    documents = tokenizer([text + tokenizer.sep_token for text in texts], add_special_tokens=False).input_ids
-    stream, size = torch.tensor(list(chain.from_iterable(documents)), dtype=torch.long), seq_len - 2
-    pieces = stream[: len(stream) // size * size].view(-1, size)
-    return F.pad(F.pad(pieces, (1, 0), value=tokenizer.cls_token_id), (0, 1), value=tokenizer.sep_token_id)
-
-
-def truncated(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, seq_len: int) -> Batch:
-    """Each text, or pair of texts, cut or padded to `seq_len` tokens."""
-    return dict(tokenizer(*texts, truncation=True, padding="max_length", max_length=seq_len, return_tensors="pt"))
-
-
-@contextmanager
-def _blaming(key: str) -> Iterator[None]:
-    """Turns what is wrong with a folder, or a name on the hub, into an error of that argument."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except ArgumentError:
-        raise
-    except (DatasetsError, StopIteration) as error:  # a broken file, an empty one
-        raise ArgumentError(key, f"cannot be read: {error.__cause__ or repr(error)}") from error
-    except ValueError as error:
-        of_split = str(error).startswith("Unknown split")
-        raise ArgumentError("split" if of_split else key, str(error)) from error
-    except OSError as error:
-        raise ArgumentError(key, str(error)) from error
-
-
-def _tokenizer(name: str, masks: bool = True) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    with _blaming("tokenizer"), hub_or_cache(name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    for token in ("cls", "sep", "mask", "pad") if masks else ("pad",):
-        if getattr(tokenizer, f"{token}_token_id") is None:
-            raise ArgumentError("tokenizer", f"{name} has no {token} token; expected one of BERT's kind")
-    return tokenizer
-
-
 def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | list[float]:
     """The column's whole numbers from 0, or finite fractional ones; ArgumentError at `label_column` for others."""
     labels: list[Any] = rows[:][column]
@@ -290,28 +213,3 @@ def labels_of(rows: Any, column: str, split: str = "the data") -> list[int] | li
             expected = "expected whole numbers from 0, for classes, or fractional ones, for regression"
             raise ArgumentError("label_column", f"row {row} of {split} has {show(label)} as {column}; {expected}{hint}")
     return labels
-
-
-def facts_of(
-    tokenizer: Tokenizer, seq_len: int, labels: Sequence[float] | None = None, names: Sequence[str] | None = None
-) -> Facts:
-    """Of texts with labels of their own, or else with one at each masked token."""
-    text = Facts(inputs="texts", labels="tokens", words=len(tokenizer), positions=seq_len)
-    if labels is None:
-        return text
-    if isinstance(labels[0], float):
-        return replace(text, labels="numbers")
-    classes = len(names) if names else int(max(labels)) + 1
-    return replace(text, labels="classes", classes=classes, names=tuple(names) if names else None)
-
-
-def check_text(seq_len: int, mask_probability: float = 0.15, *names: str) -> None:
-    """Raise for values out of range, missing libraries, and names that can only be local folders but are none."""
-    if seq_len < 3:
-        raise ValueError(f"seq_len must be at least 3, not {seq_len}")
-    if not 0 < mask_probability < 1:
-        raise ValueError(f"mask_probability must be between 0 and 1, not {mask_probability}")
-    if not all(find_spec(package) for package in ("datasets", "tokenizers", "transformers")):
-        raise ImportError("text needs datasets, tokenizers and transformers: pip install 'accelerando[nlp]'")
-    for name in names:
-        check_hub_name(name)

@@ -9,7 +9,8 @@ from streaming import MDSWriter
 from accelerando.recipes.config.errors import REFUSALS, ArgumentError
 from accelerando.recipes.data import checks
 from accelerando.recipes.data.python_docs import PythonDocs, python_docs_tokenizer
-from accelerando.recipes.data.text import HuggingFaceText, MaskTokens, StreamingText
+from accelerando.recipes.data.text import HuggingFaceText, StreamingText
+from accelerando.recipes.data.tokens import MaskTokens
 from accelerando.recipes.models.hugging_face import bert
 
 KEYS = {"input_ids", "attention_mask", "labels"}
