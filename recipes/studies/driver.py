@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gc
-import statistics
-import textwrap
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from ..config.errors import ConfigError, show
-from ..config.loading import merge
+from ..config.errors import ConfigError
 from ..config.recipe import Recipe
 from ..run.folder import finished, held
+from .changes import changes_of
 from .core import Train
 from .followed import note, refuse_if_changed
 from .plan import Plan
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
     from ..run.results import Result
 
 POLLED = 0.1  # seconds
-WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
 class Runs:
@@ -229,7 +224,7 @@ def dry_run(plan: Plan) -> str:
     _join_ranks(plan)
     runs, length = Runs(plan), plan.study.length(plan.base)
     lines: list[tuple[str, ...]] = [("run", "changes of the base run", "begins after", "length", "done")]
-    own, common = _own_changes({node.name: [*_changes(node)] for node in runs.nodes if node.changes is not None})
+    own, common = changes_of(runs.nodes)
     for node in runs.nodes:
         long = length if node.cost == 1 else f"{node.cost:.3g} x {length}"
         changes = own.get(node.name, "known later")
@@ -245,33 +240,3 @@ def dry_run(plan: Plan) -> str:
         sums += "; how long that takes can be told when one is finished"
     table = aligned(lines, left=("run", "changes of the base run", "begins after", "done"))
     return "\n".join([table, *([f"each of them: {common}"] if common else []), sums])
-
-
-def _changes(node: Train) -> Iterator[str]:
-    """What a training changes of the base run, as one would write it on the command line."""
-    changes, sets = (OmegaConf.create(dict(part)) for part in (node.changes or {}, node.sets))
-    return _leaves("", OmegaConf.to_container(merge(changes, sets), resolve=False))
-
-
-def _leaves(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping) and (value or not key):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}" if key else str(name), inner)
-    else:
-        yield f"{key}={show(float(f'{value:.6g}') if isinstance(value, float) else value)}"
-
-
-def _own_changes(changes: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], str]:
-    """Those of each training, in lines, with the keys first whose values fewest share; and those that all share."""
-    counts = Counter(text for texts in changes.values() for text in texts)
-    common = [text for text, count in counts.items() if count == len(changes) > 1]
-    shared: dict[str, list[int]] = {}  # by key, how many have each of its values
-    for text, count in counts.items():
-        shared.setdefault(text.partition("=")[0], []).append(count)
-    own = {}
-    for name, texts in changes.items():
-        rest = [text for text in texts if text not in common]
-        rest.sort(key=lambda text: statistics.mean(shared[text.partition("=")[0]]))
-        lines = textwrap.wrap(", ".join(rest), 70, max_lines=5, placeholder=" ...", **WHOLE_WORDS)
-        own[name] = "\n".join(lines) or "nothing"
-    return own, ", ".join(common)
