@@ -11,7 +11,7 @@ from typing import Any
 
 from composer import ComposerModel, Trainer
 from composer.algorithms import SAM
-from composer.core import Evaluator, ensure_data_spec
+from composer.core import Evaluator, TimeUnit, ensure_data_spec, ensure_time
 from composer.devices import Device
 from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple, reproducibility
@@ -126,7 +126,7 @@ def build(
 def _refuse_epochs_without_length(recipe: Recipe, loader: Any) -> None:
     """Composer does so when the training begins."""
     given = recipe.config["max_duration"]
-    in_epochs = isinstance(given, int) or str(given).endswith("ep")
+    in_epochs = ensure_time(given, TimeUnit.EPOCH).unit == TimeUnit.EPOCH
     if in_epochs and length_of(loader) is None and recipe.trainer.get("train_subset_num_batches", -1) == -1:
         given = given if isinstance(given, str) else f"{given} epoch(s)"
         own = "give it __len__, or " if dist.get_world_size() == 1 else ""
