@@ -1,10 +1,16 @@
-"""One thread for each process: the tests are small, and more threads than free cores make them many times slower."""
+"""One thread for each process: the tests are small, and more threads than free cores make them many times slower.
+
+No more open files than most systems let a process have, so that what leaves them open is found on every machine.
+"""
 
 import os
+import resource
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard) if hard > 0 else 1024, hard))
 
 
 @pytest.hookimpl(tryfirst=True)

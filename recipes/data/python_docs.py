@@ -10,7 +10,8 @@ import os
 import re
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, ClassVar, Literal, get_args
@@ -26,7 +27,7 @@ from .checks import check_least
 from .facts import Described
 from .loaders import AnyDevice, TensorLoader, mapping_loader, to_device
 from .splits import overlap, part_of
-from .tokens import MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
+from .tokens import Batch, MaskTokens, Tokenizer, check_text, facts_of, packed, truncated
 
 Task = Literal["topic", "hidden_word", "word_before"]
 
@@ -140,14 +141,20 @@ class PythonDocsTask:
                 yield " ".join("[MASK]" if _stem(word) == hidden else word for word in passage), LONG.index(hidden)
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        tokenizer, examples = python_docs_tokenizer(self.vocab_size), self.examples()
-        texts, labels = [text for text, _ in examples], [label for _, label in examples]
-        batch = truncated([texts], tokenizer, self.seq_len) | {"labels": torch.tensor(labels)}
+        batch, tokenizer = _encoded(*astuple(self))
         loader = mapping_loader(batch, batch_size, train, seed, device)
-        return Described(loader, facts_of(tokenizer, self.seq_len, labels, _names(self.task)))
+        return Described(loader, facts_of(tokenizer, self.seq_len, batch["labels"].tolist(), _names(self.task)))
 
 
 TASKS = get_args(Task)
+
+
+@lru_cache(maxsize=8)  # the runs of a study ask for the same passages
+def _encoded(*fields: Any) -> tuple[Batch, Tokenizer]:
+    """What the PythonDocsTask of these fields consists of, as tokens and labels."""
+    source = PythonDocsTask(*fields)
+    tokenizer, (texts, labels) = python_docs_tokenizer(source.vocab_size), zip(*source.examples(), strict=True)
+    return truncated([texts], tokenizer, source.seq_len) | {"labels": torch.tensor(labels)}, tokenizer
 
 
 def _names(task: Task) -> list[str]:
@@ -181,6 +188,7 @@ def _words(text: str) -> list[str]:
     return re.sub(r"[*=~-]{4,}", "", text).lower().split()
 
 
+@cache
 def _stem(word: str) -> str | None:
     """Which of the `LONG` words it is, if one, in plural and past too."""
     letters = re.sub(r"[^a-z]", "", word)

@@ -1,16 +1,20 @@
 """Folders of MDS shards, which MosaicML Streaming reads."""
 
+import atexit
 import hashlib
 import json
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from composer.utils import dist
 from torch.utils.data import Dataset
@@ -61,8 +65,13 @@ def open_shards(
     options |= {"num_canonical_nodes": ranks // dist.get_local_world_size()}
     if train:
         options |= {"shuffle": True, "shuffle_seed": seed}
-    with _one_job_at_a_time():
+    _free_dropped()
+    with _one_job_at_a_time(), _recorded_cleanups() as cleanups:
         dataset = kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
+    own = f"{dataset._shm_prefix_int:06}_"
+    of_dataset = [cleanup for cleanup in cleanups if cleanup.__self__.shm.name.startswith(own)]
+    _free([cleanup for cleanup in cleanups if cleanup not in of_dataset])
+    _opened.append((weakref.ref(dataset), of_dataset))
     if train:
         # As `epoch_size` would; but it is asked for before the number of samples is known.
         whole = dataset.num_samples // (batch_size * ranks) * batch_size * ranks
@@ -76,6 +85,41 @@ def _state_of_shards(dataset: Any, num_samples: int, from_beginning: bool) -> di
     """Between epochs Composer has seen 0 samples, of the next one; Streaming takes that for the start of the last."""
     state = type(dataset).state_dict(dataset, num_samples, from_beginning)
     return state if num_samples else state | {"epoch": max(state["epoch"], dataset.next_epoch)}
+
+
+# Streaming frees shared memory when the process ends: that of each dataset, and that of all others on the machine, at
+# which it looks for a free name. For a study of many runs in one process that would be more files than one may open.
+_opened: list[tuple[weakref.ref[Any], list[MethodType]]] = []  # with what frees each one's
+
+
+@contextmanager
+def _recorded_cleanups() -> Iterator[list[MethodType]]:
+    """Yields the list of what Streaming meanwhile leaves to the end of the process, `SharedMemory.cleanup` of each."""
+    from streaming.base.shared import memory
+
+    found: list[MethodType] = []
+
+    def register(cleanup: MethodType) -> None:
+        found.append(cleanup)
+        atexit.register(cleanup)
+
+    with patch.object(memory, "atexit", SimpleNamespace(register=register)):
+        yield found
+
+
+def _free(cleanups: Sequence[MethodType]) -> None:
+    for cleanup in cleanups:
+        atexit.unregister(cleanup)
+        cleanup()
+
+
+def _free_dropped() -> None:
+    """Frees the memory of the datasets that are gone, before any rank looks for a free name."""
+    for opened in [*_opened]:
+        dataset, cleanups = opened
+        if dataset() is None:
+            _opened.remove(opened)
+            _free(cleanups)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """MDS shards: whole batches without a repeated sample, in the middle of an epoch and by several jobs at once."""
 
+import gc
+import os
 from itertools import chain
 
 import pytest
@@ -8,6 +10,7 @@ from composer.models import ComposerClassifier
 from streaming import MDSWriter
 
 from accelerando.recipes.data.image_files import StreamingImages
+from accelerando.recipes.train import train
 from runs import served
 from tiny import launch
 
@@ -29,6 +32,37 @@ def test_shards_make_epochs_of_whole_batches_and_go_on_after_any_of_them(numbere
     for done in (2, 6, 7, 8, 13):
         rest = labels_of_a_run(numbered, tmp_path / str(done), tmp_path / "whole" / f"{done}.pt")
         assert rest == batches[done:]
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_runs_that_are_over_leave_no_open_files_and_others_go_on(numbered, tmp_path):
+    def labels(data):
+        return [label.tolist() for _, label in data.dataloader]
+
+    in_use = StreamingImages(str(numbered), crop_size=8, num_workers=0).build(5, False, 3, "cpu")
+    expected, left = labels(in_use), []
+    data = {"streaming_images": {"local": str(numbered), "crop_size": 8, "resize_size": 8, "num_workers": 0}}
+    for run in range(6):
+        train(
+            {
+                "run_name": str(run),
+                "folder": str(tmp_path),
+                "max_duration": "1ba",
+                "global_batch_size": 5,
+                "model": {"resnet_cifar": {"depth": 8, "width": 4, "num_classes": 37}},
+                "optimizer": {"sgd": {"lr": 0.1}},
+                "train_data": data,
+                "eval_data": data,
+                "device": "cpu",
+            }
+        )
+        gc.collect()
+        left.append(open_files())
+    assert max(left[1:]) == min(left[1:])  # the first one also freed what the test before it had left
+    assert labels(in_use) == expected
 
 
 JOBS_AT_ONCE = """
