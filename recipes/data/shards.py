@@ -66,12 +66,11 @@ def open_shards(
     if train:
         options |= {"shuffle": True, "shuffle_seed": seed}
     _free_dropped()
-    with _one_job_at_a_time(), _recorded_cleanups() as cleanups:
+    with _one_job_at_a_time(), _recorded_memory() as shared:
         dataset = kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
-    own = f"{dataset._shm_prefix_int:06}_"
-    of_dataset = [cleanup for cleanup in cleanups if cleanup.__self__.shm.name.startswith(own)]
-    _free([cleanup for cleanup in cleanups if cleanup not in of_dataset])
-    _opened.append((weakref.ref(dataset), of_dataset))
+    own = [memory for memory in shared if memory.shm.name.startswith(f"{dataset._shm_prefix_int:06}_")]
+    _free([memory for memory in shared if memory not in own])
+    _opened.append((weakref.ref(dataset), own))
     if train:
         # As `epoch_size` would; but it is asked for before the number of samples is known.
         whole = dataset.num_samples // (batch_size * ranks) * batch_size * ranks
@@ -89,37 +88,37 @@ def _state_of_shards(dataset: Any, num_samples: int, from_beginning: bool) -> di
 
 # Streaming frees shared memory when the process ends: that of each dataset, and that of all others on the machine, at
 # which it looks for a free name. For a study of many runs in one process that would be more files than one may open.
-_opened: list[tuple[weakref.ref[Any], list[MethodType]]] = []  # with what frees each one's
+_opened: list[tuple[weakref.ref[Any], list[Any]]] = []  # datasets, and the `SharedMemory` of each
 
 
 @contextmanager
-def _recorded_cleanups() -> Iterator[list[MethodType]]:
-    """Yields the list of what Streaming meanwhile leaves to the end of the process, `SharedMemory.cleanup` of each."""
+def _recorded_memory() -> Iterator[list[Any]]:
+    """Yields the list of each `SharedMemory` that Streaming meanwhile means to free at the end of the process."""
     from streaming.base.shared import memory
 
-    found: list[MethodType] = []
+    found: list[Any] = []
 
     def register(cleanup: MethodType) -> None:
-        found.append(cleanup)
+        found.append(cleanup.__self__)
         atexit.register(cleanup)
 
     with patch.object(memory, "atexit", SimpleNamespace(register=register)):
         yield found
 
 
-def _free(cleanups: Sequence[MethodType]) -> None:
-    for cleanup in cleanups:
-        atexit.unregister(cleanup)
-        cleanup()
+def _free(shared: Sequence[Any]) -> None:
+    for memory in shared:
+        atexit.unregister(memory.cleanup)
+        memory.cleanup()
 
 
 def _free_dropped() -> None:
     """Frees the memory of the datasets that are gone, before any rank looks for a free name."""
     for opened in [*_opened]:
-        dataset, cleanups = opened
+        dataset, shared = opened
         if dataset() is None:
             _opened.remove(opened)
-            _free(cleanups)
+            _free(shared)
 
 
 @contextmanager
