@@ -67,6 +67,9 @@ def build(
     # Composer says so of every smaller last batch.
     warnings.filterwarnings("ignore", "Cannot split (tensor|list) of length", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
+    if arguments.get("device_train_microbatch_size") is None:
+        # Composer would take the loader's batch size, which is another where batches come in a way of their own.
+        arguments["device_train_microbatch_size"] = recipe.batch_size
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
     loggers = [history, *shown, *build_loggers(recipe, name), Saved(recipe, checkpoint)]
@@ -94,6 +97,7 @@ def build(
         _see_to_its_end(recipe, part, data)
     seen.data = ensure_data_spec(train_data)
     _refuse_epochs_without_length(recipe, seen.data.dataloader)
+    _refuse_auto_without_size(recipe, seen.data.dataloader)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
     place = KeepsPlace(recipe, seen.data.dataloader)
     callbacks += [place, BeginsAlike([spec for _, data in evaluated for spec in specs(data)])]
@@ -135,6 +139,13 @@ def _refuse_epochs_without_length(recipe: Recipe, loader: Any) -> None:
         raise recipe.source.error("max_duration", f"{given} given, but {recipe.train_data.key} {where}: {hint}")
 
 
+def _refuse_auto_without_size(recipe: Recipe, loader: Any) -> None:
+    """Composer would take None for a size."""
+    if recipe.trainer.get("device_train_microbatch_size") == "auto" and not getattr(loader, "batch_size", None):
+        told = f"auto given, but the loader of {recipe.train_data.key} tells no batch size to begin with; say a number"
+        raise recipe.source.error("device_train_microbatch_size", told)
+
+
 def _see_to_its_end(recipe: Recipe, part: Part, data: Any) -> None:
     """Of data without a length an evaluation is all that they give, if their loader does not hide it from Composer."""
     if recipe.trainer.get("eval_subset_num_batches", -1) != -1:
@@ -159,22 +170,30 @@ def _shown_by(history: History, watch: LoggerDestination | None, arguments: Mapp
     return [] if arguments["progress_bar"] or arguments.get("log_to_console") else [Lines(history)]
 
 
-def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> Any:
+def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> list[Evaluator]:
     """What there is to evaluate; the metrics on the validation data are told apart by their label."""
-    if recipe.validation_data is None:
-        return evaluated[0][1] if evaluated else None
     found: list[Evaluator] = []
     for part, data in evaluated:
         several = ensure_tuple(data)
         if part is recipe.validation_data and len(several) > 1:
             raise part.source.error(part.key, f"gives {len(several)} data sets; expected one")
-        found += [one if isinstance(one, Evaluator) else Evaluator(label="eval", dataloader=one) for one in several]
+        found += [_evaluator(one, recipe.eval_batch_size) for one in several]
+    if recipe.validation_data is None:
+        return found
     found[-1].label = VALIDATION  # those data come last
     labels = [one.label for one in found]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         key = recipe.validation_data.key
         raise recipe.source.error(key, f"a split of eval_data has its name, {twice}; leave out one of them")
     return found
+
+
+def _evaluator(data: Any, batch_size: int) -> Evaluator:
+    """Of whole batches, also where their loader does not tell Composer a batch size."""
+    if isinstance(data, Evaluator):
+        return data
+    told = getattr(ensure_data_spec(data).dataloader, "batch_size", None)
+    return Evaluator(label="eval", dataloader=data, device_eval_microbatch_size=told or batch_size)
 
 
 def _build_model(recipe: Recipe) -> ComposerModel:

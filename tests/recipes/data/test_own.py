@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 from composer.core import DataSpec
+from composer.models import ComposerClassifier
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import runs
@@ -321,3 +322,36 @@ def test_a_length_that_is_needed_is_asked_for_before_the_training(tmp_path, monk
     with pytest.raises(ConfigError, match=rf"eval_data.{HERE}:unsized: has no length; say eval_subset_num_batches: N"):
         evaluated(tmp_path, monkeypatch, eval_data={f"{HERE}:unsized": {}}, eval_subset_num_batches=None)
     assert Logged.passed == []
+
+
+class Whole(list):
+    """Batches that are made as such, of a size that it does not tell."""
+
+    def __init__(self, batch_size: int):
+        images = Images(20)
+        super().__init__(zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True))
+
+
+def unbatched(batch_size: int):
+    return DataLoader(Whole(batch_size), batch_size=None)
+
+
+def bucketed(batch_size: int):
+    return DataLoader(Images(20), batch_sampler=[*torch.arange(20).split(batch_size)])
+
+
+def of_a_spec(batch_size: int):
+    return DataSpec(Whole(batch_size), num_samples=20)
+
+
+@pytest.mark.parametrize("name", ["unbatched", "bucketed", "of_a_spec"])
+def test_batches_of_which_no_loader_tells_the_size_stay_whole(tmp_path, monkeypatch, name):
+    sizes, forward = [], ComposerClassifier.forward
+    monkeypatch.setattr(
+        ComposerClassifier, "forward", lambda model, batch: sizes.append(len(batch[1])) or forward(model, batch)
+    )
+    given = {"max_duration": "1ep", "eval_batch_size": 10, "eval_subset_num_batches": -1, "scheduler": None}
+    train(config(tmp_path, name) | given | {"eval_data": {f"{HERE}:{name}": {}}})
+    assert sizes == [4] * 5 + [10] * 2
+    with pytest.raises(ConfigError, match="device_train_microbatch_size: auto given, but the loader of train_data"):
+        train(config(tmp_path, name) | {"device_train_microbatch_size": "auto", "autoresume": False})

@@ -273,14 +273,15 @@ def test_its_masks_fit_a_run_of_one_task_and_the_other_way_round(ladder, sources
 
 
 def test_a_single_one_of_several_tasks_is_a_run_of_that_task(sources, tmp_path):
-    fixed = {"eval_data": None, "algorithms": {}, "max_duration": "7ba"}
+    fixed = {"eval_data": None, "algorithms": {}, "max_duration": "7ba", "device_train_microbatch_size": None}
     data = several(sources)["order"]
     _, alone = trained(settings(tmp_path, sources, **fixed, model=MODELS["order"], train_data=data))
     of_one = {"model": {"several_tasks": {"models": {"order": MODELS["order"]}}}, "run_name": "one"}
-    _, found = trained(
+    result, found = trained(
         settings(tmp_path, sources, **fixed, **of_one, train_data={"several": {"sources": {"order": data}}})
     )
     assert same(found, alone)
+    assert {record.get("trainer/device_train_microbatch_size") for record in result.records} <= {4, None}
 
 
 @pytest.mark.parametrize(
