@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -78,12 +79,14 @@ class History(LoggerDestination):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"records": self.records, "seconds": self.seconds}
+        # Thousands of records as one text: torch reads safe pickles object by object, in Python.
+        return {"records": json.dumps(self.records), "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.records, self._clock.seconds = state["records"], state["seconds"]
+        records, self._clock.seconds = state["records"], state["seconds"]
+        self.records = json.loads(records) if isinstance(records, str) else records  # a list in older checkpoints
         if self.records:
-            self._thin(0)  # an older checkpoint holds them all
+            self._thin(0)  # which may hold them all
 
 
 def final_metrics(records: Sequence[Record]) -> dict[str, float]:
