@@ -180,6 +180,11 @@ def worker_loader(
     return loader
 
 
+def told_batch_size(loader: Any, batch_size: int) -> int:
+    """The loader's, or where it tells none, as with a `batch_sampler`, the one that it was to have."""
+    return getattr(loader, "batch_size", None) or batch_size
+
+
 def tell(line: str) -> None:
     """Prints it on the standard error stream of one rank."""
     if dist.get_global_rank() == 0:

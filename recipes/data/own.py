@@ -37,7 +37,7 @@ from ..config.errors import ArgumentError, show
 from ..config.lookup import function_at, nearest
 from .checks import check_least
 from .loaders import AnyDevice, tell_once, worker_loader
-from .shards import is_streamed
+from .shared_memory import is_streamed
 from .streams import Stream, StreamLoader, UnsizedLoader, length_of, stateful
 
 EXPECTED = "expected a Dataset, a DataLoader, or Composer's DataSpec"

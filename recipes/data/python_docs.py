@@ -141,7 +141,7 @@ class PythonDocsTask:
                 yield " ".join("[MASK]" if _stem(word) == hidden else word for word in passage), LONG.index(hidden)
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
-        batch, tokenizer = _encoded(*astuple(self))
+        batch, tokenizer = _encoded(type(self), *astuple(self))
         loader = mapping_loader(batch, batch_size, train, seed, device)
         return Described(loader, facts_of(tokenizer, self.seq_len, batch["labels"].tolist(), _names(self.task)))
 
@@ -150,10 +150,12 @@ TASKS = get_args(Task)
 
 
 @lru_cache(maxsize=8)  # the runs of a study ask for the same passages
-def _encoded(*fields: Any) -> tuple[Batch, Tokenizer]:
-    """What the PythonDocsTask of these fields consists of, as tokens and labels."""
-    source = PythonDocsTask(*fields)
-    tokenizer, (texts, labels) = python_docs_tokenizer(source.vocab_size), zip(*source.examples(), strict=True)
+def _encoded(kind: type[PythonDocsTask], *fields: Any) -> tuple[Batch, Tokenizer]:
+    """The passages of a source of that kind and these fields as tokens, with their labels."""
+    source = kind(*fields)
+    if not (examples := source.examples()):
+        raise ArgumentError("split", f"{source.split} has no passage of {source.words} words for {source.task}")
+    tokenizer, (texts, labels) = python_docs_tokenizer(source.vocab_size), zip(*examples, strict=True)
     return truncated([texts], tokenizer, source.seq_len) | {"labels": torch.tensor(labels)}, tokenizer
 
 

@@ -10,7 +10,7 @@ from composer.core import DataSpec, Evaluator, ensure_data_spec
 
 from ..config.errors import ArgumentError
 from .checks import check_tasks
-from .loaders import AnyDevice, Shards
+from .loaders import AnyDevice, Shards, told_batch_size
 from .turns import InTurn, OfTasks
 from .wrapped import source_at
 
@@ -46,7 +46,7 @@ class Several:
                 built[task] = source.build(batch_size, train, seed, device)
         if train:
             return self._in_turn({task: ensure_data_spec(data) for task, data in built.items()}, seed)
-        return [one for task, data in built.items() for one in self._evaluators(task, data)]
+        return [one for task, data in built.items() for one in self._evaluators(task, data, batch_size)]
 
     def _in_turn(self, specs: dict[str, DataSpec], seed: int) -> OfTasks:
         for task, spec in specs.items():
@@ -57,12 +57,17 @@ class Several:
         samples = sum(spec.num_samples or 0 for spec in specs.values())
         return OfTasks(loader, specs, self._keys(), num_samples=samples)
 
-    def _evaluators(self, task: str, data: Any) -> Iterator[Evaluator]:
-        for one in data if isinstance(data, list) else [Evaluator(label="eval", dataloader=data)]:
-            label = one.label.replace("eval", f"eval/{task}", 1)
-            spec = OfTasks(one.dataloader.dataloader, {task: one.dataloader}, self._keys())
-            # Composer takes it for a pattern of the names of the model's metrics, of whatever case.
-            yield Evaluator(label=label, dataloader=spec, metric_names=[rf"(?-i:\A{task}/)"])
+    def _evaluators(self, task: str, data: Any, batch_size: int) -> Iterator[Evaluator]:
+        several = [(each.label, each.dataloader) for each in data] if isinstance(data, list) else [("eval", data)]
+        for label, spec in several:
+            own = ensure_data_spec(spec)
+            yield Evaluator(
+                label=label.replace("eval", f"eval/{task}", 1),
+                dataloader=OfTasks(own.dataloader, {task: own}, self._keys()),
+                # Composer takes it for a pattern of the names of the model's metrics, of whatever case.
+                metric_names=[rf"(?-i:\A{task}/)"],
+                device_eval_microbatch_size=told_batch_size(own.dataloader, batch_size),
+            )
 
     def _keys(self) -> dict[str, str]:
         return {task: self._key(task) for task in self.sources}

@@ -1,20 +1,15 @@
 """Folders of MDS shards, which MosaicML Streaming reads."""
 
-import atexit
 import hashlib
 import json
 import os
-import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import MethodType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from composer.utils import dist
 from torch.utils.data import Dataset
@@ -22,6 +17,7 @@ from torch.utils.data import Dataset
 from accelerando.algorithms.examples.files import data_digest
 
 from .loaders import worker_loader
+from .shared_memory import free_dropped, free_places, is_streamed, opened
 
 
 def check_shards(local: str, remote: str | None, split: str | None, columns: set[str]) -> None:
@@ -65,12 +61,8 @@ def open_shards(
     options |= {"num_canonical_nodes": ranks // dist.get_local_world_size()}
     if train:
         options |= {"shuffle": True, "shuffle_seed": seed}
-    _free_dropped()
-    with _one_job_at_a_time(), _recorded_memory() as shared:
-        dataset = kind(local=local, remote=remote, split=split, batch_size=batch_size, **options)
-    own = [memory for memory in shared if memory.shm.name.startswith(f"{dataset._shm_prefix_int:06}_")]
-    _free([memory for memory in shared if memory not in own])
-    _opened.append((weakref.ref(dataset), own))
+    with _one_job_at_a_time():
+        dataset = opened(partial(kind, local=local, remote=remote, split=split, batch_size=batch_size, **options))
     if train:
         # As `epoch_size` would; but it is asked for before the number of samples is known.
         whole = dataset.num_samples // (batch_size * ranks) * batch_size * ranks
@@ -83,42 +75,8 @@ def open_shards(
 def _state_of_shards(dataset: Any, num_samples: int, from_beginning: bool) -> dict[str, Any]:
     """Between epochs Composer has seen 0 samples, of the next one; Streaming takes that for the start of the last."""
     state = type(dataset).state_dict(dataset, num_samples, from_beginning)
+    free_places(dataset)
     return state if num_samples else state | {"epoch": max(state["epoch"], dataset.next_epoch)}
-
-
-# Streaming frees shared memory when the process ends: that of each dataset, and that of all others on the machine, at
-# which it looks for a free name. For a study of many runs in one process that would be more files than one may open.
-_opened: list[tuple[weakref.ref[Any], list[Any]]] = []  # datasets, and the `SharedMemory` of each
-
-
-@contextmanager
-def _recorded_memory() -> Iterator[list[Any]]:
-    """Yields the list of each `SharedMemory` that Streaming meanwhile means to free at the end of the process."""
-    from streaming.base.shared import memory
-
-    found: list[Any] = []
-
-    def register(cleanup: MethodType) -> None:
-        found.append(cleanup.__self__)
-        atexit.register(cleanup)
-
-    with patch.object(memory, "atexit", SimpleNamespace(register=register)):
-        yield found
-
-
-def _free(shared: Sequence[Any]) -> None:
-    for memory in shared:
-        atexit.unregister(memory.cleanup)
-        memory.cleanup()
-
-
-def _free_dropped() -> None:
-    """Frees the memory of the datasets that are gone, before any rank looks for a free name."""
-    for opened in [*_opened]:
-        dataset, shared = opened
-        if dataset() is None:
-            _opened.remove(opened)
-            _free(shared)
 
 
 @contextmanager
@@ -136,6 +94,8 @@ def _one_job_at_a_time() -> Iterator[None]:
             # Of two jobs on the same two machines, each may hold one lock: a small risk is better than a deadlock.
             with suppress(Timeout):
                 lock.acquire(timeout=60)
+        dist.barrier()
+        free_dropped()
         dist.barrier()
         yield
     finally:
@@ -192,9 +152,3 @@ def one_by_one(loader: Any, train: bool, seed: int) -> Any:
         return loader
     size = loader.batch_size
     return worker_loader(ShardedExamples(loader.dataset), loader.collate_fn, size, train, seed, loader.num_workers)
-
-
-def is_streamed(dataset: Any) -> bool:
-    """Whether it is a `StreamingDataset`; that library is imported by those alone who use it."""
-    streaming = sys.modules.get("streaming")
-    return streaming is not None and isinstance(dataset, streaming.StreamingDataset)

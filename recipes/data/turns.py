@@ -40,6 +40,8 @@ class InTurn(DataLoader):
         turns: Any = [task for task, loader in loaders.items() for _ in range(len(loader))]
         self.turns = Shards(turns, 1, True, seed, alike=True)
         super().__init__(turns, 1, sampler=self.turns, collate_fn=_refuse)
+        # The sampler's are turns, one at a time; but Composer cuts each batch into parts of the loader's batch size.
+        vars(self)["batch_size"] = max(loader.batch_size or 1 for loader in loaders.values())
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for part, (epoch, turns) in enumerate(self.turns.parts()):

@@ -21,7 +21,7 @@ from accelerando.algorithms.composer.for_recipes import declared_by
 from ..config.errors import REFUSALS
 from ..config.lookup import Part
 from ..config.recipe import Recipe
-from ..data.loaders import tell_once
+from ..data.loaders import tell_once, told_batch_size
 from ..data.streams import length_of
 from ..models.several import SeveralTasks
 from .agreement import agree_by_task, specs
@@ -67,9 +67,6 @@ def build(
     # Composer says so of every smaller last batch.
     warnings.filterwarnings("ignore", "Cannot split (tensor|list) of length", UserWarning)
     arguments = _defaults(recipe) | recipe.trainer | _load_arguments(recipe, checkpoint)
-    if arguments.get("device_train_microbatch_size") is None:
-        # Composer would take the loader's batch size, which is another where batches come in a way of their own.
-        arguments["device_train_microbatch_size"] = recipe.batch_size
     history, seen = History(_kept_records(recipe)), SeenByModel()
     shown = _shown_by(history, watch, arguments)
     loggers = [history, *shown, *build_loggers(recipe, name), Saved(recipe, checkpoint)]
@@ -98,6 +95,8 @@ def build(
     seen.data = ensure_data_spec(train_data)
     _refuse_epochs_without_length(recipe, seen.data.dataloader)
     _refuse_auto_without_size(recipe, seen.data.dataloader)
+    if arguments.get("device_train_microbatch_size") is None:
+        arguments["device_train_microbatch_size"] = told_batch_size(seen.data.dataloader, recipe.batch_size)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
     place = KeepsPlace(recipe, seen.data.dataloader)
     callbacks += [place, BeginsAlike([spec for _, data in evaluated for spec in specs(data)])]
@@ -140,7 +139,7 @@ def _refuse_epochs_without_length(recipe: Recipe, loader: Any) -> None:
 
 
 def _refuse_auto_without_size(recipe: Recipe, loader: Any) -> None:
-    """Composer would take None for a size."""
+    """Composer begins with the loader's batch size."""
     if recipe.trainer.get("device_train_microbatch_size") == "auto" and not getattr(loader, "batch_size", None):
         told = f"auto given, but the loader of {recipe.train_data.key} tells no batch size to begin with; say a number"
         raise recipe.source.error("device_train_microbatch_size", told)
@@ -189,11 +188,12 @@ def _evaluators(recipe: Recipe, evaluated: Sequence[tuple[Part, Any]]) -> list[E
 
 
 def _evaluator(data: Any, batch_size: int) -> Evaluator:
-    """Of whole batches, also where their loader does not tell Composer a batch size."""
+    """Of batches that stay whole, also where their loader does not tell Composer a batch size."""
     if isinstance(data, Evaluator):
+        data.device_eval_microbatch_size = data.device_eval_microbatch_size or batch_size
         return data
-    told = getattr(ensure_data_spec(data).dataloader, "batch_size", None)
-    return Evaluator(label="eval", dataloader=data, device_eval_microbatch_size=told or batch_size)
+    size = told_batch_size(ensure_data_spec(data).dataloader, batch_size)
+    return Evaluator(label="eval", dataloader=data, device_eval_microbatch_size=size)
 
 
 def _build_model(recipe: Recipe) -> ComposerModel:

@@ -48,15 +48,15 @@ def train(
     recipe, quiet = _checked(config), watch is not None
     device = join_ranks(recipe)
     with blame_disk(recipe.folder, recipe.source):
+        from ..data.loaders import tell
+
         if result := _done_before(recipe):
-            from ..data.loaders import tell
             from .report import report_again
 
             if not quiet:
                 tell(f"{recipe.folder}: finished before; nothing was trained, and this is what it found")
             return report_again(recipe, result, quiet=quiet)
         with held(recipe.folder, recipe.source):
-            from ..data.loaders import tell
             from .building import build
             from .report import report
 
@@ -196,13 +196,21 @@ def _closing(trainer: Trainer) -> Iterator[None]:
         # Trainer.close waits for the other ranks, which may never come.
         trainer.engine.close()
         raise
-    trainer.close()
-    _release(trainer)
+    else:
+        trainer.close()
+    finally:
+        _release(trainer)
 
 
 def _release(trainer: Trainer) -> None:
     """Composer keeps closed runs, and torch their models, until the process ends; many would fill the memory."""
     from torch.distributed.checkpoint import state_dict
+
+    from ..data.shared_memory import stop_reading
+
+    state = trainer.state
+    for spec in [state.train_dataloader, *(each.dataloader.dataloader for each in state.evaluators)]:
+        stop_reading(spec)
 
     atexit.unregister(trainer.engine._close)
     if clear := getattr(state_dict._get_fqns, "cache_clear", None):  # newer torch keeps nothing there

@@ -32,7 +32,8 @@ def claims_of(
     """
     cells = _Cells(rows)
     gains = {task.name: cells.values(task, DENSE, 1.0, SCRATCH) for task in tasks}
-    counted = [task for task in tasks if difference(gains[task.name]).p_above < LEVEL]  # one-sided, as it asks for more
+    # The test is one-sided: what is asked is whether theta_0 is better.
+    counted = [task for task in tasks if difference(gains[task.name]).p_above < LEVEL]
     begins, sources = _theta_is_better(gains, [task.name for task in counted]), [task.name for task in tasks]
     yield begins
     told = counted and begins.verdict == "holds"

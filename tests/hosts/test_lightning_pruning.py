@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.utils.data import DataLoader
 
 import accelerando.algorithms.lightning as ours
 from accelerando.algorithms import MultiplicativeCyclicLR, find_snapshot
@@ -273,6 +274,12 @@ def test_prunes_at_an_epoch_by_data_that_the_modules_hooks_have_seen():
         fit(pruning, module=Scaled(network()))
     assert_same(first.masks, second.masks)
     assert seen == [8, 4] and first.share_left() == pytest.approx(0.4, abs=1e-3)
+
+
+def test_snip_per_batch_asks_for_a_batch_size():
+    samples = loader("images").dataset
+    with pytest.raises(ValueError, match="snip_per_batch needs a loader with a batch_size, which this one has not"):
+        fit(ours.PruneAtInit("snip_per_batch", 0.4), data=DataLoader(samples, batch_sampler=torch.arange(30).split(8)))
 
 
 def test_a_ticket_of_a_lottery_is_trained_again(tmp_path):

@@ -160,8 +160,9 @@ class PruneAtInit(Pruning):
     def _batches(self, state: State, seed: int) -> Iterator[Any]:
         """This rank's share of the samples, in batches as large as its own."""
         size, loader = state.device_train_microbatch_size, state.dataloader
+        known = size if isinstance(size, int) else 1
         if self.criterion == "snip_per_batch" or not isinstance(size, int):
-            size = getattr(loader, "batch_size", None) or 1
+            size = getattr(loader, "batch_size", None) or known
         for batch in balanced_batches(loader, self.samples_per_class, seed, size, str(self.criterion)):
             batch = state.device.batch_to_device(batch)
             yield self.transform(batch) if self.transform else batch

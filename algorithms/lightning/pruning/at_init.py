@@ -142,10 +142,12 @@ class PruneAtInit(Pruning):
 
     def _batches(self, trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterator[Any]:
         loader = trainer.train_dataloader
-        size = getattr(loader, "batch_size", None) or 1
+        size = getattr(loader, "batch_size", None)
+        if self.criterion == "snip_per_batch" and not size:
+            raise ValueError("snip_per_batch needs a loader with a batch_size, which this one has not; try snip")
         # They are needed while the module, which is to be copied, does not know its Trainer.
         hooks = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
-        for batch in balanced_batches(loader, self.samples_per_class, seed, size, str(self.criterion)):
+        for batch in balanced_batches(loader, self.samples_per_class, seed, size or 1, str(self.criterion)):
             pl_module.trainer = trainer
             try:
                 batch = hooks[1](pl_module.on_before_batch_transfer(hooks[0](batch), 0))

@@ -1,5 +1,6 @@
 import functools
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -260,12 +261,14 @@ def test_a_sample_that_is_left_over_joins_the_batch_before():
         sizes.append(len(batch[0]))
         return batch
 
-    for name in ("snip", "grasp", "snip_per_batch"):
+    samples = torch.utils.data.TensorDataset(*examples())
+    whole = torch.arange(len(samples)).split(5)  # a loader with these tells no batch size
+    for name, options in product(("snip", "grasp", "snip_per_batch"), ({"batch_size": 5}, {"batch_sampler": whole})):
         sizes.clear()
         # 4 classes of 4: batches of 5 would leave one, of which batch norm has no statistics
         pruning = PruneAtInit(name, 0.5, samples_per_class=4, scope="layerwise", transform=look)
-        data = DataLoader(torch.utils.data.TensorDataset(*examples()), 5)
-        masks_of(pruning, model=classifier(noisy_network()), train_dataloader=data)
+        data = {"train_dataloader": DataLoader(samples, **options), "device_train_microbatch_size": 5}
+        masks_of(pruning, model=classifier(noisy_network()), **data)
         assert sizes == [5, 5, 6] and pruning.masks
 
 

@@ -87,3 +87,16 @@ def test_bad_keys_are_refused(keys, message):
     error = caught.value
     text = f"{error.name}: {error.message}" if isinstance(error, ArgumentError) else str(error)
     assert text.startswith(message)
+
+
+def test_a_split_without_a_passage_is_refused_and_a_subclass_is_its_own():
+    with pytest.raises(ArgumentError) as caught:
+        PythonDocsTask("word_before", "test[0:1]", words=160).build(4, False, 0, "cpu")
+    assert caught.value.message == "test[0:1] has no passage of 160 words for word_before"
+
+    class Few(PythonDocsTask):
+        def examples(self):
+            return super().examples()[:8]
+
+    few, all_of_them = (kind("topic", "test").build(8, False, 0, "cpu") for kind in (Few, PythonDocsTask))
+    assert len(few.dataloader) == 1 < len(all_of_them.dataloader)
