@@ -277,9 +277,9 @@ def test_prunes_at_an_epoch_by_data_that_the_modules_hooks_have_seen():
 
 
 def test_snip_per_batch_asks_for_a_batch_size():
-    samples = loader("images").dataset
+    whole = DataLoader(loader("images").dataset, batch_sampler=torch.arange(30).split(8))
     with pytest.raises(ValueError, match="snip_per_batch needs a loader with a batch_size, which this one has not"):
-        fit(ours.PruneAtInit("snip_per_batch", 0.4), data=DataLoader(samples, batch_sampler=torch.arange(30).split(8)))
+        fit(ours.PruneAtInit("snip_per_batch", 0.4, loss=F.cross_entropy), data=whole)
 
 
 def test_a_ticket_of_a_lottery_is_trained_again(tmp_path):
