@@ -45,7 +45,7 @@ class OwnKeys:
         global_batch_size: examples in a batch, over all ranks.
         folder: that of all runs.
         eval_batch_size: examples in a batch of the evaluation, over all ranks; by default as in training.
-        seed: of all that is drawn at random; the studies have `seeds` in its place, and null here.
+        seed: of all that is drawn at random; the studies have `seeds` in its place, and their files may say null.
         weights_seed: of the initial weights; by default `seed`.
         data_seed: of the data's order and augmentation; by default `seed`.
         start: a moment of another run, whose weights this one begins with; see below.

@@ -94,9 +94,7 @@ def build(
         _see_to_its_end(recipe, part, data)
     seen.data = ensure_data_spec(train_data)
     _refuse_epochs_without_length(recipe, seen.data.dataloader)
-    _refuse_auto_without_size(recipe, seen.data.dataloader)
-    if arguments.get("device_train_microbatch_size") is None:
-        arguments["device_train_microbatch_size"] = told_batch_size(seen.data.dataloader, recipe.batch_size)
+    arguments["device_train_microbatch_size"] = _microbatch_size(recipe, seen.data.dataloader)
     started = StartedRun(recipe, origin, seen.data.dataloader) if recipe.start else None
     place = KeepsPlace(recipe, seen.data.dataloader)
     callbacks += [place, BeginsAlike([spec for _, data in evaluated for spec in specs(data)])]
@@ -138,11 +136,13 @@ def _refuse_epochs_without_length(recipe: Recipe, loader: Any) -> None:
         raise recipe.source.error("max_duration", f"{given} given, but {recipe.train_data.key} {where}: {hint}")
 
 
-def _refuse_auto_without_size(recipe: Recipe, loader: Any) -> None:
-    """Composer begins with the loader's batch size."""
-    if recipe.trainer.get("device_train_microbatch_size") == "auto" and not getattr(loader, "batch_size", None):
+def _microbatch_size(recipe: Recipe, loader: Any) -> Any:
+    """What is given, or else a whole batch; with auto, Composer begins with the loader's batch size."""
+    given = recipe.trainer.get("device_train_microbatch_size")
+    if given == "auto" and not getattr(loader, "batch_size", None):
         told = f"auto given, but the loader of {recipe.train_data.key} tells no batch size to begin with; say a number"
         raise recipe.source.error("device_train_microbatch_size", told)
+    return told_batch_size(loader, recipe.batch_size) if given is None else given
 
 
 def _see_to_its_end(recipe: Recipe, part: Part, data: Any) -> None:

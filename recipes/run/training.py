@@ -203,15 +203,17 @@ def _closing(trainer: Trainer) -> Iterator[None]:
 
 
 def _release(trainer: Trainer) -> None:
-    """Composer keeps closed runs, and torch their models, until the process ends; many would fill the memory."""
+    """Composer keeps closed runs, torch their models and Streaming what it reads ahead, until the process ends.
+
+    Many would fill the memory.
+    """
     from torch.distributed.checkpoint import state_dict
 
     from ..data.shared_memory import stop_reading
 
     state = trainer.state
-    for spec in [state.train_dataloader, *(each.dataloader.dataloader for each in state.evaluators)]:
-        stop_reading(spec)
-
+    for loader in (state.train_dataloader, *(each.dataloader.dataloader for each in state.evaluators)):
+        stop_reading(loader)
     atexit.unregister(trainer.engine._close)
     if clear := getattr(state_dict._get_fqns, "cache_clear", None):  # newer torch keeps nothing there
         clear()
