@@ -74,10 +74,11 @@ OVERRIDES := constraints/overrides/torch.txt constraints/overrides/transformers.
 .venv-latest/ready: $(OVERRIDES)
 .venv-hosts/ready: constraints/hosts.txt
 .venv-llmfoundry/ready: constraints/llmfoundry.txt $(OVERRIDES)
+# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile Composer anew: 11 seconds.
 .venv/ready .venv-latest/ready .venv-hosts/ready .venv-llmfoundry/ready .venv-docs/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet uv
-	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python $(WHAT)
+	$(@D)/bin/uv pip install --quiet --compile-bytecode --python $(@D)/bin/python $(WHAT)
 	touch $@
 
 # Pins the newest of everything again, for every Python.
