@@ -294,7 +294,7 @@ def a_small_law(name, *but, arms):
     ("name", "arms"),
     [
         ("digits/scaling_law", ("l3-w32", "l3-w64-half")),
-        ("fashion_mnist/scaling_law", ("l8-w4", "l8-w4-quarter", "mlp-l3-w30")),
+        ("fashion_mnist/scaling_law", ("l8-w4", "l8-w4-twentieth", "mlp-l3-w30")),
     ],
 )
 def test_small_law(name, arms, tmp_path):
