@@ -46,6 +46,8 @@ def distillation_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 def draw_teachers(seed: int, step: int, count: int, per_step: int) -> list[int]:
     """Which `per_step` of `count` teachers are asked at this step: uniform, without replacement, in rising order."""
+    if per_step == count:
+        return [*range(count)]
     return sorted(numpy_generator(seed, step, STREAM).choice(count, per_step, replace=False).tolist())
 
 
@@ -233,6 +235,11 @@ class Distiller(Shown):
                 teacher.leave()
             self.teachers, self.over = [], True
         return self.over
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether teachers leave the device within the training: between steps, or at an end of their own."""
+        return str(self.end) != "1.0dur" or any(teacher.offload for teacher in self.teachers)
 
     @property
     def asks(self) -> bool:

@@ -125,6 +125,9 @@ class Distillation(ForRecipes, RandomAlgorithm):
         """Whether what it does follows how much of the whole run is over."""
         return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
 
+    def match(self, event: Event, state: State) -> bool:
+        return super().match(event, state) and (event != Event.BATCH_END or self.distiller.lets_go)
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self.distiller.state_dict()
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Collection
 
 from composer.core import Callback, Engine, Event
 from composer.loggers import LoggerDestination
@@ -18,26 +17,20 @@ def call_those_who_act(engine: Engine) -> None:
 
 
 def _run(engine: Engine, loggers: bool, event: Event | str) -> None:
-    name = Event(event).value
-    of_kind = [callback for callback in engine.state.callbacks if _is_logger(type(callback)) is loggers]
-    acting = [each for each in of_kind if name in _events(type(each)) or _has_own(vars(each), name)]
+    name = Event(event).value  # what follows is done for every callback at each event, without a call of Python's own
+    acting = [
+        each
+        for each in engine.state.callbacks
+        if _acts(type(each), loggers, name)
+        or ((name in (own := vars(each)) or "run_event" in own) and isinstance(each, LoggerDestination) is loggers)
+    ]
     if acting:
         engine._run_callbacks(event, acting)
 
 
 @functools.cache
-def _is_logger(kind: type[Callback]) -> bool:
-    return issubclass(kind, LoggerDestination)
-
-
-@functools.cache
-def _events(kind: type[Callback]) -> frozenset[str]:
-    """Those at which a callback of that class does something."""
-    everywhere = kind.run_event is not Callback.run_event
-    names = (event.value for event in Event)
-    return frozenset(name for name in names if everywhere or getattr(kind, name) is not getattr(Callback, name))
-
-
-def _has_own(attributes: Collection[str], event: str) -> bool:
-    """Whether somebody has given that very object a method."""
-    return event in attributes or "run_event" in attributes
+def _acts(kind: type[Callback], loggers: bool, event: str) -> bool:
+    """Whether callbacks of that class, loggers or others, do something at the event; `own` is what one alone has."""
+    if issubclass(kind, LoggerDestination) is not loggers:
+        return False
+    return any(getattr(kind, name) is not getattr(Callback, name) for name in ("run_event", event))
