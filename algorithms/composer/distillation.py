@@ -126,7 +126,10 @@ class Distillation(ForRecipes, RandomAlgorithm):
         return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
 
     def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) and (event != Event.BATCH_END or self.distiller.lets_go)
+        if not super().match(event, state):
+            return False
+        own = getattr(type(self), self.steps.get(event, ""), None)  # a subclass may have another one
+        return own is not Distillation._finish or self.distiller.lets_go
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self.distiller.state_dict()

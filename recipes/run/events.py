@@ -17,7 +17,8 @@ def call_those_who_act(engine: Engine) -> None:
 
 
 def _run(engine: Engine, loggers: bool, event: Event | str) -> None:
-    name = Event(event).value  # what follows is done for every callback at each event, without a call of Python's own
+    name = Event(event).value
+    # For every callback at each event, so without a function of Python's. `own` is what somebody gave that very object.
     acting = [
         each
         for each in engine.state.callbacks
@@ -30,7 +31,7 @@ def _run(engine: Engine, loggers: bool, event: Event | str) -> None:
 
 @functools.cache
 def _acts(kind: type[Callback], loggers: bool, event: str) -> bool:
-    """Whether callbacks of that class, loggers or others, do something at the event; `own` is what one alone has."""
+    """Whether callbacks of that class, if they are loggers, or if they are not, do something at the event."""
     if issubclass(kind, LoggerDestination) is not loggers:
         return False
     return any(getattr(kind, name) is not getattr(Callback, name) for name in ("run_event", event))
