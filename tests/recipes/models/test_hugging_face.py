@@ -260,7 +260,7 @@ REFUSED = {
     "unknown": ({"config": {"model_type": "robertta"}}, "config.model_type: robertta, which .*did you mean roberta"),
     "field": ({"config": {"model_type": "roberta", "hiden_size": 1}}, "RobertaConfig has no field hiden_size; did you"),
     "objective": ({"config": {"model_type": "gpt2"}, "objective": "masked_lm"}, "objective: transformers has no gpt2"),
-    "attention": ({"config": {"model_type": "electra"}, "attention": "sdpa"}, "attention: sdpa .*electra.* eager"),
+    "attention": ({"config": {"model_type": "deberta"}, "attention": "sdpa"}, "attention: sdpa .*deberta.* eager"),
     "accuracy": (
         {"config": {"model_type": "roberta"}, "objective": "question_answering", "metrics": ["accuracy"]},
         "metrics: accuracy is none of question_answering; expected one of exact_match, squad_f1",
