@@ -5,8 +5,8 @@
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
 loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
 Techniques: in the plain loop by our objects, in Composer and Lightning by our classes, each beside the host's own
-step without it. A time is the median of the processor's from one step's start to the next one's; what comes once an
-epoch is not in it.
+step without it. A time is a tenth of the median of the processor's for ten steps in a row, among which our `train`
+measures the training's metrics once; what comes once an epoch is not in it.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -44,6 +43,7 @@ from harness import hardware, keep_memory, measure, report, versions
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 BATCH, DENSITY = 128, 0.2
+TOGETHER = 10
 NETWORKS: dict[str, dict[str, Any]] = {
     "LeNet-300-100": {"model": {"lenet_300_100": {}}, "train_data": {"fashion_mnist": {"split": "train[:12800]"}}},
     "ResNet-8": {
@@ -130,7 +130,7 @@ class Bare(Module):
 
 
 def typical(times: list[float]) -> float:
-    return median(after - before for before, after in pairwise(times))
+    return median(after - before for before, after in zip(times, times[TOGETHER:], strict=False)) / TOGETHER
 
 
 def in_a_loop(network: nn.Module, data: Any, steps: int, technique: str = "plain") -> Callable[[], float]:

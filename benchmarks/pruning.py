@@ -151,7 +151,7 @@ def enforcement(given: argparse.Namespace) -> None:
     for name, mask in masks.items():
         prune.custom_from_mask(reparametrized.get_submodule(name.removesuffix(".weight")), "weight", mask)
 
-    bits = {name: bits_of(mask) for name, mask in masks.items()}
+    bits = {name: bits_of(mask, weights[name]) for name, mask in masks.items()}
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)

@@ -35,10 +35,10 @@ class EventAlgorithm(Guest):
     """Which method acts at an event."""
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.INIT or event in self.steps
+        return event is Event.INIT or event in self.steps
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.INIT:
+        if event is Event.INIT:
             refuse_twins(self, state)
         if event in self.steps:
             getattr(self, self.steps[event])(state, logger)
@@ -60,7 +60,7 @@ class RandomAlgorithm(EventAlgorithm):
         self._seed = state.get("seed", self._seed)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.INIT:
+        if event is Event.INIT:
             self._seed = state.rank_zero_seed
         super().apply(event, state, logger)
 

@@ -64,7 +64,7 @@ class BlurPool(Guest):
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.AFTER_LOAD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.INIT:
+        if event is Event.INIT:
             refuse_twins(self, state)
             options = self.replace_convs, self.replace_maxpools, self.blur_first, self.min_channels
             if not put_blur(state.model, *options):
@@ -72,7 +72,7 @@ class BlurPool(Guest):
             kinds = {"blurpool": BlurMaxPool2d, "blurconv": BlurConv2d}
             counts = {n: sum(isinstance(module, kind) for module in state.model.modules()) for n, kind in kinds.items()}
             logger.log_hyperparameters({f"blurpool/num_{n}_layers": count for n, count in counts.items()})
-        elif event == Event.BEFORE_LOAD:
+        elif event is Event.BEFORE_LOAD:
             # While a checkpoint loads, objects of Composer's class tell Composer that the layers are there already,
             # whichever of the two classes has saved it. They act on no event.
             self._stand_ins = [_stand_in(repr(self)), _stand_in(self.state_dict()["repr"])]

@@ -20,7 +20,7 @@ class ChannelsLast(Guest):
     """
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.INIT or event in _CONVERTS
+        return event is Event.INIT or event in _CONVERTS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event in _CONVERTS:

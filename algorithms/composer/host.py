@@ -89,7 +89,7 @@ class RequiredOnLoad(Algorithm):
             )
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.AFTER_LOAD and self.missing
+        return event is Event.AFTER_LOAD and self.missing
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         state.algorithms.remove(self)

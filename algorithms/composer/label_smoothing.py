@@ -52,7 +52,7 @@ class LabelSmoothing(EventAlgorithm):
         self._forget()
 
     def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) and (self.smoothing > 0 or event == Event.INIT)
+        return super().match(event, state) and (self.smoothing > 0 or event is Event.INIT)
 
     def _forget(self, state: State | None = None, logger: Logger | None = None) -> None:
         self._smoother = _Smoother(self.smoothing, self.ignore_index)

@@ -69,8 +69,8 @@ class MixUp(RandomAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        idle = self._by_loss if event == Event.BEFORE_BACKWARD else event == Event.AFTER_LOSS and not self._by_loss
-        return not idle and super().match(event, state) and (self.alpha > 0 or event == Event.INIT)
+        idle = self._by_loss if event is Event.BEFORE_BACKWARD else event is Event.AFTER_LOSS and not self._by_loss
+        return super().match(event, state) and not idle and (self.alpha > 0 or event is Event.INIT)
 
     def _start(self, state: State, logger: Logger) -> None:
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):

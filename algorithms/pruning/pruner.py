@@ -158,7 +158,7 @@ class Pruner(Shown):
 
     def _keep(self, masks: Mapping[str, Tensor]) -> None:
         self.masks = {name: _like(weight, masks[name]) for name, weight in self.weights.items()}
-        self._bits = {name: bits_of(mask) for name, mask in self.masks.items()}
+        self._bits = {name: bits_of(mask, self.weights[name]) for name, mask in self.masks.items()}
         if len(set(ranks.gathered(digest(self.masks)))) > 1:
             raise RuntimeError(f"{self.name}: the ranks have chosen different masks; their weights have gone apart.")
 

@@ -45,6 +45,8 @@ class OwnKeys:
         global_batch_size: examples in a batch, over all ranks.
         folder: that of all runs.
         eval_batch_size: examples in a batch of the evaluation, over all ranks; by default as in training.
+        train_metrics_interval: of which batches the training's metrics are measured and logged, beside the last one of
+            each epoch; the loss is logged at every batch.
         seed: of all that is drawn at random; the studies have `seeds` in its place, and their files may say null.
         weights_seed: of the initial weights; by default `seed`.
         data_seed: of the data's order and augmentation; by default `seed`.
@@ -63,6 +65,7 @@ class OwnKeys:
     global_batch_size: int
     folder: str = "runs"
     eval_batch_size: int | None = None
+    train_metrics_interval: str = "10ba"
     seed: int | None = 17
     weights_seed: int | None = None
     data_seed: int | None = None

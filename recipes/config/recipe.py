@@ -21,7 +21,13 @@ from .lookup import Part, nearest
 from .sections import REQUIRED_SECTIONS, SECTIONS, STUDY_KEYS, check_parts, entries_of
 from .start import Start, check_start
 
-OWN_KEYS = {"run_name": str, "folder": str, "global_batch_size": int, "eval_batch_size": int}
+OWN_KEYS = {
+    "run_name": str,
+    "folder": str,
+    "global_batch_size": int,
+    "eval_batch_size": int,
+    "train_metrics_interval": str,
+}
 DURATIONS = ("ep", "ba", "sp")
 # Of initial weights, and of the data's order and augmentation; what is left follows `seed`, by default these do too.
 SEEDS = ("weights_seed", "data_seed")
@@ -61,6 +67,7 @@ class Recipe:
     start: Start | None
     batch_size: int
     eval_batch_size: int
+    train_metrics_interval: int
     model: Part
     train_data: Part
     eval_data: Part | None
@@ -83,7 +90,8 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     for key in REQUIRED:
         if config.get(key) is None:
             raise source.error(key, "missing; every run needs it")
-    config = {"folder": "runs", "eval_batch_size": config["global_batch_size"], "seed": 17} | config
+    defaults = {"folder": "runs", "eval_batch_size": config["global_batch_size"], "train_metrics_interval": "10ba"}
+    config = defaults | {"seed": 17} | config
     with source.blame(""):
         for key, kind in OWN_KEYS.items():
             check_value(key, kind, config[key])
@@ -108,6 +116,7 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
         start=check_start(source, config.get("start"), config),
         batch_size=config["global_batch_size"] // ranks,
         eval_batch_size=config["eval_batch_size"] // ranks,
+        train_metrics_interval=_in_batches(source, "train_metrics_interval", config["train_metrics_interval"]),
         model=parts["model"][0],
         train_data=data["train_data"],
         eval_data=data.get("eval_data"),
@@ -194,6 +203,15 @@ def _check_duration(source: Source, value: Any, units: tuple[str, ...]) -> None:
     if duration.value <= 0 or duration.unit.value not in units:
         hint = f"expected a time string such as 10ep, above zero and in {', '.join(units)}"
         raise source.error("max_duration", f"{value} given; {hint}")
+
+
+def _in_batches(source: Source, key: str, value: str) -> int:
+    from composer.core import Time
+
+    interval = Time.from_timestring(value)
+    if interval.value <= 0 or interval.unit.value != "ba":
+        raise source.error(key, f"{value} given; expected a number of batches above zero, such as 10ba")
+    return int(interval.value)
 
 
 def _check_data(parts: Mapping[str, Part], runs: Path) -> dict[str, Part]:

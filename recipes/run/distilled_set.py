@@ -62,7 +62,7 @@ class KeepsDistilledSet(ForRecipes, Algorithm):
         self._source = state["source"]
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.FIT_START
+        return event is Event.FIT_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         model = _model_of(state)

@@ -15,7 +15,7 @@ class SeedOfWeights(Algorithm):
         self.seed = seed
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.INIT
+        return event is Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         reproducibility.seed_all(self.seed)

@@ -21,7 +21,7 @@ class OneTaskAtATime(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if state.fsdp_config is not None:
             raise ValueError("several tasks cannot share an encoder whose weights FSDP splits; use DDP")
-        if event == Event.BEFORE_LOAD:
+        if event is Event.BEFORE_LOAD:
             state.algorithms.remove(self)
             for label, metrics in state.eval_metrics.items():
                 state.eval_metrics[label] = {name.partition("/")[2]: metric for name, metric in metrics.items()}

@@ -138,13 +138,11 @@ def _fit_what_is_left(trainer: Trainer) -> None:
 
 def _complete_the_end(run: Run) -> None:
     """What comes after the last checkpoint is gone after a kill, and an eval_interval may leave out the end."""
-    from .history import EVAL_PREFIX, TRAIN_PREFIX
+    from .history import EVAL_PREFIX
+    from .train_metrics import last_train_metrics
 
-    records = run.history.records
-    for before in records[-2:-1]:
-        # Those of the last batch, which Composer tells again at the end of the epoch; after a kill, they are 0 there.
-        records[-1] |= {name: value for name, value in before.items() if name.startswith(TRAIN_PREFIX)}
-    if run.trainer.state.evaluators and not any(name.startswith(EVAL_PREFIX) for name in records[-1]):
+    run.history.log_metrics(last_train_metrics(run.trainer.state))
+    if run.trainer.state.evaluators and not any(name.startswith(EVAL_PREFIX) for name in run.history.records[-1]):
         run.trainer.eval()
 
 

@@ -149,7 +149,7 @@ class ResetPart(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         own = composer_model(state).state_dict()
-        if event == Event.INIT:
+        if event is Event.INIT:
             self._initial = {name: own[name].clone() for name in chosen(own, self.include, ())}
         elif not state.timestamp.batch.value:  # else it goes on from a checkpoint
             with torch.no_grad():

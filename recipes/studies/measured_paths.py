@@ -67,7 +67,7 @@ class AtEnd(ForRecipes, Algorithm):
         self._training_batches = training_batches
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.FIT_START
+        return event is Event.FIT_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Looks for the twins' ends: that one is missing must not come up after hours."""

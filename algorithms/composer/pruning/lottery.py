@@ -145,11 +145,11 @@ class LotteryTicket(Pruning):
         return self.lottery.position(updates)
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.BATCH_CHECKPOINT or super().match(event, state)
+        return event is Event.BATCH_CHECKPOINT or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         super().apply(event, state, logger)
-        if event == Event.BATCH_CHECKPOINT:
+        if event is Event.BATCH_CHECKPOINT:
             self._record(state, logger)
 
     def is_due_before(self, state: State) -> bool:

@@ -102,7 +102,7 @@ class Pruning(ForRecipes, Guest):
         self.pruner.load_state_dict(state)
 
     def match(self, event: Event, state: State) -> bool:
-        if event == Event.BEFORE_FORWARD:
+        if event is Event.BEFORE_FORWARD:
             return not self._traced
         return event in _STEPS or (event in _MASKED and bool(self.masks))
 

@@ -273,13 +273,16 @@ def test_gradients_that_are_sparse_or_missing():
     assert torch.equal(held["words"].grad.to_dense(), expected) and held["unused"].grad is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_every_type_and_memory_format(dtype, memory_format):
     value = torch.tensor([math.nan, math.inf, -math.inf, -3.0, -0.0, 5.0]).repeat(20).view(2, 3, 4, 5)
     tensor = value.to(dtype).contiguous(memory_format=memory_format)
     mask = torch.arange(120).view(2, 3, 4, 5) % 4 == 0
-    for given in (mask, bits_of(mask)):
+    for given in (mask, bits_of(mask), *(bits_of(mask, torch.zeros(1, dtype=other)) for other in DTYPES)):
         held = tensor.clone()
         apply_masks({"w": held}, {"w": given})
         expected = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
