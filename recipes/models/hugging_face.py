@@ -44,6 +44,7 @@ def bert(
     tokenizer: str | None = None,
     attention: Literal["sdpa", "eager"] = "sdpa",
     metrics: tuple[AnyMetricName, ...] | None = None,
+    random_weights: bool = False,
 ) -> HuggingFaceModel:
     """Hugging Face's BERT.
 
@@ -54,7 +55,9 @@ def bert(
         pretrained: hub name or local folder whose weights are the start, or a Composer checkpoint, or the folder of a
             run, with its latest one; otherwise they are random.
     """
-    return _encoder("bert", objective, config or {}, num_labels, pretrained, tokenizer, attention, metrics)
+    return _encoder(
+        "bert", objective, config or {}, num_labels, pretrained, tokenizer, attention, metrics, random_weights
+    )
 
 
 def hugging_face(
@@ -65,6 +68,7 @@ def hugging_face(
     tokenizer: str | None = None,
     attention: Literal["sdpa", "eager"] | None = None,
     metrics: tuple[AnyMetricName, ...] | None = None,
+    random_weights: bool = False,
 ) -> HuggingFaceModel:
     """Any encoder of transformers, such as RoBERTa, DistilBERT, ELECTRA or ModernBERT, which computes its own loss.
 
@@ -83,10 +87,13 @@ def hugging_face(
         metrics: of `classification`, by default accuracy, or for regression mean squared error and Pearson's; of
             `question_answering`, by default exact_match and squad_f1. Of `classification` evaluation tells the loss
             too.
+        random_weights: whether `pretrained` gives its architecture alone.
     """
     fields = dict(config or {})
     model_type = fields.pop("model_type", None)
-    return _encoder(model_type, objective, fields, num_labels, pretrained, tokenizer, attention, metrics)
+    return _encoder(
+        model_type, objective, fields, num_labels, pretrained, tokenizer, attention, metrics, random_weights
+    )
 
 
 def _encoder(
@@ -98,18 +105,21 @@ def _encoder(
     tokenizer: str | None,
     attention: str | None,
     metrics: tuple[AnyMetricName, ...] | None,
+    random_weights: bool,
 ) -> HuggingFaceModel:
     file = find_checkpoint(pretrained) if pretrained else None
     for name in filter(None, (None if file else pretrained, tokenizer)):
         check_hub_name(name)
     check_least(1, num_labels=num_labels)
+    if random_weights and not pretrained:
+        raise ArgumentError("random_weights", "true given without `pretrained`, whose architecture it takes")
     if find_spec("transformers") is None:
         raise ImportError("encoders need transformers: pip install 'accelerando[nlp]'")
     from transformers import AutoTokenizer
 
     answers = objective == "question_answering"
     measured = _metrics(objective, metrics, num_labels)
-    model = _network(model_type, objective, fields, num_labels, pretrained, attention)
+    model = _network(model_type, objective, fields, num_labels, pretrained, attention, random_weights)
     saved = None
     if tokenizer:
         with hub_or_cache(tokenizer):
@@ -146,6 +156,7 @@ def _network(
     num_labels: int,
     pretrained: str | None,
     attention: str | None,
+    random_weights: bool,
 ) -> Module:
     """The network with the weights that it starts from."""
     from transformers import PretrainedConfig
@@ -162,9 +173,9 @@ def _network(
         raise ArgumentError("objective", f"transformers has no {config.model_type} for {objective}")
     if attention == "sdpa" and not getattr(classes[type(config)], "_supports_sdpa", True):
         raise ArgumentError("attention", f"sdpa given, which {config.model_type} does not have; expected eager")
-    if file or not pretrained:
+    if file or not pretrained or random_weights:
         model = auto.from_config(config, attn_implementation=attention)
-        if file:
+        if file and not random_weights:
             load_encoder(model, content, file)
         return model
     with hub_or_cache(pretrained):

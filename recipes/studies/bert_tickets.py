@@ -10,7 +10,7 @@ from ..config.keys import Holds
 from ..run.history import EVAL_PREFIX
 from ..run.results import label, percent
 from .bert_tickets_cells import LATER, TICKETS, Task, in_words, transfers
-from .bert_tickets_checks import check_together, check_weights_of, task_of, which_of
+from .bert_tickets_checks import check_scratch, check_together, check_weights_of, task_of, which_of
 from .bert_tickets_runs import PRETRAINING, Runs
 from .claims import Claim
 from .core import FIXED, Base, Changes, NamedChanges, TicketArguments, Train, named, refuse_twice
@@ -36,7 +36,8 @@ class BertTickets(PruningStudy):
         masked_lm: which of the tasks is that of the pretraining, if any.
         pretraining: what the run that makes theta_0 changes of the base run, such as {max_duration: 60ep}; null where
             the base run's model names its `pretrained` weights.
-        scratch: what besides `pretrained: null` makes the model one of random weights, as large as theta_0.
+        scratch: what makes the model one of random weights, as large as theta_0: by default its `random_weights`, or
+            without such an argument `pretrained: null`, which is also added to a model that is given here.
         ladder: arguments of LotteryTicket that all ladders share, such as {include: ["*.encoder.*"]}; by default they
             have nine levels, each of which prunes a tenth of all.
         later: the moment of the training, such as 20ba, to which another ladder of each task rewinds; null for none.
@@ -99,7 +100,8 @@ class BertTickets(PruningStudy):
         pretrains = None if self.pretraining is None else base.recipe_of(runs.pretrains())
         check_weights_of(base, runs.recipes, runs.which, pretrains)
         for task in self._tasks:
-            base.recipe_of(runs.from_scratch(task, self.seeds[0]))
+            scratch = base.recipe_of(runs.from_scratch(task, self.seeds[0]))
+            check_scratch(base, task, runs.recipes[task], scratch, runs.which[task], pretrains is None)
         runs.together = check_together(base, self.together, self._tasks)
         for name, (tasks, _) in runs.together.items():
             runs.which[name] = runs.which[tasks[0]]

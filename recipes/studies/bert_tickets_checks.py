@@ -95,6 +95,22 @@ def check_weights_of(
             raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")
 
 
+def check_scratch(
+    base: Base, task: str, recipe: Recipe, scratch: Recipe, which: Mapping[str, Any], pretrained: bool
+) -> None:
+    """Raises an error unless the scratch network is the task's own, of random weights where that one is pretrained."""
+    own, other = (_weights(base, one, which, 0) for one in (recipe, scratch))
+    shapes = [{name: tuple(weight.shape) for name, weight in weights.items()} for weights in (own, other)]
+    if wrong := [name for name in {**own, **other} if shapes[0].get(name) != shapes[1].get(name)]:
+        sizes = " where theta_0 has ".join(str(each.get(wrong[0], "nothing")) for each in reversed(shapes))
+        hint = f"it has {sizes} in {wrong[0]}; expected the same network of random weights"
+    elif pretrained and len(_differ(own, other)) < len(own):
+        hint = "it has pretrained weights; expected random ones"
+    else:
+        return
+    raise base.source.error("scratch", f"{scratch.model.key} makes another network than {task} begins with: {hint}")
+
+
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
     import torch
 

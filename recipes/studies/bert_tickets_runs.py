@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -114,8 +115,12 @@ class Runs:
 
     def from_scratch(self, task: str, seed: int) -> Train:
         """The task from random weights."""
-        node, models = self.bare(task, seed), self.scratch.get("model") or {self._model(task): {}}
-        models = {name: {"pretrained": None, **(arguments or {})} for name, arguments in models.items()}
+        node, model = self.bare(task, seed), self.recipes[task].model
+        told = "random_weights" in inspect.signature(model.target).parameters
+        own = {"random_weights": True} if told else {"pretrained": None}
+        by_default = {self._model(task): own if model.arguments.get("pretrained") else {}}
+        models = self.scratch.get("model")
+        models = {name: {"pretrained": None, **(each or {})} for name, each in models.items()} if models else by_default
         given = {**self.scratch, "model": models}
         sets, made_from = {**node.sets, **given}, dict.fromkeys(given, "scratch")
         name = f"{task}-{SCRATCH}-seed{seed}"

@@ -88,6 +88,23 @@ def test_bert_starts_from_a_checkpoint_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_architecture_without_its_weights(kind, tmp_path):
+    source = bert(config=TINY_BERT)
+    content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
+    torch.save(content, tmp_path / "ep1.pt")
+    source.model.save_pretrained(tmp_path / "folder")
+    place = str(tmp_path / {"folder": "folder", "file": "ep1.pt"}[kind])
+    torch.manual_seed(3)
+    found = bert(pretrained=place, random_weights=True)
+    torch.manual_seed(3)
+    expected = bert(config=TINY_BERT).state_dict()
+    assert found.config.hidden_size == 16
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+    name = "model.bert.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(expected[name], source.state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
 def test_bert_forgets_what_the_weights_were_for(kind, tmp_path):
     source = bert("classification", TINY_BERT, num_labels=3)
     source(text_batch(lambda ids: torch.tensor([0, 1, 2, 1])))
@@ -267,6 +284,10 @@ REFUSED = {
     ),
     "answers": ({"config": {"model_type": "roberta"}, "metrics": ["squad_f1"]}, "metrics: squad_f1 is none of class"),
     "its own": ({"config": {"model_type": "roberta"}, "objective": "masked_lm", "metrics": ["f1"]}, "has its own"),
+    "random": (
+        {"config": {"model_type": "roberta"}, "random_weights": True},
+        "random_weights: true given without `pre",
+    ),
     "labels": (
         {"config": {"model_type": "roberta"}, "objective": "question_answering", "num_labels": 3},
         "num_labels: 3 given; question_answering has 2",

@@ -11,6 +11,7 @@ from studies import Watch, lines, outcome, refused, table, weights, without_seco
 
 from accelerando.algorithms.checkpoints import read_weights
 from accelerando.algorithms.pruning.files import SUFFIX, save_masks
+from accelerando.recipes.models.hugging_face import bert
 from accelerando.recipes.studies.bert_tickets_cells import Task, transfers
 from accelerando.recipes.studies.bert_tickets_claims import claims_of
 from accelerando.recipes.studies.bert_tickets_masks import TransferredTicket
@@ -204,12 +205,42 @@ LADDER = "ladder={levels: 2, fraction: 0.3, include: ["
         ),
         ("pretraining=null", "tasks.masked_lm: model.bert: model.bert.encoder.layer.0.attention.self.query.weight is"),
         ("tasks.topic.model.bert.config={hidden_size: 32}", "tasks.topic: model.bert begins with other weights in"),
+        (
+            "scratch={model: {bert: {config: {hidden_size: 32}}}}",
+            "scratch: model.bert makes another network than masked_lm begins with: it has (32, 32) where theta_0 has",
+        ),
         ("seeds=[1]", "tolerance: null is one standard deviation over seeds; give two seeds or more"),
     ],
 )
 def test_mistakes(override, told, tmp_path):
     line = refused(tmp_path, study(tmp_path), f"study.bert_tickets.{override}")
     assert line.startswith(f"{tmp_path / 'study.yaml'}: study.bert_tickets.{told}") or told in line, line
+
+
+def stubborn(folder: str, pretrained: str | None = None):
+    """A model that has its weights whatever it is told."""
+    return bert(pretrained=folder)
+
+
+def of_the_hub(whole, folder, **changes):
+    """One task, from weights of another run that is as large as no default."""
+    given = study(folder, pretraining=None, masked_lm="masked_lm", together={}, transfer_level=None, **changes)
+    del given.study.bert_tickets.tasks.topic
+    given.model = {"bert": {"pretrained": str(whole[0] / PRETRAINING)}}
+    return given
+
+
+def test_random_weights_are_of_the_architecture_of_theta_0(whole, tmp_path):
+    Watch.reset()
+    assert not outcome(of_the_hub(whole, tmp_path)).failures
+    scratch, ladder = (Watch.starts[f"masked_lm-{arm}-seed1"] for arm in ("scratch", "tickets"))
+    assert scratch.shape == ladder.shape and not torch.equal(scratch, ladder)
+
+
+def test_a_scratch_network_with_pretrained_weights_is_refused(whole, tmp_path):
+    own = {"model": {f"{__name__}:stubborn": {"folder": str(whole[0] / PRETRAINING)}}}
+    line = refused(tmp_path, of_the_hub(whole, tmp_path, scratch=own))
+    assert "study.bert_tickets.scratch: model." in line and "it has pretrained weights; expected random ones" in line
 
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
