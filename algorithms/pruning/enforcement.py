@@ -1,9 +1,12 @@
 """What is pruned stays exactly zero: for a training loop of one's own, and for the algorithms here.
 
-The masks may be bool, or what `bits_of` makes of them, which saves time at every step.
+In a mask, what is not zero is kept. What `bits_of` makes of masks may stand for them, which saves time at every step.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,30 +16,40 @@ from torch.optim import Optimizer
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def bits_of(mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """All bits set where a weight is kept, none where it is pruned: as int8, or for a weight on a CPU in its own size.
+@dataclass(frozen=True)
+class Bits:
+    """A mask as integers, of which all bits are set where a weight is kept, and none where it is pruned."""
+
+    integers: Tensor
+
+    def __getitem__(self, place: Any) -> Bits:
+        return Bits(self.integers[place])
+
+
+def bits_of(mask: Tensor | Bits, weight: Tensor | None = None) -> Bits:
+    """The mask as int8, or for a weight on a CPU as integers of its own size.
 
     Which is faster there, several times so for many weights; a GPU waits for its memory.
     """
-    if mask.dtype != torch.bool:
+    if isinstance(mask, Bits):
         return mask
     size = weight.element_size() if weight is not None and weight.device.type == "cpu" else 1
-    return mask.view(torch.int8).neg().to(_INTEGERS[size])
+    return Bits(mask.bool().view(torch.int8).neg().to(_INTEGERS[size]))
 
 
-def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor | Bits]) -> None:
     """Set what is pruned to zero, in place; also where it is infinite or NaN."""
     for name, mask in masks.items():
         _keep(tensors[name], mask)
 
 
-def _keep(tensor: Tensor, mask: Tensor) -> None:
+def _keep(tensor: Tensor, mask: Tensor | Bits) -> None:
     # Not by multiplication, of which NaN stays NaN; and masked_fill_ takes twice the time.
-    bits = bits_of(mask.to(tensor.device))
+    bits = bits_of(mask).integers.to(tensor.device)
     tensor.detach().view(_INTEGERS[tensor.element_size()]).bitwise_and_(bits)
 
 
-def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor | Bits]) -> None:
     """Set the gradients of what is pruned to zero, also where they are infinite or NaN.
 
     A weight that is zero, and whose momenta are, then stays zero under every optimizer that treats each weight apart:
@@ -51,7 +64,7 @@ def mask_gradients(weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tens
 
 
 def mask_optimizers(
-    optimizers: Iterable[Optimizer], weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
+    optimizers: Iterable[Optimizer], weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor | Bits]
 ) -> None:
     """Set the optimizers' state of what is pruned to zero: every tensor of numbers that has the shape of its weight.
 

@@ -19,7 +19,7 @@ from .. import ranks
 from ..checkpoints import some
 from ..shown import Shown
 from ..validation import check
-from .enforcement import apply_masks, bits_of, mask_gradients, mask_optimizers
+from .enforcement import Bits, apply_masks, bits_of, mask_gradients, mask_optimizers
 from .masks import (
     LayerCollapseWarning,
     Masks,
@@ -80,7 +80,7 @@ class Pruner(Shown):
         self.masks: Masks = {}
         self.weights: dict[str, nn.Parameter] = {}
         self.optimizers: list[Optimizer] = []
-        self._bits: Masks = {}  # the masks as `bits_of` makes them
+        self._bits: dict[str, Bits] = {}  # the masks as `bits_of` makes them
         self._averages: list[Mapping[str, Tensor]] = []
         self._was: dict[str, Any] = {}  # the plan of the training that is gone on with
         self._doubted = False  # masks were loaded, and have not been compared with the weights yet
@@ -237,6 +237,9 @@ class Pruner(Shown):
         self._keep(self.masks)
 
     def _compare(self) -> None:
+        for name, bits in self._bits.items():  # of a model that has been moved
+            if bits.integers.device != (weight := self.weights[name]).device:
+                self._bits[name] = bits_of(_like(weight, self.masks[name]), weight)
         if not self._doubted or not self.weights:
             return
         if revived := _revived(self.weights, self.masks):

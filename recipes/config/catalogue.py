@@ -45,8 +45,8 @@ class OwnKeys:
         global_batch_size: examples in a batch, over all ranks.
         folder: that of all runs.
         eval_batch_size: examples in a batch of the evaluation, over all ranks; by default as in training.
-        train_metrics_interval: of which batches the training's metrics are measured and logged, beside the last one of
-            each epoch; the loss is logged at every batch.
+        train_metrics_interval: of which batches the training's metrics are measured and logged, beside the first
+            and the last one of each epoch; the loss is logged at every batch.
         seed: of all that is drawn at random; the studies have `seeds` in its place, and their files may say null.
         weights_seed: of the initial weights; by default `seed`.
         data_seed: of the data's order and augmentation; by default `seed`.

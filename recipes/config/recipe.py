@@ -90,8 +90,8 @@ def check(config: Mapping[str, Any] | DictConfig, source: Source | None = None) 
     for key in REQUIRED:
         if config.get(key) is None:
             raise source.error(key, "missing; every run needs it")
-    defaults = {"folder": "runs", "eval_batch_size": config["global_batch_size"], "train_metrics_interval": "10ba"}
-    config = defaults | {"seed": 17} | config
+    by_default = {"folder": "runs", "train_metrics_interval": "10ba", "seed": 17}
+    config = {**by_default, "eval_batch_size": config["global_batch_size"], **config}
     with source.blame(""):
         for key, kind in OWN_KEYS.items():
             check_value(key, kind, config[key])

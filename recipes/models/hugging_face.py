@@ -177,7 +177,7 @@ def _network(
         model = auto.from_config(config, attn_implementation=attention)
         if file and not random_weights:
             load_encoder(model, content, file)
-        return model
+        return model.float()
     with hub_or_cache(pretrained):
         model, found = auto.from_pretrained(
             pretrained,
@@ -190,4 +190,4 @@ def _network(
     # With their shapes in older versions.
     wrong = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
     check_encoder(pretrained, model.base_model_prefix, found["missing_keys"], wrong)
-    return model
+    return model.float()  # which newer transformers leave in the precision of the file

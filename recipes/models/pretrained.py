@@ -77,6 +77,8 @@ def config_of(
     for name in fields:
         if name not in known:
             raise ValueError(f"{kind.__name__} has no field {name}{nearest(name, known)}")
+    # The precision in which a file is saved is not that of a training, which begins with random weights, too.
+    saved = {name: value for name, value in saved.items() if name not in ("dtype", "torch_dtype")}
     config = kind.from_dict({**saved, **fields}, num_labels=num_labels)
     # Else a regression that starts from a classifier would go on with the classifier's loss.
     config.problem_type = None

@@ -39,7 +39,7 @@ from .progress import Lines
 from .seeds import SeedOfWeights
 from .start import StartedRun
 from .tasks import OneTaskAtATime
-from .train_metrics import TrainMetrics
+from .train_metrics import TrainMetricsInterval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def build(
     algorithms = build_algorithms(recipe, scheduler, seen)
     for algorithm in for_recipes(algorithms):
         scheduler = algorithm.wrap(scheduler)
-    callbacks = [TrainMetrics(recipe.train_metrics_interval), OneSetOfBuffers()]
+    callbacks = [TrainMetricsInterval(recipe.train_metrics_interval), OneSetOfBuffers()]
     callbacks += [part.build() for part in recipe.callbacks]
     origin = as_rank_zero_finds(lambda: find_origin(recipe)) if recipe.start and not checkpoint else None
 

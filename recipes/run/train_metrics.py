@@ -1,23 +1,25 @@
 """When the metrics of the training are measured: at every batch they would be a tenth of a small network's step."""
 
+from numbers import Real
 from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
+from torch import Tensor
 
 from .history import TRAIN_PREFIX
 
 
-class TrainMetrics(Callback):
-    """Has them measured and logged at every `interval`-th batch, and at the last one of an epoch of known length.
+class TrainMetricsInterval(Callback):
+    """Has them measured and logged at every `interval`-th batch, at an epoch's first and last, and at the run's last.
 
-    In between, and where Composer tells them again at an epoch's end, they are those of the batch measured last, also
-    after a kill since which none was.
+    Of which batch these are the last is known where data have a length, or `max_duration` counts batches. From one
+    batch's end to the next one's start the metrics are those of the batch measured last, also after a kill; where
+    Composer tells them again, at an epoch's end, it tells these.
     """
 
     def __init__(self, interval: int):
         self.interval = interval
-        self._measured = False  # since the run began or went on
         self._aside: dict[str, Any] = {}
         self._state: State | None = None
 
@@ -26,40 +28,42 @@ class TrainMetrics(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         assert self._state
-        return {"values": dict(self._state.train_metric_values)}
+        found = {name: _number(value) for name, value in self._state.train_metric_values.items()}
+        return {"values": {name: value for name, value in found.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self._state
         self._state.train_metric_values |= state["values"]
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if not self._measured:
-            self._set_aside(state)
+        for name, metric in (state.train_metrics or {}).items():
+            if metric._update_count == 0 and name in state.train_metric_values:
+                # What it counted is not kept; as Composer itself does, it is given what came of it.
+                metric._computed, metric._update_count = state.train_metric_values[name], 1  # type: ignore[assignment]
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        now, length = state.timestamp, state.dataloader_len
-        last = length is not None and int(now.batch_in_epoch) + 1 == int(length)
-        if last or int(now.batch) % self.interval == 0:
-            self._bring_back(state)
-            self._measured = True
-        else:
-            self._set_aside(state)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if self._measured:
-            self._bring_back(state)
-
-    def epoch_end(self, state: State, logger: Logger) -> None:
-        if not self._measured:
-            logger.log_metrics(last_train_metrics(state))
-
-    def _set_aside(self, state: State) -> None:
-        if state.train_metrics:
+        first = int(state.timestamp.batch_in_epoch) == 0 or not state.train_metric_values
+        if not (first or _is_last(state) or int(state.timestamp.batch) % self.interval == 0) and state.train_metrics:
             self._aside, state.train_metrics = state.train_metrics, {}
 
-    def _bring_back(self, state: State) -> None:
+    def batch_end(self, state: State, logger: Logger) -> None:
         if self._aside:
             state.train_metrics, self._aside = self._aside, {}
+
+
+def _is_last(state: State) -> bool:
+    """Whether the batch is known to be the last one of its epoch, or of the run."""
+    now, length, whole = state.timestamp, state.dataloader_len, state.max_duration
+    if whole is not None and whole.unit.value == "ba" and int(now.batch) + 1 == int(whole.value):
+        return True
+    return length is not None and int(now.batch_in_epoch) + 1 == int(length)
+
+
+def _number(value: Any) -> Tensor | float | None:
+    """A metric's value as a checkpoint may hold it; None for several numbers."""
+    if isinstance(value, Tensor):
+        return value if value.ndim == 0 else None
+    return float(value) if isinstance(value, Real) else None  # NumPy's among them
 
 
 def last_train_metrics(state: State) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class BertTickets(PruningStudy):
         check_weights_of(base, runs.recipes, runs.which, pretrains)
         for task in self._tasks:
             scratch = base.recipe_of(runs.from_scratch(task, self.seeds[0]))
-            check_scratch(base, task, runs.recipes[task], scratch, runs.which[task], pretrains is None)
+            check_scratch(base, task, runs.recipes[task], scratch, runs.which[task])
         runs.together = check_together(base, self.together, self._tasks)
         for name, (tasks, _) in runs.together.items():
             runs.which[name] = runs.which[tasks[0]]

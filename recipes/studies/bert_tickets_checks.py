@@ -77,7 +77,7 @@ def check_weights_of(
         own, key, model = _weights(base, recipe, which[name], 0), f"tasks.{name}", recipe.model.key
         other = _differ(own, weights) if weights and not pretraining else []
         # Those that are the first's are no random ones: another draw is made for the first alone, and for others.
-        drawn = pretraining is None and (other or not weights)
+        drawn = pretraining is None and (other or own.keys() - weights.keys())
         if random := _differ(own, _weights(base, recipe, which[name], 1)) if drawn else []:
             hint = f"{random[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
             raise base.source.error(key, f"{model}: {hint}")
@@ -95,20 +95,20 @@ def check_weights_of(
             raise base.source.error(key, f"{model} {hint} than {first} does; expected the same encoder in all tasks")
 
 
-def check_scratch(
-    base: Base, task: str, recipe: Recipe, scratch: Recipe, which: Mapping[str, Any], pretrained: bool
-) -> None:
-    """Raises an error unless the scratch network is the task's own, of random weights where that one is pretrained."""
-    own, other = (_weights(base, one, which, 0) for one in (recipe, scratch))
-    shapes = [{name: tuple(weight.shape) for name, weight in weights.items()} for weights in (own, other)]
-    if wrong := [name for name in {**own, **other} if shapes[0].get(name) != shapes[1].get(name)]:
+def check_scratch(base: Base, task: str, recipe: Recipe, scratch: Recipe, which: Mapping[str, Any]) -> None:
+    """Raises an error unless the scratch network is the task's own, with random weights."""
+    models = _built(recipe, 0), _built(scratch, 0)
+    shapes = [{name: tuple(weight.shape) for name, weight in model.named_parameters()} for model in models]
+    weights = [_weights(base, scratch, which, seed) for seed in (0, 1)]
+    fixed = {*weights[0]} - {*_differ(*weights)}
+    if wrong := [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]:
         sizes = " where theta_0 has ".join(str(each.get(wrong[0], "nothing")) for each in reversed(shapes))
-        hint = f"it has {sizes} in {wrong[0]}; expected the same network of random weights"
-    elif pretrained and len(_differ(own, other)) < len(own):
-        hint = "it has pretrained weights; expected random ones"
+        hint = f"has {sizes} in {wrong[0]}; expected the network of {task} itself"
+    elif same := [name for name, weight in weights[0].items() if name in fixed and weight.min() < weight.max()]:
+        hint = f"has the same {same[0]} whatever the seed; expected random weights"
     else:
         return
-    raise base.source.error("scratch", f"{scratch.model.key} makes another network than {task} begins with: {hint}")
+    raise base.source.error("scratch", f"{scratch.model.key} {hint}")
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
@@ -117,15 +117,21 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
     return [name for name in one if name in other and not torch.equal(one[name], other[name])]
 
 
-def _weights(base: Base, recipe: Recipe, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Those that are pruned, as they are with that seed."""
+def _built(recipe: Recipe, seed: int) -> Any:
+    """The model as it is with that seed."""
     import torch
 
     from accelerando.algorithms.generators import untouched_generators
-    from accelerando.algorithms.pruning import prunable_weights
 
     with untouched_generators():
         torch.manual_seed(seed)
-        model = recipe.model.build()
+        return recipe.model.build()
+
+
+def _weights(base: Base, recipe: Recipe, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Those that are pruned, as they are with that seed."""
+    from accelerando.algorithms.pruning import prunable_weights
+
+    model = _built(recipe, seed)
     with base.source.blame("ladder.include" if "include" in arguments else "ladder", ValueError):
         return {name: weight.detach() for name, weight in prunable_weights(model, **selection(arguments)).items()}

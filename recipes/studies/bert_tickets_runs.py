@@ -119,10 +119,12 @@ class Runs:
         told = "random_weights" in inspect.signature(model.target).parameters
         own = {"random_weights": True} if told else {"pretrained": None}
         by_default = {self._model(task): own if model.arguments.get("pretrained") else {}}
-        models = self.scratch.get("model")
-        models = {name: {"pretrained": None, **(each or {})} for name, each in models.items()} if models else by_default
+        models = {
+            name: {**({} if (each or {}).get("random_weights") else {"pretrained": None}), **(each or {})}
+            for name, each in (self.scratch.get("model") or by_default).items()
+        }
         given = {**self.scratch, "model": models}
-        sets, made_from = {**node.sets, **given}, dict.fromkeys(given, "scratch")
+        sets, made_from = {**node.sets, **given}, {key: f"scratch.{key}" for key in given}
         name = f"{task}-{SCRATCH}-seed{seed}"
         return replace(node, name=name, sets=sets, made_from=made_from, tags={**node.tags, "arm": SCRATCH})
 

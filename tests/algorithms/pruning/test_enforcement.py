@@ -9,8 +9,15 @@ from composer.algorithms import EMA, SWA, GradientClipping
 from torch import nn
 
 from accelerando.algorithms import MagnitudePruning, PruneAtInit
-from accelerando.algorithms.pruning import apply_masks, keep_highest, mask_gradients, mask_optimizers, prunable_weights
-from accelerando.algorithms.pruning.enforcement import bits_of
+from accelerando.algorithms.pruning import (
+    Pruner,
+    apply_masks,
+    keep_highest,
+    mask_gradients,
+    mask_optimizers,
+    prunable_weights,
+)
+from accelerando.algorithms.pruning.enforcement import Bits, bits_of
 from tiny import assert_same, classifier, fit, loader, network, weights
 
 
@@ -288,6 +295,32 @@ def test_every_type_and_memory_format(dtype, memory_format):
         expected = torch.where(mask, tensor, torch.zeros((), dtype=dtype))
         torch.testing.assert_close(held, expected, equal_nan=True, rtol=0, atol=0)
         assert not held[~mask].signbit().any() and held.stride() == tensor.stride()
+
+
+def test_masks_go_where_the_weights_have_gone():
+    """Here from another device, as there is no second one to go to."""
+    model = nn.Linear(6, 4)
+    pruner = Pruner(model)
+    pruner.prune({"weight": torch.arange(24).view(4, 6) % 3 == 0})
+    pruner._bits = {name: Bits(bits.integers.to("meta")) for name, bits in pruner._bits.items()}
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    pruner.hold()
+    assert torch.equal(model.weight.detach() != 0, pruner.masks["weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32])
+def test_masks_of_ones_and_zeros(dtype):
+    weight = nn.Parameter(torch.tensor([1.5, math.nan, -3.25, 4.0]))
+    weight.grad = torch.full((4,), 2.0)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    optimizer.state[weight]["momentum_buffer"] = torch.full((4,), 3.0)
+    masks = {"w": torch.tensor([1, 0, 1, 0]).to(dtype)}
+    apply_masks({"w": weight}, masks)
+    mask_gradients({"w": weight}, masks)
+    mask_optimizers([optimizer], {"w": weight}, masks)
+    held = [weight.tolist(), weight.grad.tolist(), optimizer.state[weight]["momentum_buffer"].tolist()]
+    assert held == [[1.5, 0, -3.25, 0], [2, 0, 2, 0], [3, 0, 3, 0]]
 
 
 def test_optimizers_that_keep_numbers_in_codes_are_left_alone():

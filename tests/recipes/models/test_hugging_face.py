@@ -90,6 +90,7 @@ def test_bert_starts_from_a_checkpoint_file(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_an_architecture_without_its_weights(kind, tmp_path):
     source = bert(config=TINY_BERT)
+    source.model.half()  # in whose precision nothing is to be trained
     content = {"state": {"model": source.state_dict(), "integrations": {"huggingface": source.get_metadata()}}}
     torch.save(content, tmp_path / "ep1.pt")
     source.model.save_pretrained(tmp_path / "folder")
@@ -101,7 +102,9 @@ def test_an_architecture_without_its_weights(kind, tmp_path):
     assert found.config.hidden_size == 16
     assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
     name = "model.bert.encoder.layer.0.output.dense.weight"
-    assert not torch.equal(expected[name], source.state_dict()[name])
+    again = bert(pretrained=place).state_dict()
+    assert torch.equal(again[name], source.state_dict()[name].float()) and not torch.equal(again[name], expected[name])
+    assert {value.dtype for value in again.values()} == {value.dtype for value in expected.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

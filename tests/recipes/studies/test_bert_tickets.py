@@ -207,7 +207,7 @@ LADDER = "ladder={levels: 2, fraction: 0.3, include: ["
         ("tasks.topic.model.bert.config={hidden_size: 32}", "tasks.topic: model.bert begins with other weights in"),
         (
             "scratch={model: {bert: {config: {hidden_size: 32}}}}",
-            "scratch: model.bert makes another network than masked_lm begins with: it has (32, 32) where theta_0 has",
+            "scratch: model.bert has (512, 32) where theta_0 has (512, 16) in model.bert.embeddings.word_embeddings",
         ),
         ("seeds=[1]", "tolerance: null is one standard deviation over seeds; give two seeds or more"),
     ],
@@ -239,8 +239,23 @@ def test_random_weights_are_of_the_architecture_of_theta_0(whole, tmp_path):
 
 def test_a_scratch_network_with_pretrained_weights_is_refused(whole, tmp_path):
     own = {"model": {f"{__name__}:stubborn": {"folder": str(whole[0] / PRETRAINING)}}}
-    line = refused(tmp_path, of_the_hub(whole, tmp_path, scratch=own))
-    assert "study.bert_tickets.scratch: model." in line and "it has pretrained weights; expected random ones" in line
+    for given in (of_the_hub(whole, tmp_path, scratch=own), study(tmp_path, masked_lm=None, scratch=own)):
+        given.study.bert_tickets.tasks.pop("topic", None)
+        line = refused(tmp_path, given | {"study": {"bert_tickets": {"together": {}}}})
+        assert "study.bert_tickets.scratch: model." in line and "whatever the seed; expected random weights" in line
+
+
+def test_what_theta_0_lacks_is_not_pruned(whole, tmp_path):
+    """That of masked language modelling has no pooler."""
+    given = of_the_hub(whole, tmp_path)
+    given.study.bert_tickets.tasks.topic = {**OmegaConf.create(OWN).study.bert_tickets.tasks.topic}
+    given.study.bert_tickets.ladder.include = ["*bert.encoder.*", "*bert.pooler.*"]
+    line = refused(tmp_path, given)
+    assert "study.bert_tickets.tasks.topic: model.bert: model.bert.pooler.dense.weight is random" in line
+
+
+def test_random_weights_may_be_asked_for(whole, tmp_path):
+    dry_run(plan(of_the_hub(whole, tmp_path, scratch={"model": {"bert": {"random_weights": True}}})))
 
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
