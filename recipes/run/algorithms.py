@@ -16,6 +16,7 @@ from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Supp
 from ..config.lookup import Part
 from ..config.recipe import Recipe
 from ..config.sections import supplied_to
+from ..data.loaders import TensorLoader
 from ..data.shards import one_by_one
 from .teachers import build_teachers
 
@@ -37,7 +38,7 @@ def _build(part: Part, recipe: Recipe, scheduler: Any, transform: Callable[[Any]
             case Supply.EXAMPLES:
                 made[name] = partial(_examples, recipe)
             case Supply.TRAINING_DATA:
-                made[name] = partial(_training_data, recipe)
+                made[name] = _training_data(recipe)
             case Supply.NETWORKS:
                 made[name] = build_teachers(recipe, part.arguments[name])
     return replace(part, arguments=part.arguments | made).build()
@@ -53,8 +54,20 @@ def _examples(recipe: Recipe, device: Device) -> DataSpec:
     return data
 
 
-def _training_data(recipe: Recipe, device: Device) -> Iterator[Any]:
-    return as_seen(_examples(recipe, device), device)
+def _training_data(recipe: Recipe) -> Callable[[Device], Iterator[Any]]:
+    """Of a device, the batches of one pass in evaluation; they are read again for each pass unless they are in memory.
+
+    A loader of somebody's own may keep a place, of which no pass must know.
+    """
+    kept: list[DataSpec] = []
+
+    def batches(device: Device) -> Iterator[Any]:
+        data = kept[0] if kept else _examples(recipe, device)
+        if isinstance(data.dataloader, TensorLoader):
+            kept[:] = [data]
+        return as_seen(data, device)
+
+    return batches
 
 
 def as_seen(data: Iterable[Any] | DataSpec, device: Device) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import torch
 from composer import Algorithm
 from composer.core import Event
 from composer.utils import get_device
+from torch.utils.data import IterableDataset
 
 from accelerando.algorithms.composer.for_recipes import Folder, ForRecipes, Milestone, Supply
 from accelerando.recipes.config.errors import ConfigError
@@ -17,6 +18,8 @@ from accelerando.recipes.run.algorithms import build_algorithms
 from accelerando.recipes.run.progress import Progress
 from accelerando.recipes.train import train
 from runs import Watch, settings, trained
+
+CPU = get_device("cpu")
 
 
 class Stranger(Algorithm):
@@ -128,11 +131,34 @@ def test_folders_and_training_data_in_evaluation(tmp_path):
     (built,) = build_algorithms(check(config), None)
     assert built.others == [str(tmp_path / "here"), "/elsewhere"]
     plain = next(iter(FashionMnist(split="train[:80]").build(80, False, 0, "cpu").dataloader))
-    batches = [*built.plain(get_device("cpu"))]
+    batches = [*built.plain(CPU)]
     assert [len(labels) for _, labels in batches] == [32, 32, 16]
     assert all(
         torch.equal(torch.cat(parts), whole) for parts, whole in zip(zip(*batches, strict=True), plain, strict=True)
     )
+
+
+class Places(IterableDataset):
+    """One that goes on where a pass was broken off."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        while self.place < 80:
+            self.place += 1
+            yield torch.full((1, 8, 8), float(self.place)), self.place % 10
+
+
+@pytest.mark.parametrize("data", ["digits", f"{__name__}:Places"])
+def test_each_pass_over_the_training_data_begins_where_the_first_one_does(tmp_path, data):
+    given = small(tmp_path) | {"train_data": {data: {}}, "max_duration": "2ba"}
+    (built,) = build_algorithms(check(given | {"algorithms": {f"{__name__}:Reader": {"others": []}}}), None)
+    broken_off, one, other = next(built.plain(CPU)), [*built.plain(CPU)], [*built.plain(CPU)]
+    assert torch.equal(broken_off[0], one[0][0]) and len(one) == len(other) > 1
+    assert all(torch.equal(mine[0], others[0]) for mine, others in zip(one, other, strict=True))
+    mine, others = built.plain(CPU), built.plain(CPU)  # two at once
+    assert all(torch.equal(next(mine)[0], next(others)[0]) for _ in one)
 
 
 # Composer and torchmetrics warn when a run goes on between the last batch of an epoch and its end.
