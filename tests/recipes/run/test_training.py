@@ -256,7 +256,7 @@ def wandb_records(folder, runs):
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         records = []
         for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
