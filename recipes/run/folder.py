@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 # What may differ between a run and its continuation: how long, how it is watched, where it runs.
 MAY_CHANGE = re.compile(
-    r"max_duration|folder|callbacks|loggers|eval_interval|eval_subset_num_batches|eval_batch_size|progress_bar|train_metrics_interval"
+    r"max_duration|folder|callbacks|loggers|eval_interval|eval_subset_num_batches|eval_batch_size|progress_bar"
     r"|device|device_train_microbatch_size|dist_timeout|python_log_level|autoresume|(save|log|console)_\w+"
+    r"|train_metrics_interval"
 )
 
 ANOTHER = "choose another run_name, or delete the folder"

@@ -53,7 +53,7 @@ def which_of(base: Base, recipes: Mapping[str, Recipe], ladder: Mapping[str, Any
     Of several patterns each must fit in one task at least: masked language modelling has no pooler.
     """
     given = selection(ladder)
-    names = {task: _weights(base, recipe, {}, 0).keys() for task, recipe in recipes.items()}
+    names = {task: _weights(base, _built(recipe, 0), {}).keys() for task, recipe in recipes.items()}
     found = {task: dict(given) for task in recipes}
     for key in ("include", "exclude"):
         fitting = {
@@ -72,13 +72,13 @@ def check_weights_of(
 
     Those of the study's own pretraining are not there yet: of these the names and shapes are compared.
     """
-    first, weights = "pretraining", _weights(base, pretraining, {}, 0) if pretraining else {}
+    first, weights = "pretraining", _weights(base, _built(pretraining, 0), {}) if pretraining else {}
     for name, recipe in recipes.items():
-        own, key, model = _weights(base, recipe, which[name], 0), f"tasks.{name}", recipe.model.key
+        own, key, model = _weights(base, _built(recipe, 0), which[name]), f"tasks.{name}", recipe.model.key
         other = _differ(own, weights) if weights and not pretraining else []
         # Those that are the first's are no random ones: another draw is made for the first alone, and for others.
         drawn = pretraining is None and (other or own.keys() - weights.keys())
-        if random := _differ(own, _weights(base, recipe, which[name], 1)) if drawn else []:
+        if random := _differ(own, _weights(base, _built(recipe, 1), which[name])) if drawn else []:
             hint = f"{random[0]} is random; expected `pretrained` weights in the model, or the key `pretraining`"
             raise base.source.error(key, f"{model}: {hint}")
         if pretraining and (recipe.config["model"][model.partition(".")[2]] or {}).get("pretrained"):
@@ -97,9 +97,9 @@ def check_weights_of(
 
 def check_scratch(base: Base, task: str, recipe: Recipe, scratch: Recipe, which: Mapping[str, Any]) -> None:
     """Raises an error unless the scratch network is the task's own, with random weights."""
-    models = _built(recipe, 0), _built(scratch, 0)
-    shapes = [{name: tuple(weight.shape) for name, weight in model.named_parameters()} for model in models]
-    weights = [_weights(base, scratch, which, seed) for seed in (0, 1)]
+    own, drawn, again = _built(recipe, 0), _built(scratch, 0), _built(scratch, 1)
+    shapes = [{name: tuple(weight.shape) for name, weight in model.named_parameters()} for model in (own, drawn)]
+    weights = [_weights(base, model, which) for model in (drawn, again)]
     fixed = {*weights[0]} - {*_differ(*weights)}
     if wrong := [name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]:
         sizes = " where theta_0 has ".join(str(each.get(wrong[0], "nothing")) for each in reversed(shapes))
@@ -128,10 +128,9 @@ def _built(recipe: Recipe, seed: int) -> Any:
         return recipe.model.build()
 
 
-def _weights(base: Base, recipe: Recipe, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Those that are pruned, as they are with that seed."""
+def _weights(base: Base, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the model that are pruned."""
     from accelerando.algorithms.pruning import prunable_weights
 
-    model = _built(recipe, seed)
     with base.source.blame("ladder.include" if "include" in arguments else "ladder", ValueError):
         return {name: weight.detach() for name, weight in prunable_weights(model, **selection(arguments)).items()}

@@ -116,14 +116,9 @@ class Runs:
     def from_scratch(self, task: str, seed: int) -> Train:
         """The task from random weights."""
         node, model = self.bare(task, seed), self.recipes[task].model
-        told = "random_weights" in inspect.signature(model.target).parameters
-        own = {"random_weights": True} if told else {"pretrained": None}
-        by_default = {self._model(task): own if model.arguments.get("pretrained") else {}}
-        models = {
-            name: {**({} if (each or {}).get("random_weights") else {"pretrained": None}), **(each or {})}
-            for name, each in (self.scratch.get("model") or by_default).items()
-        }
-        given = {**self.scratch, "model": models}
+        told = model.arguments.get("pretrained") and "random_weights" in inspect.signature(model.target).parameters
+        models = self.scratch.get("model") or {self._model(task): {"random_weights": True} if told else {}}
+        given = {**self.scratch, "model": {name: _random(arguments or {}) for name, arguments in models.items()}}
         sets, made_from = {**node.sets, **given}, {key: f"scratch.{key}" for key in given}
         name = f"{task}-{SCRATCH}-seed{seed}"
         return replace(node, name=name, sets=sets, made_from=made_from, tags={**node.tags, "arm": SCRATCH})
@@ -181,3 +176,8 @@ class Runs:
         """With its length in trainings of the base run, if both have the same unit."""
         own, whole = duration(self.recipes[node.tags["task"]]), duration(self.base.recipe)
         return replace(node, cost=relative_length(own, whole))
+
+
+def _random(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of a model, with which it has random weights."""
+    return arguments if arguments.get("random_weights") else {"pretrained": None, **arguments}
