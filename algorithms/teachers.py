@@ -51,7 +51,7 @@ def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> 
         raise ValueError(f"{path} cannot be loaded as a teacher: {' '.join(str(error).split())}") from error
     if wrong := [str(item) for item in (*info["missing_keys"], *info["mismatched_keys"])]:
         raise ValueError(f"{path} lacks weights of {name}, or has them in another shape: {', '.join(wrong[:3])}")
-    return teacher
+    return teacher.float()  # newer transformers leave it in the precision of the file; `teacher_dtype` chooses one
 
 
 def logits_of(outputs: Any) -> Tensor:

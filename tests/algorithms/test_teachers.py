@@ -83,6 +83,13 @@ def test_hugging_face_folders(name, folder):
     assert_same(weights(of_a_name), weights(of_a_module), atol=1e-6)
 
 
+def test_a_folder_in_half_precision_gives_a_float32_teacher(tmp_path):
+    model = masked_lm().model.half()
+    model.save_pretrained(tmp_path)
+    expected = {name: value.float() for name, value in model.state_dict().items()}
+    assert_same(load_teacher(tmp_path).state_dict(), expected)
+
+
 def test_tied_weights_may_be_there_once(folder):
     saved = read_weights(folder / "bert" / "model.safetensors")
     model = masked_lm(seed=4).model
