@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from accelerando.algorithms import MagnitudePruning, Snapshots, SnapshotWriter, 
 from accelerando.algorithms.checkpoints import read_metadata, read_weights
 from accelerando.algorithms.generators import seeded
 from accelerando.algorithms.progress import Moment, Progress
+from launcher import run_two_ranks
 from tiny import (
     CLASSES,
     Kill,
@@ -445,9 +444,7 @@ distributed.destroy_process_group()
 @pytest.mark.programs
 def test_the_first_rank_writes_by_the_names_of_the_network(tmp_path):
     (script := tmp_path / "script.py").write_text(AS_ONE_OF_TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tmp_path]
-    done = subprocess.run([*map(str, launch)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_two_ranks(script, tmp_path)
     assert sorted(p.name for p in (tmp_path / "0").iterdir()) == [
         f"ba{n}{s}" for n in (0, 1) for s in (".pt", ".safetensors")
     ]

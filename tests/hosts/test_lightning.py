@@ -3,9 +3,6 @@
 import csv
 import inspect
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from accelerando.algorithms.lightning.losses import LossTechnique
 from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.validation import NoEffectWarning
+from launcher import run_two_ranks
 from light import SEED, TENSORS_ALONE, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
 from small import assert_same, differ, hugging_face_lm, network, timeless
 
@@ -406,15 +404,7 @@ def test_3_accumulated_batches_make_one_update(name):
 def two_ranks(tmp_path_factory) -> Path:
     """One launch for all: each callback trains under two gloo processes, which leave their weights here."""
     folder = tmp_path_factory.mktemp("ranks")
-    script, tests = Path(__file__).with_name("lightning_ranks.py"), str(Path(__file__).parents[1])
-    paths = os.pathsep.join([tests, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder, *CASES],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths, "PL_GLOBAL_SEED": str(SEED)},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_ranks(Path(__file__).with_name("lightning_ranks.py"), folder, *CASES, PL_GLOBAL_SEED=str(SEED))
     return folder
 
 

@@ -41,6 +41,7 @@ from accelerando.algorithms.transformers import (
     PruneAtInit,
     Snapshots,
 )
+from launcher import run_two_ranks
 
 WORDS, LENGTH, CLASSES, SAMPLES = 40, 12, 4, 32
 SIZES = {
@@ -247,9 +248,7 @@ def test_it_trains_in_bf16(name, tmp_path):
 def two_ranks(tmp_path_factory):
     """What each technique leaves on both ranks of one launch."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, folder]
-    done = subprocess.run([*map(str, launch)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_ranks(__file__, folder)
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in CASES}
 
 
