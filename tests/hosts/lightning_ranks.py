@@ -30,6 +30,9 @@ def main(folder: Path, names: list[str]) -> None:
         run = fit(name, data=DataLoader(data, 4, sampler=in_turn), extra=[choices], strategy="ddp", devices=2)
         left = {"weights": run.weights, "choices": choices.record}
         torch.save(left, folder / f"{name}-{run.trainer.global_rank}.pt")
+    # Lightning leaves the group while the interpreter ends, when a rank may still be at work for another one.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
