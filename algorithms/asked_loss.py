@@ -76,17 +76,18 @@ class AskedLoss:
         self._key: Any = None
         self._answers: dict[Any, Any] = {}
 
-    def scale_of_rows(self, loss: Loss, outputs: Tensor, target: Tensor) -> float | Tensor | None:
-        """By what rows of probabilities in the place of `target`, class indices, must be multiplied.
+    def scales_of_rows(self, loss: Loss, outputs: Tensor, *targets: Tensor) -> tuple[float | Tensor, ...] | None:
+        """By what rows of probabilities in the place of `targets`, each of class indices, must be multiplied.
 
         None where the loss does not take them.
         """
-        how = self._ask("rows", loss, outputs, target, lambda: takes_rows(loss, outputs, target, self.ignore_index))
+        first = targets[0]
+        how = self._ask("rows", loss, outputs, first, lambda: takes_rows(loss, outputs, first, self.ignore_index))
         if how != "scaled":
-            return 1.0 if how else None
+            return (1.0,) * len(targets) if how else None
         if _averages_evenly(loss, self.ignore_index):
-            return target.numel() / (target.long() != self.ignore_index).sum().clamp(min=1)
-        return _scale(loss, outputs, target, self.ignore_index)
+            return tuple(each.numel() / (each.long() != self.ignore_index).sum().clamp(min=1) for each in targets)
+        return tuple(_scale(loss, outputs, each, self.ignore_index) for each in targets)
 
     def takes_floats(self, loss: Loss, outputs: Tensor, target: Tensor) -> bool:
         """Whether integer targets, one for each output, may be floating-point numbers."""

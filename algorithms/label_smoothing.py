@@ -84,9 +84,9 @@ class Smoother(Shown):
         if holds_classes(outputs, targets if given is None else given):
             if targets.is_floating_point():  # MixUp has made rows of it
                 return soften(targets, self.smoothing, binary=False)
-            scale, uniform = self.asked.scale_of_rows(loss_fn, outputs, targets), self.smoothing / outputs.shape[1]
-            if scale is None:
+            if (scales := self.asked.scales_of_rows(loss_fn, outputs, targets)) is None:
                 return None
+            (scale,), uniform = scales, self.smoothing / outputs.shape[1]
             on, off = scale * (1 - self.smoothing + uniform), scale * uniform
             return dense_targets(outputs, targets, on, off, self.ignore_index)
         if targets.numel() != outputs.numel():

@@ -6,6 +6,7 @@ else's random numbers move.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from .generators import numpy_generator
 from .own_loss import OwnLoss
 from .ranks import rank
 from .shown import Shown
-from .targets import IGNORED, check_labels, dense_targets, holds_classes, logits_in
+from .targets import IGNORED, check_shape, holds_classes, indices_of, logits_in
 from .validation import NoEffectWarning, check
 
 
@@ -54,17 +55,18 @@ def mix_targets(
     permuted: Tensor,
     mixing: float,
     ignore_index: int = IGNORED,
-    scales: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
+    scales: Sequence[float | Tensor] = (1.0, 1.0),
 ) -> Tensor:
     """`(1 - mixing) * target + mixing * permuted` as float32 rows, of the shape of `logits`, `(N, C, ...)`.
 
     Both hold class indices `(N, ...)`, of which `ignore_index` counts for nothing; `scales` weighs the two.
     """
-    rows = dense_targets(logits, target, (1 - mixing) * scales[0], 0.0, ignore_index)
-    check_labels(permuted, logits.shape[1], ignore_index)
-    index = permuted.long().unsqueeze(1)
-    ignored = index == ignore_index
-    return rows.scatter_add_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, mixing * scales[1]))
+    check_shape(logits, target)
+    index, ignored = indices_of(torch.stack([target, permuted], 1), logits.shape[1], ignore_index)
+    weights = ((1 - mixing) * scales[0], mixing * scales[1])
+    one, two = (torch.where(each, 0.0, weight) for each, weight in zip(ignored.unbind(1), weights, strict=True))
+    rows = torch.zeros(logits.shape, device=logits.device)
+    return rows.scatter_add_(1, index, torch.stack([one, two], 1).to(rows.dtype))
 
 
 def draw_mixing(alpha: float, generator: Any) -> float:
@@ -136,6 +138,11 @@ class Mixer(Shown):
         self.restart()
         return mixed
 
+    @property
+    def begun(self) -> bool:
+        """Whether a loss of this batch has been mixed, or of a part of it."""
+        return self._done > 0
+
     def restart(self) -> None:
         """Another pass over the same batch, as an optimizer with a closure makes."""
         self._done = 0
@@ -193,10 +200,10 @@ class Mixer(Shown):
             return None
         logits = logits_in("MixUp", outputs)
         if not targets.is_floating_point() and outputs is logits and holds_classes(logits, targets):
-            one, two = (self.asked.scale_of_rows(loss_fn, logits, each) for each in (targets, other))
-            if one is None or two is None:
+            scales = self.asked.scales_of_rows(loss_fn, logits, targets, other)
+            if scales is None:
                 return None
-            return mix_targets(logits, targets, other, self.mixing, self.ignore_index, (one, two))
+            return mix_targets(logits, targets, other, self.mixing, self.ignore_index, scales)
         alike = targets.is_floating_point() or (
             targets.numel() == logits.numel() and self.asked.takes_floats(loss_fn, logits, targets)
         )

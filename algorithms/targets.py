@@ -24,10 +24,21 @@ def insist(condition: Tensor, sentence: str, found: Callable[[], str] = lambda: 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int = IGNORED) -> None:
     """Raise ValueError where an integer label is neither in `[0, classes)` nor `ignore_index`; see `insist`."""
+    indices_of(target, classes, ignore_index)
+
+
+def indices_of(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels as int64, with 0 in the place of `ignore_index`, and where that stands. Raises what `check_labels` does.
+
+    Of a small network's step each operation here is a share: there are as few as can be.
+    """
     label = target.long()  # torch compares bytes with -100 as if it were 156
-    fits = ((label >= 0) & (label < classes)) | (label == ignore_index)
+    ignored = label == ignore_index
+    index = label.masked_fill(ignored, 0)
+    fits = index.clamp(0, classes - 1) == index
     expected = f"Labels must lie in [0, {classes}) or be ignore_index={ignore_index}"
     insist(fits.all(), expected, lambda: f", got {', '.join(map(str, label[~fits].unique()[:5].tolist()))}")
+    return index, ignored
 
 
 def dense_targets(
@@ -43,16 +54,19 @@ def dense_targets(
     """
     if target.shape == logits.shape:
         return target.float()
+    check_shape(logits, target)
+    index, ignored = indices_of(target.unsqueeze(1), logits.shape[1], ignore_index)
+    rows = torch.where(ignored, 0.0, off).expand(logits.shape).contiguous()
+    return rows.scatter_(1, index, torch.where(ignored, 0.0, on))
+
+
+def check_shape(logits: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless `target` is `(N, ...)`, of integers, for logits `(N, C, ...)`."""
     if target.shape != logits.shape[:1] + logits.shape[2:] or target.is_floating_point():
         raise ValueError(
             f"Targets must be integer classes of shape {tuple(logits.shape[:1] + logits.shape[2:])} or probabilities "
             f"of shape {tuple(logits.shape)}, as the outputs are; got {target.dtype} of shape {tuple(target.shape)}."
         )
-    check_labels(target, logits.shape[1], ignore_index)
-    index = target.long().unsqueeze(1)
-    ignored = index == ignore_index
-    rows = torch.where(ignored, 0.0, off).expand(logits.shape).contiguous()
-    return rows.scatter_(1, index.masked_fill(ignored, 0), torch.where(ignored, 0.0, on))
 
 
 def holds_classes(logits: Tensor, target: Tensor) -> bool:

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -50,8 +51,8 @@ class Medians(dict[str, float]):
 def measure(
     arms: Mapping[str, Callable[[], object]], runs: int, device: torch.device, seconds: float = math.inf
 ) -> Medians:
-    """Seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once, each in its turn
-    the first.
+    """Seconds of each arm over `runs` rounds, after two to warm up; every round takes every arm once, in an order of
+    its own, as an arm may leave something behind for the next.
 
     Where that would take more than `seconds`, by how long the second round took, there are fewer rounds: 3 at least.
     An arm that returns a float has taken its time itself.
@@ -67,10 +68,8 @@ def measure(
     now = time.perf_counter()
     if seconds < math.inf:
         runs = min(runs, max(3, int((seconds - (now - begun)) / (now - last))))
-    names = [*arms]
-    for turn in range(runs):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    for number in range(runs):
+        for name in random.Random(number).sample([*arms], len(arms)):
             wait(device)
             start = time.perf_counter()
             own = arms[name]()

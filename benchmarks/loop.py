@@ -14,6 +14,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import os
 import tempfile
 import time
@@ -246,7 +247,9 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
         for host in ("Composer", "Lightning"):
             parts = medians.quartiles(partial(_cost, host, title))
             first, cost, last = (f"{part / medians[host]:.1%}" for part in parts)
-            costs.append(f"{host} {parts[1] * 1e3:.3f} ms, {cost} of its empty step (quartiles {first} to {last})")
+            error = f"{_error_of_median(parts[2] - parts[0], given.rounds) / medians[host]:.1%}"
+            spread = f"standard error {error}, quartiles {first} to {last}"
+            costs.append(f"{host} {parts[1] * 1e3:.3f} ms, {cost} of its empty step ({spread})")
         calls = medians.quartiles(lambda taken: taken["Composer, nothing"] - taken["Composer"])[1]
         notes = (
             f"the callback's cost over the plain loop's technique: {'; '.join(costs)}; Composer's own for calling an "
@@ -258,6 +261,11 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
 def _cost(host: str, title: str, taken: Mapping[str, float]) -> float:
     """What a technique adds to a host's step beyond what it adds to the plain loop's, in the same round."""
     return taken[f"{host}, {title}"] - taken[host] - (taken[f"plain loop, {title}"] - taken["plain loop"])
+
+
+def _error_of_median(between_quartiles: float, rounds: int) -> float:
+    """Its standard error, as for rounds that are normally distributed."""
+    return math.sqrt(math.pi / 2 / rounds) * between_quartiles / 1.349
 
 
 PARTS = {"hosts": hosts, "techniques": techniques}

@@ -118,6 +118,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
         self.target_key = target_key
         self._labelled, self._tokens = Labelled(ignore_index), False
         self._parts: Tensor | None = None  # of the loss; see `_noted`
+        self._begun = False  # whether a microbatch of this batch has been distilled
         self._logged = -1
 
     @property
@@ -129,6 +130,8 @@ class Distillation(ForRecipes, RandomAlgorithm):
         if not super().match(event, state):
             return False
         own = getattr(type(self), self.steps.get(event, ""), None)  # a subclass may have another one
+        if own is Distillation._restart:
+            return self._begun
         return own is not Distillation._finish or self.distiller.lets_go
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +144,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
         self.distiller.meet(state.model)
 
     def _choose(self, state: State, logger: Logger) -> None:
+        Distillation._restart(self, state, logger)
         self.distiller.begin(progress_of(state))
         labels = labels_in(state.batch, self.target_key)
         self._tokens = stands_by_position(labels)
@@ -149,11 +153,12 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
-        self._parts = None
+        self._parts, self._begun = None, False
 
     def _distill(self, state: State, logger: Logger) -> None:
         if not self.distiller.asks:
             return
+        self._begun = True
         labels = labels_in(state.batch, self.target_key)
         index = self._labelled.next(labels) if labels is not None and self._tokens else None
         precision = partial(get_precision_context, state.precision, state.precision_config)
@@ -166,18 +171,17 @@ class Distillation(ForRecipes, RandomAlgorithm):
         """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
         if self._parts is None:
             self._parts = torch.zeros(2, device=distilled.device, requires_grad=True)
-        parts = torch.stack([minimised(loss), self.distillation_weight * distilled]).detach().float()
-        return distilled + (self._parts * parts).sum()
+        return distilled + self._parts.dot(torch.stack([minimised(loss), distilled]).detach().float())
 
     def _log(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         if self._parts is None or self._parts.grad is None or step == self._logged:  # an optimizer's second pass
             return
-        parts = self._parts.grad.detach() / self.distillation_weight
+        parts = self._parts.grad / dist.get_world_size()
         if state.precision == Precision.AMP_FP16 and state.scaler is not None:
             parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
         dist.all_reduce(parts)
-        plain, distilled = parts / dist.get_world_size()
+        plain, distilled = parts[0] / self.distillation_weight, parts[1]  # whose gradient it has multiplied
         logger.log_metrics({"loss/train/plain": plain, "loss/train/distillation": distilled})  # type: ignore[dict-item]
         self._logged = step
 

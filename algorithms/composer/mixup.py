@@ -69,7 +69,12 @@ class MixUp(RandomAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        idle = self._by_loss if event is Event.BEFORE_BACKWARD else event is Event.AFTER_LOSS and not self._by_loss
+        own = type(self)._restart is MixUp._restart  # a subclass may have another one
+        idle = (
+            (event is Event.BEFORE_TRAIN_BATCH and own and not self._mixer.begun)
+            or (event is Event.AFTER_LOSS and not self._by_loss)
+            or (event is Event.BEFORE_BACKWARD and self._by_loss)
+        )
         return super().match(event, state) and not idle and (self.alpha > 0 or event is Event.INIT)
 
     def _start(self, state: State, logger: Logger) -> None:

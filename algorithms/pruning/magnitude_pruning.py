@@ -114,6 +114,7 @@ class MagnitudePruner(Pruner):
         self._initial: dict[str, int] = {}  # how many of each layer's weights were not zero at the start
         self._length: Moment | None = None  # of the training as planned, which may be stopped before
         self._kept: int | dict[str, int] | None = None
+        self.complete = False  # nothing will be due any more
 
     def _start(self, model: nn.Module, optimizers: Optimizer | Iterable[Optimizer]) -> None:
         super()._start(model, optimizers)
@@ -195,6 +196,9 @@ class MagnitudePruner(Pruner):
 
     def due(self, progress: int | Progress) -> Masks | None:
         """Returns the masks that should hold from there on, where they are others than those that hold."""
+        if self.complete:
+            self.updates = progress if isinstance(progress, int) else progress.batch
+            return None
         if isinstance(progress, int):
             counted = {time.unit for time in self.times.values()} <= {"ba", "dur"} or not progress
             self.check("start, end and interval", counted, "in ba or dur", [*map(str, self.times.values())])
@@ -208,6 +212,7 @@ class MagnitudePruner(Pruner):
             if zero and progress.batch == 0:
                 hint = "begin later (start), when it has been trained, or exclude it"
                 raise ValueError(f"{self.name}: all of {some(zero)} is zero, and would never be trained; {hint}.")
+        self.complete = share == 1
         if (kept := self.kept(share)) == self._kept:
             return None
         self._kept = kept
@@ -236,7 +241,7 @@ class MagnitudePruner(Pruner):
             self._initial, self.updates = state["initial"], state.get("updates", 0)
         except KeyError as error:
             raise ValueError(f"{self.name}: the checkpoint is of another algorithm; it lacks {error}") from error
-        self._kept = None
+        self._kept, self.complete = None, False
         super().load_state_dict(state)
 
 

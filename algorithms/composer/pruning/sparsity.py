@@ -8,7 +8,8 @@ from itertools import chain
 from typing import Any
 
 from composer.algorithms import EMA, SWA
-from composer.core import Event, State
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 
@@ -38,6 +39,21 @@ def averages(state: State, event: Event | None = None) -> list[dict[str, Tensor]
         return []
     own = dict(chain(composer_model(state).named_parameters(), composer_model(state).named_buffers()))
     return [{n if n in own else n.removeprefix("module."): tensor for n, tensor in by_name.items()} for by_name in kept]
+
+
+def read_at_checkpoint(state: State) -> bool:
+    """Whether anybody acts at BATCH_CHECKPOINT who may read the weights there.
+
+    Composer's own CheckpointSaver takes its whole checkpoints by `state_dict`, where what is pruned is set to zero.
+    """
+    return any(
+        (type(callback) is not CheckpointSaver or callback.weights_only)
+        and (
+            type(callback).run_event is not Callback.run_event
+            or getattr(callback.batch_checkpoint, "__func__", None) is not Callback.batch_checkpoint
+        )
+        for callback in state.callbacks
+    )
 
 
 def plain_forward(model: nn.Module, batch: Any) -> Any:
@@ -104,6 +120,8 @@ class Pruning(ForRecipes, Guest):
     def match(self, event: Event, state: State) -> bool:
         if event is Event.BEFORE_FORWARD:
             return not self._traced
+        if event is Event.BATCH_CHECKPOINT and not read_at_checkpoint(state):
+            return False
         return event in _STEPS or (event in _MASKED and bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

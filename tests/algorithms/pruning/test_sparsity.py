@@ -7,6 +7,7 @@ import pytest
 import torch
 from composer import Callback
 from composer.algorithms import EMA, SAM, GradientClipping
+from composer.callbacks import CheckpointSaver
 from composer.core import DataSpec, Event
 from composer.loggers import InMemoryLogger
 from composer.optim import ConstantScheduler, DecoupledAdamW, DecoupledSGDW, LinearWithWarmupScheduler
@@ -79,6 +80,57 @@ class AlwaysZero(Callback):
             for tensor in tensors:
                 assert (tensor[~mask] == 0).all(), name
             self.checked += len(tensors)
+
+
+class Writes(Callback):
+    """Revives all that is pruned, after the algorithms have acted at a batch's end."""
+
+    def batch_end(self, state, logger):
+        for parameter in state.model.parameters():
+            parameter.data = parameter.data + 1
+
+
+class Reads(Callback):
+    """Keeps the weights as they are when checkpoints are written."""
+
+    read = None
+
+    def batch_checkpoint(self, state, logger):
+        self.read = weights_of(state)
+
+
+class ReadsByEvent(Reads):
+    def run_event(self, event, state, logger):
+        if event is Event.BATCH_CHECKPOINT:
+            self.read = weights_of(state)
+
+
+def patched():
+    callback = Reads()
+    callback.batch_checkpoint = lambda state, logger: setattr(callback, "read", weights_of(state))
+    return callback
+
+
+def weights_of(state):
+    return copy.deepcopy(state.model.state_dict())
+
+
+@pytest.mark.parametrize("reader", [Reads, ReadsByEvent, patched, "whole checkpoint", "weights only"])
+def test_whoever_reads_at_a_checkpoint_finds_zero_what_a_callback_has_revived(reader, tmp_path):
+    callbacks, pruning = [Writes()], MagnitudePruning(0.2)
+    if isinstance(reader, str):
+        callbacks.append(CheckpointSaver(str(tmp_path), save_interval="1ba", weights_only=reader == "weights only"))
+    else:
+        callbacks.append(reader())
+    fit(pruning, callbacks=callbacks)
+    if isinstance(reader, str):
+        last = max(tmp_path.glob("ep*.pt"), key=lambda path: path.stat().st_mtime)
+        found = torch.load(last, weights_only=False)["state"]["model"]
+    else:
+        found = callbacks[-1].read
+    assert len(pruning.masks) == 4
+    for name, mask in pruning.masks.items():
+        assert (found[name][~mask] == 0).all() and (found[name][mask] != 0).any(), name
 
 
 def gradual():
