@@ -1,12 +1,14 @@
 """What hosts cost a small network's training step over a plain loop, and what their callbacks cost; arms in turn.
 
-    python benchmarks/loop.py [--rounds 20] [--steps 50] [--network LeNet-300-100 ResNet-8] [--threads 1]
+    python benchmarks/loop.py [--rounds 100] [--steps 10] [--network LeNet-300-100 ResNet-8] [--threads 1]
 
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
 loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
 Techniques: in the plain loop by our objects, in Composer and Lightning by our classes, each beside the host's own
-step without it. A time is a tenth of the median of the processor's for ten steps in a row, among which our `train`
-measures the training's metrics once; what comes once an epoch is not in it.
+step without it. All arms of a table train at once, each in a thread that waits while the others have their turns of a
+few steps: so a round is short, and what other programs do to the processor's clock is the same for all of it. A time is
+a tenth of the median of the thread's for ten steps in a row, among which our `train` measures the training's metrics
+once; what comes once an epoch is not in it.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -45,6 +48,7 @@ os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 BATCH, DENSITY = 128, 0.2
 TOGETHER = 10
+ENDLESS = "100000ep"
 NETWORKS: dict[str, dict[str, Any]] = {
     "LeNet-300-100": {"model": {"lenet_300_100": {}}, "train_data": {"fashion_mnist": {"split": "train[:12800]"}}},
     "ResNet-8": {
@@ -86,24 +90,62 @@ class Idle(Algorithm):
         pass
 
 
-class Starts(Callback):
-    """When each step began."""
+class InTurns:
+    """A training in a thread of its own, which makes so many steps at each call, and then waits for the next.
 
-    def __init__(self) -> None:
+    `train` is given what to call when a step begins. A call returns seconds of a step.
+    """
+
+    def __init__(self, train: Callable[[Callable[[], None]], object], steps: int) -> None:
+        self.train, self.steps, self.threads = train, steps, torch.get_num_threads()
         self.times: list[float] = []
+        self.error: BaseException | None = None
+        self.go, self.waits = threading.Semaphore(0), threading.Semaphore(0)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def __call__(self) -> float:
+        self.go.release()
+        self.waits.acquire()
+        if self.error:
+            raise self.error
+        return typical(self.times)
+
+    def _run(self) -> None:
+        self.go.acquire()
+        torch.set_num_threads(self.threads)  # which each thread has for itself
+        try:
+            self.train(self._begins)
+            raise RuntimeError("the training has come to an end")
+        except BaseException as error:
+            self.error = error
+            self.waits.release()
+
+    def _begins(self) -> None:
+        self.times.append(time.thread_time())
+        if len(self.times) > self.steps:
+            self.waits.release()
+            self.go.acquire()
+            self.times = [time.thread_time()]
+
+
+class Starts(Callback):
+    """Tells when a step begins."""
+
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self.begins = begins
 
     def batch_start(self, state: Any, logger: Any) -> None:
-        self.times.append(time.process_time())
+        self.begins()
 
 
 class LightningStarts(pl.Callback):
     """The same in Lightning."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self.begins = begins
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.times.append(time.process_time())
+        self.begins()
 
 
 class Module(pl.LightningModule):
@@ -137,28 +179,21 @@ def typical(times: list[float]) -> float:
 def in_a_loop(network: nn.Module, data: Any, steps: int, technique: str = "plain") -> Callable[[], float]:
     loop = Loop(network, TECHNIQUES[technique])
 
-    def arm() -> float:
-        times: list[float] = []
-        while len(times) <= steps:
+    def train(begins: Callable[[], None]) -> None:
+        while True:
             for inputs, target in data:
-                times.append(time.process_time())
+                begins()
                 loop(inputs, target)
-        return typical(times)
 
-    return arm
+    return InTurns(train, steps)
 
 
 def fitted(trainer: Trainer, steps: int) -> Callable[[], float]:
-    starts = Starts()
-    trainer.state.callbacks.append(starts)
+    def train(begins: Callable[[], None]) -> None:
+        trainer.state.callbacks.append(Starts(begins))
+        trainer.fit(duration=ENDLESS)
 
-    def arm() -> float:
-        starts.times.clear()
-        with contextlib.redirect_stderr(io.StringIO()):  # where our train tells how far it is
-            trainer.fit(duration=f"{steps}ba")
-        return typical(starts.times)
-
-    return arm
+    return InTurns(train, steps)
 
 
 def in_composer(
@@ -180,22 +215,20 @@ def in_composer(
 
 
 def in_lightning(network: nn.Module, data: Any, steps: int, callback: Any = None) -> Callable[[], float]:
-    def arm() -> float:
-        starts = LightningStarts()
+    def train(begins: Callable[[], None]) -> None:
         trainer = pl.Trainer(
-            max_steps=steps + 1,
+            max_epochs=-1,
             accelerator="cpu",
             devices=1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[starts, *([callback(network)] if callback else [])],
+            callbacks=[LightningStarts(begins), *([callback(network)] if callback else [])],
         )
         trainer.fit((Module if callback else Bare)(copy.deepcopy(network)), data)
-        return typical(starts.times)
 
-    return arm
+    return InTurns(train, steps)
 
 
 def in_our_train(config: Mapping[str, Any], folder: str, steps: int) -> Callable[[], float]:
@@ -203,8 +236,8 @@ def in_our_train(config: Mapping[str, Any], folder: str, steps: int) -> Callable
         {
             "run_name": "loop",
             "folder": folder,
-            "max_duration": "100000ep",
-            "save_interval": "100000ep",
+            "max_duration": ENDLESS,
+            "save_interval": ENDLESS,
             "global_batch_size": BATCH,
             "optimizer": {"torch.optim:SGD": {"lr": 0.01, "momentum": 0.9}},
             "device": "cpu",
@@ -224,7 +257,8 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
             "our train, training metrics": in_our_train(NETWORKS[name], folder, given.steps),
             "Lightning": in_lightning(network, data, given.steps),
         }
-        medians = measure(arms, given.rounds, torch.device("cpu"))
+        with contextlib.redirect_stderr(io.StringIO()):  # where our train tells how far it is
+            medians = measure(arms, given.rounds, torch.device("cpu"))
     first, ratio, last = medians.quartiles(lambda taken: taken["our train, training metrics"] / taken["Composer"])
     told = f"our train / Composer without training metrics {ratio:.3f} (quartiles {first:.3f} to {last:.3f})"
     report(f"{name}: hosts", medians, "plain loop", told)
@@ -273,12 +307,14 @@ PARTS = {"hosts": hosts, "techniques": techniques}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="counted rounds")
-    parser.add_argument("--steps", type=int, default=50, help="of each arm in a round")
+    parser.add_argument("--rounds", type=int, default=100, help="counted rounds")
+    parser.add_argument("--steps", type=int, default=TOGETHER, help="of each arm in a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help=", ".join(PARTS))
     given = parser.parse_args()
+    if given.steps < TOGETHER:
+        parser.error(f"--steps {given.steps}: expected {TOGETHER} at least, which are timed together")
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

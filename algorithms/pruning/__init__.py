@@ -6,14 +6,8 @@ from .enforcement import apply_masks, mask_gradients, mask_optimizers
 from .files import load_masks, save_masks
 from .lottery import Lottery, level_densities
 from .magnitude_pruning import MagnitudePruner, gradual_density
-from .masks import (
-    LayerCollapseWarning,
-    MostlyDenseWarning,
-    TiedScoresWarning,
-    keep_highest,
-    kept_counts,
-    prunable_weights,
-)
+from .masks import LayerCollapseWarning, TiedScoresWarning, keep_highest, kept_counts
+from .prunable import MostlyDenseWarning, prunable_weights
 from .pruner import Pruner
 from .samples import class_balanced
 from .scaling_law import FittedLaw, PrunableNetwork, ScalingLaw, fit_power_law, fit_scaling_law, smallest_network

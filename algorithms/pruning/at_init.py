@@ -21,7 +21,8 @@ from ..validation import check
 from .criteria import CRITERIA, OF_DATA, OF_WEIGHTS, synflow
 from .enforcement import apply_masks
 from .files import load_masks
-from .masks import Masks, Scope, keep_highest, kept_counts, prunable_weights, shuffled
+from .masks import Masks, Scope, keep_highest, kept_counts, shuffled
+from .prunable import prunable_weights
 from .pruner import check_density
 
 Density = float | dict[str, float]

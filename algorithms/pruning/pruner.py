@@ -23,15 +23,13 @@ from .enforcement import Bits, apply_masks, bits_of, mask_gradients, mask_optimi
 from .masks import (
     LayerCollapseWarning,
     Masks,
-    MostlyDenseWarning,
     collapsed,
     digest,
-    left_dense,
     packed,
-    prunable_weights,
     size,
     unpacked,
 )
+from .prunable import MostlyDenseWarning, left_dense, prunable_weights
 
 
 class Pruner(Shown):

@@ -8,8 +8,7 @@ from itertools import chain
 from typing import Any
 
 from composer.algorithms import EMA, SWA
-from composer.callbacks import CheckpointSaver
-from composer.core import Callback, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from ...pruning.samples import samples_in
 from ...pruning.size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 from ..bases import Guest
 from ..for_recipes import FinishedRun, ForRecipes
-from ..host import RequiredOnLoad, composer_model, refuse_twins
+from ..host import RequiredOnLoad, composer_model, read_at_checkpoint, refuse_twins
 from .findings import OF_SIZE, check_numbers
 
 
@@ -39,21 +38,6 @@ def averages(state: State, event: Event | None = None) -> list[dict[str, Tensor]
         return []
     own = dict(chain(composer_model(state).named_parameters(), composer_model(state).named_buffers()))
     return [{n if n in own else n.removeprefix("module."): tensor for n, tensor in by_name.items()} for by_name in kept]
-
-
-def read_at_checkpoint(state: State) -> bool:
-    """Whether anybody acts at BATCH_CHECKPOINT who may read the weights there.
-
-    Composer's own CheckpointSaver takes its whole checkpoints by `state_dict`, where what is pruned is set to zero.
-    """
-    return any(
-        (type(callback) is not CheckpointSaver or callback.weights_only)
-        and (
-            type(callback).run_event is not Callback.run_event
-            or getattr(callback.batch_checkpoint, "__func__", None) is not Callback.batch_checkpoint
-        )
-        for callback in state.callbacks
-    )
 
 
 def plain_forward(model: nn.Module, batch: Any) -> Any:

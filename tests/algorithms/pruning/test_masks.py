@@ -27,12 +27,12 @@ from accelerando.algorithms.pruning.masks import (
     collapsed,
     density,
     digest,
-    left_dense,
     packed,
     shuffled,
     size,
     unpacked,
 )
+from accelerando.algorithms.pruning.prunable import left_dense
 from tiny import network
 
 

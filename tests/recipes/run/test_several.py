@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import BertTokenizerFast
 
+from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.files import load_masks
-from accelerando.algorithms.pruning.masks import prunable_weights
 from accelerando.recipes.config.errors import ConfigError
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.data.several import Several
