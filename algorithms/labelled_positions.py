@@ -181,6 +181,11 @@ class Labelled(Shown):
             mask = np.concatenate([mask[:, 1:], np.zeros_like(mask[:, :1])], axis=1)
         self._mask, self._done = mask, 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether a microbatch of this batch has been asked for."""
+        return self._done > 0
+
     def restart(self) -> None:
         """Another pass over the same microbatches, as an optimizer with a closure makes."""
         self._done = 0

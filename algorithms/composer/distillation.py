@@ -118,7 +118,6 @@ class Distillation(ForRecipes, RandomAlgorithm):
         self.target_key = target_key
         self._labelled, self._tokens = Labelled(ignore_index), False
         self._parts: Tensor | None = None  # of the loss; see `_noted`
-        self._begun = False  # whether a microbatch of this batch has been distilled
         self._logged = -1
 
     @property
@@ -131,7 +130,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
             return False
         own = getattr(type(self), self.steps.get(event, ""), None)  # a subclass may have another one
         if own is Distillation._restart:
-            return self._begun
+            return self._labelled.begun or self._parts is not None
         return own is not Distillation._finish or self.distiller.lets_go
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,12 +152,11 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
-        self._parts, self._begun = None, False
+        self._parts = None
 
     def _distill(self, state: State, logger: Logger) -> None:
         if not self.distiller.asks:
             return
-        self._begun = True
         labels = labels_in(state.batch, self.target_key)
         index = self._labelled.next(labels) if labels is not None and self._tokens else None
         precision = partial(get_precision_context, state.precision, state.precision_config)
@@ -170,7 +168,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
     def _noted(self, distilled: Tensor, loss: Any) -> Tensor:
         """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
         if self._parts is None:
-            self._parts = torch.zeros(2, device=distilled.device, requires_grad=True)
+            self._parts = torch.zeros(2, dtype=torch.float32, device=distilled.device, requires_grad=True)
         return distilled + self._parts.dot(torch.stack([minimised(loss), distilled]).detach().float())
 
     def _log(self, state: State, logger: Logger) -> None:

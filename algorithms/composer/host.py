@@ -13,8 +13,8 @@ from composer.algorithms import (
     SeqLengthWarmup,
 )
 from composer.algorithms import warnings as composers_warnings
-from composer.callbacks import CheckpointSaver, EarlyStopper, MLPerfCallback, ThresholdStopper
-from composer.core import Algorithm, Callback, Event, State, Time, Timestamp, TimeUnit
+from composer.callbacks import EarlyStopper, MLPerfCallback, ThresholdStopper
+from composer.core import Algorithm, Event, State, Time, Timestamp, TimeUnit
 from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
@@ -119,21 +119,6 @@ def refuse_stoppers(algorithm: Algorithm, state: State) -> None:
             raise ValueError(
                 f"{name}: leave this {other} out: it ends the whole run, and what is to follow never comes."
             )
-
-
-def read_at_checkpoint(state: State) -> bool:
-    """Whether anybody acts at BATCH_CHECKPOINT who may read the weights there.
-
-    Composer's CheckpointSaver has its whole checkpoints from the run's `state_dict`, where algorithms see to their own.
-    """
-    return any(
-        (type(callback) is not CheckpointSaver or callback.weights_only)
-        and (
-            type(callback).run_event is not Callback.run_event
-            or getattr(callback.batch_checkpoint, "__func__", None) is not Callback.batch_checkpoint
-        )
-        for callback in state.callbacks
-    )
 
 
 def composer_model(state: State) -> ComposerModel:

@@ -69,9 +69,9 @@ class MixUp(RandomAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        own = type(self)._restart is MixUp._restart  # a subclass may have another one
+        own = getattr(type(self), self.steps.get(event, ""), None) is MixUp._restart  # a subclass may have another one
         idle = (
-            (event is Event.BEFORE_TRAIN_BATCH and own and not self._mixer.begun)
+            (own and not self._mixer.begun)
             or (event is Event.AFTER_LOSS and not self._by_loss)
             or (event is Event.BEFORE_BACKWARD and self._by_loss)
         )

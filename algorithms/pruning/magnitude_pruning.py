@@ -8,6 +8,7 @@ Sources: Han et al., "Learning both Weights and Connections" (arXiv 1506.02626);
 Gupta, "To prune, or not to prune" (arXiv 1710.01878), equation 1.
 """
 
+import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -114,7 +115,7 @@ class MagnitudePruner(Pruner):
         self._initial: dict[str, int] = {}  # how many of each layer's weights were not zero at the start
         self._length: Moment | None = None  # of the training as planned, which may be stopped before
         self._kept: int | dict[str, int] | None = None
-        self.complete = False  # nothing will be due any more
+        self._completed: float | dict[str, float] | None = None  # the density, once it is reached
 
     def _start(self, model: nn.Module, optimizers: Optimizer | Iterable[Optimizer]) -> None:
         super()._start(model, optimizers)
@@ -185,6 +186,11 @@ class MagnitudePruner(Pruner):
         """Returns how many weights are left, in all, when the training has come there."""
         return _sum(self.kept(self.share_due(progress)))
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing will be due any more; then `due` only counts, and any number of updates will do."""
+        return self._completed == self.density
+
     def step(self) -> None:
         """After an update: counts it, and prunes what is due."""
         self.update(self.updates + 1)
@@ -212,7 +218,7 @@ class MagnitudePruner(Pruner):
             if zero and progress.batch == 0:
                 hint = "begin later (start), when it has been trained, or exclude it"
                 raise ValueError(f"{self.name}: all of {some(zero)} is zero, and would never be trained; {hint}.")
-        self.complete = share == 1
+        self._completed = copy.copy(self.density) if share == 1 else None
         if (kept := self.kept(share)) == self._kept:
             return None
         self._kept = kept
@@ -241,7 +247,7 @@ class MagnitudePruner(Pruner):
             self._initial, self.updates = state["initial"], state.get("updates", 0)
         except KeyError as error:
             raise ValueError(f"{self.name}: the checkpoint is of another algorithm; it lacks {error}") from error
-        self._kept, self.complete = None, False
+        self._kept = self._completed = None
         super().load_state_dict(state)
 
 

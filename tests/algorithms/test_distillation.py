@@ -3,6 +3,7 @@ import functools
 import gc
 import itertools
 import random
+import warnings
 import weakref
 from collections import Counter
 
@@ -681,6 +682,35 @@ def test_a_subclass_overrides_a_step():
     asked_for = []
     fit(Own(teacher()), max_duration="2ba")
     assert asked_for == [0, 1]
+
+
+def test_a_subclass_distills_in_its_own_way_in_both_passes_of_sam():
+    class Own(Distillation):
+        def _distill(self, state, logger):
+            taken.append(self._labelled.next(state.batch[1]))
+            state.loss = self._noted(state.loss, state.loss)
+
+    taken = []
+    x, y = torch.randn(6, 3, 8, 8), torch.randint(1, CLASSES, (6, 8, 8))
+    student, one = (nn.Conv2d(3, CLASSES, 3, padding=1) for _ in range(2))
+    data = {"train_dataloader": [(x, y)] * 2, "device_train_microbatch_size": 4, "max_duration": "2ba"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SAM has known issues")
+        fit([Own(one), SAM(rho=0.05, interval=1)], model=Segments(student, -1), **data)
+    assert [len(index) for index in taken] == [4 * 64, 2 * 64] * 4
+
+
+def test_a_run_in_double_precision_is_distilled():
+    torch.set_default_dtype(torch.float64)
+    try:
+        x, y = torch.randn(4, 3, 8, 8), torch.randint(1, CLASSES, (4, 8, 8))
+        student, one = (nn.Conv2d(3, CLASSES, 3, padding=1) for _ in range(2))
+        before = copy.deepcopy(student.weight)
+        data = {"train_dataloader": [(x, y)], "device_train_microbatch_size": 4, "max_duration": "1ba"}
+        fit(Distillation(one), model=Segments(student, -1), **data)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert student.weight.dtype == torch.float64 and not torch.equal(student.weight, before)
 
 
 class Segments(ComposerClassifier):

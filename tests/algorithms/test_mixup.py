@@ -1,12 +1,14 @@
 """MixUp against the formula, Composer's function, and a plain training loop."""
 
 from functools import partial
+from typing import ClassVar
 
 import composer.functional
 import numpy as np
 import pytest
 import torch
 from composer.algorithms import SAM
+from composer.core import Event
 from composer.models import ComposerModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -79,6 +81,18 @@ def test_leaves_other_random_numbers_and_the_data_alone():
         return torch.rand(1), np.random.rand(), [batch[1].tolist() for batch in run.state.train_dataloader]
 
     assert drawn([MixUp()]) == drawn([])
+
+
+def test_a_subclass_may_restart_by_a_method_of_another_name():
+    class Own(MixUp):
+        steps: ClassVar = {**MixUp.steps, Event.BEFORE_TRAIN_BATCH: "_mine"}
+
+        def _mine(self, state, logger):
+            called.append(state.timestamp.batch.value)
+
+    called = []
+    fit(Own(0.5), max_duration="3ba")
+    assert called == [0, 1, 2]
 
 
 @pytest.mark.filterwarnings("ignore:SAM has known issues")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from composer.core import Event, State, Time
+from composer.core import State, Time
 from composer.loggers import Logger
 
 from ...pruning.magnitude_pruning import MagnitudePruner
@@ -49,12 +49,6 @@ class MagnitudePruning(Pruning):
         self.density, self.schedule, self.scope = density, schedule, scope
         self.times = {name: Time(time.value, time.unit) for name, time in self.gradual.times.items()}
 
-    def match(self, event: Event, state: State) -> bool:
-        # Of what Composer itself takes for an event, no more than is needed; a subclass may need more.
-        if event is Event.BATCH_START and type(self).before_update is MagnitudePruning.before_update:
-            return state.timestamp.batch.value == 0
-        return super().match(event, state)
-
     def start(self, state: State) -> None:
         self.gradual.check_times(progress_of(state))
 
@@ -74,7 +68,8 @@ class MagnitudePruning(Pruning):
             self.after_update(state, logger)
 
     def after_update(self, state: State, logger: Logger) -> None:
-        if not self.gradual.complete and (masks := self.gradual.due(progress_of(state))):
+        now = state.timestamp.batch.value if self.gradual.complete else progress_of(state)
+        if masks := self.gradual.due(now):
             self.prune(masks, state, logger)
 
     def finish(self, state: State, logger: Logger) -> None:

@@ -18,7 +18,7 @@ from ...pruning.samples import samples_in
 from ...pruning.size import ModelSize, MultiplyAdds, model_size, trace_multiply_adds
 from ..bases import Guest
 from ..for_recipes import FinishedRun, ForRecipes
-from ..host import RequiredOnLoad, composer_model, read_at_checkpoint, refuse_twins
+from ..host import RequiredOnLoad, composer_model, refuse_twins
 from .findings import OF_SIZE, check_numbers
 
 
@@ -104,8 +104,6 @@ class Pruning(ForRecipes, Guest):
     def match(self, event: Event, state: State) -> bool:
         if event is Event.BEFORE_FORWARD:
             return not self._traced
-        if event is Event.BATCH_CHECKPOINT and not read_at_checkpoint(state):
-            return False
         return event in _STEPS or (event in _MASKED and bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -60,7 +60,7 @@ class MagnitudePruning(Pruning):
             self.after_update(trainer, pl_module)
 
     def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.gradual.complete and (masks := self.gradual.due(progress_of(trainer))):
+        if masks := self.gradual.due(trainer.global_step if self.gradual.complete else progress_of(trainer)):
             self.prune(masks, trainer)
 
     def finish(self, trainer: Trainer) -> None:

@@ -205,6 +205,18 @@ def test_samples_that_never_come_are_told_of():
         fit(MagnitudePruning(0.25, "99sp"), **WHOLE)
 
 
+@pytest.mark.parametrize("end", [None, "3ba"])
+def test_what_is_complete_still_counts_and_heeds_another_density(end):
+    pruning = MagnitudePruning(0.5, start="1ba", end=end)
+    run = fit(pruning, max_duration="6ba")
+    assert pruning.state_dict()["updates"] == 6
+    half, total = pruning.remaining(), sum(weight.numel() for weight in pruning.weights.values())
+    pruning.gradual.density = 0.2
+    run.fit(duration="2ba")
+    assert pruning.state_dict()["updates"] == 8
+    assert (half, pruning.remaining()) == (round(0.5 * total), round(0.2 * total))
+
+
 def test_gradual_density():
     assert [gradual_density(x, 0.1, "linear") for x in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
     assert [gradual_density(x, 0.1) for x in (0, 0.5, 1)] == pytest.approx([1, 0.1 + 0.9 / 8, 0.1])

@@ -93,8 +93,6 @@ class Writes(Callback):
 class Reads(Callback):
     """Keeps the weights as they are when checkpoints are written."""
 
-    read = None
-
     def batch_checkpoint(self, state, logger):
         self.read = weights_of(state)
 
@@ -105,9 +103,14 @@ class ReadsByEvent(Reads):
             self.read = weights_of(state)
 
 
+class ReadsBeforeData(Callback):
+    def before_dataloader(self, state, logger):
+        self.read = weights_of(state)
+
+
 def patched():
-    callback = Reads()
-    callback.batch_checkpoint = lambda state, logger: setattr(callback, "read", weights_of(state))
+    callback = Callback()
+    callback.run_event = functools.partial(ReadsByEvent.run_event, callback)
     return callback
 
 
@@ -115,8 +118,8 @@ def weights_of(state):
     return copy.deepcopy(state.model.state_dict())
 
 
-@pytest.mark.parametrize("reader", [Reads, ReadsByEvent, patched, "whole checkpoint", "weights only"])
-def test_whoever_reads_at_a_checkpoint_finds_zero_what_a_callback_has_revived(reader, tmp_path):
+@pytest.mark.parametrize("reader", [Reads, ReadsByEvent, ReadsBeforeData, patched, "whole checkpoint", "weights only"])
+def test_whoever_reads_finds_zero_what_a_callback_has_revived(reader, tmp_path):
     callbacks, pruning = [Writes()], MagnitudePruning(0.2)
     if isinstance(reader, str):
         callbacks.append(CheckpointSaver(str(tmp_path), save_interval="1ba", weights_only=reader == "weights only"))
