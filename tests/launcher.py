@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 
-def run_two_ranks(script: str | Path, *arguments: object, **environment: str) -> None:
+def run_two_ranks(script: str | Path, *arguments: object, timeout: float | None = None, **environment: str) -> None:
     """Fails with what each rank wrote last, its stack where a signal ended it: torchrun tells the exit codes alone."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONFAULTHANDLER": "1", **environment}
@@ -19,6 +19,7 @@ def run_two_ranks(script: str | Path, *arguments: object, **environment: str) ->
             [*launch, f"--log-dir={logs}", "--redirects=3", str(script), *map(str, arguments)],
             capture_output=True,
             text=True,
+            timeout=timeout,
             env=os.environ | variables,
         )
         if done.returncode:

@@ -37,6 +37,10 @@ class EventAlgorithm(Guest):
     def match(self, event: Event, state: State) -> bool:
         return event is Event.INIT or event in self.steps
 
+    def step_at(self, event: Event) -> Any:
+        """The function that acts at an event, which may be a subclass's own; None where there is none."""
+        return getattr(type(self), self.steps.get(event, ""), None)
+
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event is Event.INIT:
             refuse_twins(self, state)

@@ -128,10 +128,10 @@ class Distillation(ForRecipes, RandomAlgorithm):
     def match(self, event: Event, state: State) -> bool:
         if not super().match(event, state):
             return False
-        own = getattr(type(self), self.steps.get(event, ""), None)  # a subclass may have another one
-        if own is Distillation._restart:
+        step = self.step_at(event)
+        if step is Distillation._restart:
             return self._labelled.begun or self._parts is not None
-        return own is not Distillation._finish or self.distiller.lets_go
+        return step is not Distillation._finish or self.distiller.lets_go
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self.distiller.state_dict()

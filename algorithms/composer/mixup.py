@@ -69,9 +69,8 @@ class MixUp(RandomAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        own = getattr(type(self), self.steps.get(event, ""), None) is MixUp._restart  # a subclass may have another one
         idle = (
-            (own and not self._mixer.begun)
+            (self.step_at(event) is MixUp._restart and not self._mixer.begun)
             or (event is Event.AFTER_LOSS and not self._by_loss)
             or (event is Event.BEFORE_BACKWARD and self._by_loss)
         )

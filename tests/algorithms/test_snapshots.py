@@ -444,7 +444,7 @@ distributed.destroy_process_group()
 @pytest.mark.programs
 def test_the_first_rank_writes_by_the_names_of_the_network(tmp_path):
     (script := tmp_path / "script.py").write_text(AS_ONE_OF_TWO)
-    run_two_ranks(script, tmp_path)
+    run_two_ranks(script, tmp_path, timeout=120)
     assert sorted(p.name for p in (tmp_path / "0").iterdir()) == [
         f"ba{n}{s}" for n in (0, 1) for s in (".pt", ".safetensors")
     ]
