@@ -25,6 +25,7 @@ from .validation import check
 
 STREAM = 0x7EAC  # sets these draws apart from what others draw by the same seed and step
 DTYPES = ("bfloat16", "float16", "float32")
+WHOLE = Moment(1.0, "dur")  # the end of the whole training
 Teachers = nn.Module | str | PathLike[str] | Sequence[nn.Module | str | PathLike[str]]
 Loss = Literal["kl", "mse"] | Callable[[Tensor, Tensor], Tensor]
 
@@ -56,23 +57,29 @@ def add_distillation(loss: Any, distilled: Tensor, base_weight: float, distillat
 
     Of a mapping with "total" only that is minimised, and the others are left as they are.
     """
-    distilled = distillation_weight * distilled
+    return with_added(loss, distillation_weight * distilled, base_weight)
+
+
+def with_added(loss: Any, added: Tensor, base_weight: float) -> Any:
+    """`add_distillation` of what has its weight already."""
     if isinstance(loss, Mapping):
         weighed = ["total"] if "total" in loss else [*loss]
         parts = {name: base_weight * value if name in weighed else value for name, value in loss.items()}
         if "total" in loss:
-            parts["total"] = parts["total"] + distilled
-        return parts | {"distillation": distilled}
+            parts["total"] = parts["total"] + added
+        return parts | {"distillation": added}
     if isinstance(loss, Tensor):
-        return base_weight * loss + distilled
-    return (*(base_weight * part for part in loss), distilled)
+        return base_weight * loss + added
+    return (*(base_weight * part for part in loss), added)
 
 
 def minimised(loss: Any) -> Tensor:
     """The one number that is minimised of a loss of a form that `add_distillation` takes."""
+    if isinstance(loss, Tensor):
+        return loss.mean() if loss.ndim else loss
     if isinstance(loss, Mapping):
-        loss = loss["total"] if "total" in loss else tuple(loss.values())
-    return sum(part.mean() for part in ([loss] if isinstance(loss, Tensor) else loss))  # type: ignore[return-value]
+        return minimised(loss["total"]) if "total" in loss else minimised(tuple(loss.values()))
+    return sum(map(minimised, loss))  # type: ignore[return-value]
 
 
 def stands_by_position(labels: Any) -> bool:
@@ -154,7 +161,7 @@ class Distiller(Shown):
         require("distillation_weight", 0 < distillation_weight < math.inf, "finite and above 0", distillation_weight)
         require("loss", callable(loss) or loss in ("kl", "mse"), "'kl', 'mse' or a function of two logits", loss)
         require("temperature", 0 < temperature < math.inf, "finite and above 0", temperature)
-        begins, ends = first is not None and str(first) != "1.0dur", last is not None and last.value > 0
+        begins, ends = first is not None and first != WHOLE, last is not None and last.value > 0
         require("start", begins, f"{expected}, before the end of the training", start)
         require("end", ends, f"{expected}, after the beginning of the training", end)
         require("steps", steps is None or (type(steps) is int and steps > 0), "None or a whole number above 0", steps)
@@ -208,7 +215,7 @@ class Distiller(Shown):
             return loss
         added = self.distillation_weight * distilled
         self.parts = {"plain": minimised(loss).detach(), "distillation": added.detach()}
-        return add_distillation(loss, distilled, self.base_weight, self.distillation_weight)
+        return with_added(loss, added, self.base_weight)
 
     def meet(self, student: nn.Module) -> None:
         """Gives teachers the memory format of the student. Raises ValueError where one shares weights with it."""
@@ -219,18 +226,22 @@ class Distiller(Shown):
             for teacher in self.teachers:
                 teacher.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def always(self) -> bool:
+        """Whether it distills at every step, so that the number of a step tells all; else a host gives a Progress."""
+        return self.start.value == 0 and self.end == WHOLE
+
     def begin(self, step: int | Progress) -> None:
         """Draws the teachers of a step: none outside the window."""
-        progress = self._progress(step)
         self.drawn = []
-        if not self.is_over(progress) and (self.start.value == 0 or progress.reached(self.start)):
-            self.drawn = draw_teachers(self.seed, progress.batch, self.count, self.teachers_per_step)
+        if not self.is_over(step) and self._reached("start", step):
+            number = step.batch if isinstance(step, Progress) else step
+            self.drawn = draw_teachers(self.seed, number, self.count, self.teachers_per_step)
             self.began = True
 
-    def is_over(self, progress: Progress) -> bool:
+    def is_over(self, step: int | Progress) -> bool:
         """Whether the end has come, after which there are no teachers."""
-        # The end of the whole training is none of its own: who trains on distills on.
-        if self.over or (str(self.end) != "1.0dur" and progress.reached(self.end)):
+        if self.over or self._reached("end", step):
             for teacher in self.teachers:
                 teacher.leave()
             self.teachers, self.over = [], True
@@ -239,7 +250,7 @@ class Distiller(Shown):
     @property
     def lets_go(self) -> bool:
         """Whether teachers leave the device within the training: between steps, or at an end of their own."""
-        return str(self.end) != "1.0dur" or any(teacher.offload for teacher in self.teachers)
+        return self.end != WHOLE or any(teacher.offload for teacher in self.teachers)
 
     @property
     def asks(self) -> bool:
@@ -294,19 +305,22 @@ class Distiller(Shown):
             raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self.count}.")
         self.seed, self.over = state.get("seed", self.seed), state.get("over", self.over)
 
-    def _progress(self, step: int | Progress) -> Progress:
+    def _reached(self, name: Literal["start", "end"], step: int | Progress) -> bool:
+        when = self.start if name == "start" else self.end
+        if when.value == 0:
+            return True
+        if when == WHOLE:  # no end of its own: who trains on distills on
+            return False
         if isinstance(step, Progress):
-            return step
-        for name, when in (("start", self.start), ("end", self.end)):
-            if when.value == 0 or str(when) == "1.0dur" or when.unit == "ba":
-                continue
-            if when.unit != "dur":
-                raise ValueError(
-                    f"Distillation: {name}={when} cannot be told from the number of a step; give {name} in ba or dur, "
-                    "or a Progress as step."
-                )
-            check("Distillation", "steps", self.steps, f"the number of updates in all, for {name}={when}", self.steps)
-        return Progress(batch=step, length=Moment(self.steps, "ba") if self.steps else None)
+            return step.reached(when)
+        if when.unit not in ("ba", "dur"):
+            raise ValueError(
+                f"Distillation: {name}={when} cannot be told from the number of a step; give {name} in ba or dur, "
+                "or a Progress as step."
+            )
+        known = when.unit == "ba" or self.steps
+        check("Distillation", "steps", known, f"the number of updates in all, for {name}={when}", self.steps)
+        return Progress.after(step, self.steps).reached(when)
 
     def _mean(self, ask: Callable[[Teacher], Tensor]) -> Tensor:
         drawn = [self.teachers[i] for i in self.drawn]

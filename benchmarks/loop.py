@@ -1,6 +1,6 @@
 """What hosts cost a small network's training step over a plain loop, and what their callbacks cost; arms in turn.
 
-    python benchmarks/loop.py [--rounds 100] [--steps 10] [--network LeNet-300-100 ResNet-8] [--threads 1]
+    python benchmarks/loop.py [--processes 5] [--rounds 60] [--steps 10] [--network LeNet-300-100 ResNet-8]
 
 LeNet-300-100 at 28 x 28 and ResNet-8 of width 8 at 14 x 14, batches of 128 of Fashion-MNIST. Hosts: a plain
 loop; Composer's Trainer, without training metrics and with them; our recipe's `train`, with them; Lightning's Trainer.
@@ -8,7 +8,8 @@ Techniques: in the plain loop by our objects, in Composer and Lightning by our c
 step without it. All arms of a table train at once, each in a thread that waits while the others have their turns of a
 few steps: so a round is short, and what other programs do to the processor's clock is the same for all of it. A time is
 a tenth of the median of the thread's for ten steps in a row, among which our `train` measures the training's metrics
-once; what comes once an epoch is not in it.
+once; what comes once an epoch is not in it. Costs differ by points from process to process, by where memory lies, and
+within one hardly: so they are means over several processes.
 """
 
 import argparse
@@ -22,9 +23,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import median
+from multiprocessing import get_context
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -41,11 +43,12 @@ from accelerando.recipes.data.images import FashionMnist
 from accelerando.recipes.models import builders
 from accelerando.recipes.run.building import build
 from accelerando.recipes.run.training import join_ranks
-from harness import hardware, keep_memory, measure, report, versions
+from harness import Medians, hardware, keep_memory, measure, report, versions
 
 # Lightning sets it, and then Composer, which asks many times a step whether there is a GPU, loads NVML each time.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
+Measured = dict[str, Medians]  # by the title of a table
 BATCH, DENSITY = 128, 0.2
 TOGETHER = 10
 ENDLESS = "100000ep"
@@ -248,7 +251,7 @@ def in_our_train(config: Mapping[str, Any], folder: str, steps: int) -> Callable
     return fitted(run.trainer, steps)
 
 
-def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
+def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         arms = {
             "plain loop": in_a_loop(network, data, given.steps),
@@ -258,14 +261,12 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
             "Lightning": in_lightning(network, data, given.steps),
         }
         with contextlib.redirect_stderr(io.StringIO()):  # where our train tells how far it is
-            medians = measure(arms, given.rounds, torch.device("cpu"))
-    first, ratio, last = medians.quartiles(lambda taken: taken["our train, training metrics"] / taken["Composer"])
-    told = f"our train / Composer without training metrics {ratio:.3f} (quartiles {first:.3f} to {last:.3f})"
-    report(f"{name}: hosts", medians, "plain loop", told)
+            return {"hosts": measure(arms, given.rounds, torch.device("cpu"))}
 
 
-def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> None:
-    """Beside the host's empty step; what a host's adds over the plain loop's is what the host's callback costs."""
+def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -> Measured:
+    """Each beside the host's empty step."""
+    found: Measured = {}
     for title in IN_COMPOSER:
         arms = {
             "plain loop": in_a_loop(network, data, given.steps),
@@ -276,20 +277,47 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
             "Lightning": in_lightning(network, data, given.steps),
             f"Lightning, {title}": in_lightning(network, data, given.steps, IN_LIGHTNING[title]),
         }
-        medians = measure(arms, given.rounds, torch.device("cpu"))
+        found[title] = measure(arms, given.rounds, torch.device("cpu"))
+    return found
+
+
+PARTS = {"hosts": hosts, "techniques": techniques}
+
+
+def in_a_process(name: str, given: argparse.Namespace) -> Measured:
+    """All tables of a network, as this process finds them: how its memory lies is of weight, too."""
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    config = NETWORKS[name]
+    ((model, arguments),) = config["model"].items()
+    network = getattr(builders, model)(**arguments).module
+    data = FashionMnist(**config["train_data"]["fashion_mnist"]).build(BATCH, True, 17, "cpu").dataloader
+    found: Measured = {}
+    for part in given.only:
+        found |= PARTS[part](name, network, data, given)
+    return found
+
+
+def tell(name: str, title: str, found: Sequence[Medians]) -> None:
+    """The table of all processes' rounds; below it what follows from it, by each process."""
+    pooled = Medians({arm: [time for each in found for time in each.taken[arm]] for arm in found[0]})
+    if title == "hosts":
+        ratios = [each.ratio("our train, training metrics", "Composer") for each in found]
+        notes = f"our train / Composer without training metrics {_mean(ratios, '.3f')}"
+    else:
         costs = []
         for host in ("Composer", "Lightning"):
-            parts = medians.quartiles(partial(_cost, host, title))
-            first, cost, last = (f"{part / medians[host]:.1%}" for part in parts)
-            error = f"{_error_of_median(parts[2] - parts[0], given.rounds) / medians[host]:.1%}"
-            spread = f"standard error {error}, quartiles {first} to {last}"
-            costs.append(f"{host} {parts[1] * 1e3:.3f} ms, {cost} of its empty step ({spread})")
-        calls = medians.quartiles(lambda taken: taken["Composer, nothing"] - taken["Composer"])[1]
+            each_cost = [each.quartiles(partial(_cost, host, title))[1] for each in found]
+            shares = [cost / each[host] for cost, each in zip(each_cost, found, strict=True)]
+            costs.append(f"{host} {fmean(each_cost) * 1e3:.3f} ms, {_mean(shares, '.1%')}")
+        calls = [each.quartiles(lambda taken: taken["Composer, nothing"] - taken["Composer"])[1] for each in found]
         notes = (
-            f"the callback's cost over the plain loop's technique: {'; '.join(costs)}; Composer's own for calling an "
-            f"algorithm at these events, which does nothing: {calls * 1e3:.3f} ms"
+            f"the callback's cost over the plain loop's technique, and as a share of the host's empty step: "
+            f"{'; '.join(costs)}; Composer's own for calling an "
+            f"algorithm at these events, which does nothing: {fmean(calls) * 1e3:.3f} ms"
         )
-        report(f"{name}: {title}", medians, "plain loop", notes)
+    report(f"{name}: {title}", pooled, "plain loop", notes)
 
 
 def _cost(host: str, title: str, taken: Mapping[str, float]) -> float:
@@ -297,17 +325,18 @@ def _cost(host: str, title: str, taken: Mapping[str, float]) -> float:
     return taken[f"{host}, {title}"] - taken[host] - (taken[f"plain loop, {title}"] - taken["plain loop"])
 
 
-def _error_of_median(between_quartiles: float, rounds: int) -> float:
-    """Its standard error, as for rounds that are normally distributed."""
-    return math.sqrt(math.pi / 2 / rounds) * between_quartiles / 1.349
-
-
-PARTS = {"hosts": hosts, "techniques": techniques}
+def _mean(values: Sequence[float], form: str) -> str:
+    """Of the processes, of each of which a value is the median over its rounds, with the standard error."""
+    if len(values) == 1:
+        return f"{values[0]:{form}} (one process)"
+    error = stdev(values) / math.sqrt(len(values))
+    return f"{fmean(values):{form}} (standard error {error:{form}}; {min(values):{form}} to {max(values):{form}})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="counted rounds")
+    parser.add_argument("--processes", type=int, default=5, help="one after the other")
+    parser.add_argument("--rounds", type=int, default=60, help="counted rounds of each process")
     parser.add_argument("--steps", type=int, default=TOGETHER, help="of each arm in a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
@@ -316,19 +345,17 @@ def main() -> None:
     if given.steps < TOGETHER:
         parser.error(f"--steps {given.steps}: expected {TOGETHER} at least, which are timed together")
     torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     print(
         f"{hardware(torch.device('cpu'))}; {versions()}; batches of {BATCH}; "
-        f"medians of {given.rounds} rounds of {given.steps} steps"
+        f"{given.processes} processes of {given.rounds} rounds of {given.steps} steps"
     )
+    pool = get_context("spawn").Pool(1, maxtasksperchild=1)
     for name in given.network:
-        config = NETWORKS[name]
-        ((model, arguments),) = config["model"].items()
-        network = getattr(builders, model)(**arguments).module
-        data = FashionMnist(**config["train_data"]["fashion_mnist"]).build(BATCH, True, 17, "cpu").dataloader
-        for part in given.only:
-            PARTS[part](name, network, data, given)
+        found = pool.starmap(in_a_process, [(name, given)] * given.processes, chunksize=1)
+        for title in found[0]:
+            tell(name, title, [each[title] for each in found])
+    pool.close()
+    pool.join()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,6 +48,14 @@ def examples() -> tuple[torch.Tensor, torch.Tensor]:
         torch.randn(SAMPLES, 3, 12, 12, generator=generator),
         torch.randint(CLASSES, (SAMPLES,), generator=generator),
     )
+
+
+def mixup_draws(alpha: float, samples: int, seed: int, step: int, rank: int = 0) -> tuple[float, torch.Tensor]:
+    """MixUp's weight of the other examples, common to the ranks, and which these are, each rank's own."""
+    generator = np.random.default_rng((seed, step))
+    z = generator.beta(alpha, alpha)
+    own = np.random.default_rng((seed, step, rank)) if rank else generator
+    return min(z, 1 - z), torch.from_numpy(own.permutation(samples))
 
 
 WORDS, TOKENS = 40, 12

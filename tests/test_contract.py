@@ -25,6 +25,7 @@ from accelerando.algorithms.pruning import prunable_weights
 from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.teachers import logits_of
 from harness import HostReads
+from small import mixup_draws
 from tiny import (
     Kill,
     assert_same,
@@ -175,11 +176,8 @@ def mixup_over_two_ranks(alpha: float = 0.5, seed: int = 7) -> dict[str, torch.T
     for step, (x, y) in enumerate(batches * 2):
         loss = torch.zeros(())
         for rank in (0, 1):
-            z = np.random.default_rng((seed, step)).beta(alpha, alpha)
-            pairs = np.random.default_rng((seed, step, rank)).permutation(len(x) // 2)
-            mixed, other, mixing = ours.mixup_batch(
-                x[rank::2], y[rank::2], min(z, 1 - z), indices=torch.from_numpy(pairs)
-            )
+            mixing, pairs = mixup_draws(alpha, len(x) // 2, seed, step, rank)
+            mixed, other, _ = ours.mixup_batch(x[rank::2], y[rank::2], mixing, indices=pairs)
             outputs = model.module(mixed)
             both = [torch.nn.functional.cross_entropy(outputs, target) for target in (y[rank::2], other)]
             loss = loss + ((1 - mixing) * both[0] + mixing * both[1]) / 2

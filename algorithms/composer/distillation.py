@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +12,9 @@ from composer.utils import dist
 from torch import Tensor
 
 from ..batches import labels_in
-from ..distillation import Distiller, Loss, Teachers, add_distillation, minimised, stands_by_position
+from ..distillation import Distiller, Loss, Teachers, minimised, stands_by_position, with_added
 from ..labelled_positions import Labelled
+from ..progress import Progress
 from ..targets import IGNORED
 from .bases import RandomAlgorithm
 from .for_recipes import ForRecipes, Supply
@@ -117,20 +118,20 @@ class Distillation(ForRecipes, RandomAlgorithm):
         )
         self.target_key = target_key
         self._labelled, self._tokens = Labelled(ignore_index), False
-        self._parts: Tensor | None = None  # of the loss; see `_noted`
+        self._parts: list[Tensor] = []  # of each microbatch's loss, weighed; see `_note`
         self._logged = -1
 
     @property
     def bound_to_the_length(self) -> bool:
         """Whether what it does follows how much of the whole run is over."""
-        return (str(self.start), str(self.end)) != ("0.0dur", "1.0dur")
+        return not self.distiller.always
 
     def match(self, event: Event, state: State) -> bool:
         if not super().match(event, state):
             return False
         step = self.step_at(event)
         if step is Distillation._restart:
-            return self._labelled.begun or self._parts is not None
+            return self._labelled.begun or bool(self._parts)
         return step is not Distillation._finish or self.distiller.lets_go
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _choose(self, state: State, logger: Logger) -> None:
         Distillation._restart(self, state, logger)
-        self.distiller.begin(progress_of(state))
+        self.distiller.begin(self._now(state))
         labels = labels_in(state.batch, self.target_key)
         self._tokens = stands_by_position(labels)
         if labels is not None and self._tokens and self.distiller.asks:
@@ -152,7 +153,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
-        self._parts = None
+        self._parts = []
 
     def _distill(self, state: State, logger: Logger) -> None:
         if not self.distiller.asks:
@@ -162,30 +163,36 @@ class Distillation(ForRecipes, RandomAlgorithm):
         precision = partial(get_precision_context, state.precision, state.precision_config)
         distilled = self.distiller.distilled(state.outputs, state.batch, labels, index, precision)
         if distilled is not None:
-            distilled = self._noted(distilled, state.loss)
-            state.loss = add_distillation(state.loss, distilled, self.base_weight, self.distillation_weight)
+            added = self.distillation_weight * distilled.to(torch.promote_types(distilled.dtype, torch.float32))
+            self._note(added, state.loss)
+            state.loss = with_added(state.loss, added, self.base_weight)
 
-    def _noted(self, distilled: Tensor, loss: Any) -> Tensor:
-        """`distilled` with a term of value 0, whose gradient is the parts as Composer weighs them by microbatch."""
-        if self._parts is None:
-            self._parts = torch.zeros(2, dtype=torch.float32, device=distilled.device, requires_grad=True)
-        return distilled + self._parts.dot(torch.stack([minimised(loss), distilled]).detach().float())
+    def _note(self, added: Tensor, loss: Any) -> None:
+        """Keeps both parts of a microbatch's loss, weighed as Composer weighs it: by the gradient that comes here."""
+        parts = torch.stack([minimised(loss).detach().float(), added.detach().float()])
+        if added.requires_grad:
+            added.register_hook(lambda weight: self._parts.append(parts * weight.detach()))
 
     def _log(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
-        if self._parts is None or self._parts.grad is None or step == self._logged:  # an optimizer's second pass
+        if not self._parts or step == self._logged:  # an optimizer's second pass
             return
-        parts = self._parts.grad / dist.get_world_size()
+        parts = reduce(torch.add, self._parts)
         if state.precision == Precision.AMP_FP16 and state.scaler is not None:
             parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
-        dist.all_reduce(parts)
-        plain, distilled = parts[0] / self.distillation_weight, parts[1]  # whose gradient it has multiplied
+        if (ranks := dist.get_world_size()) > 1:
+            dist.all_reduce(parts)
+            parts = parts / ranks
+        plain, distilled = parts.unbind()
         logger.log_metrics({"loss/train/plain": plain, "loss/train/distillation": distilled})  # type: ignore[dict-item]
         self._logged = step
 
+    def _now(self, state: State) -> int | Progress:
+        return state.timestamp.batch.value if self.distiller.always else progress_of(state)
+
     def _finish(self, state: State, logger: Logger) -> None:
         self.distiller.rest()
-        self.distiller.is_over(progress_of(state))  # an evaluation, which may come now, needs no teachers
+        self.distiller.is_over(self._now(state))  # an evaluation, which may come now, needs no teachers
 
     def _warn(self, state: State, logger: Logger) -> None:
         if not (self.distiller.began or self.distiller.over):

@@ -69,12 +69,13 @@ class MixUp(RandomAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        idle = (
-            (self.step_at(event) is MixUp._restart and not self._mixer.begun)
-            or (event is Event.AFTER_LOSS and not self._by_loss)
-            or (event is Event.BEFORE_BACKWARD and self._by_loss)
-        )
-        return super().match(event, state) and not idle and (self.alpha > 0 or event is Event.INIT)
+        if not super().match(event, state) or (self.alpha == 0 and event is not Event.INIT):
+            return False
+        if event is Event.BEFORE_TRAIN_BATCH:
+            return self._mixer.begun or self.step_at(event) is not MixUp._restart
+        if event is Event.AFTER_LOSS:
+            return self._by_loss
+        return event is not Event.BEFORE_BACKWARD or not self._by_loss
 
     def _start(self, state: State, logger: Logger) -> None:
         if self.interpolate_loss and any(isinstance(other, LabelSmoothing) for other in state.algorithms):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..batches import item, labels_in
 from ..distillation import Distiller, Loss, Teachers
+from ..progress import Progress
 from ..targets import IGNORED
 from ..validation import NoEffectWarning
 from .host import common_seed, progress_of
@@ -80,7 +81,7 @@ class Distillation(LossTechnique):
     @property
     def bound_to_the_length(self) -> bool:
         """Whether what it does follows how much of the whole training is over."""
-        return (str(self.distiller.start), str(self.distiller.end)) != ("0.0dur", "1.0dur")
+        return not self.distiller.always
 
     @property
     def drawn(self) -> list[int]:
@@ -108,7 +109,7 @@ class Distillation(LossTechnique):
     def beside(self, trainer: Trainer, pl_module: LightningModule, loss: Any, outputs: Any) -> Any:
         batch, whole = self._batch, isinstance(self._batch, Tensor)
         inputs = batch if whole or (isinstance(batch, Mapping) and self.input_key == 0) else item(batch, self.input_key)
-        total = self.distiller(loss, outputs, inputs, progress_of(trainer), labels_in(batch, self.target_key))
+        total = self.distiller(loss, outputs, inputs, self._now(trainer), labels_in(batch, self.target_key))
         if (parts := self.distiller.parts) and _is_logged(trainer):
             pl_module.log_dict({f"loss/train/{name}": part for name, part in parts.items()})
         return total
@@ -118,7 +119,10 @@ class Distillation(LossTechnique):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch = None
-        self.distiller.is_over(progress_of(trainer))  # an evaluation, which may come now, needs no teachers
+        self.distiller.is_over(self._now(trainer))  # an evaluation, which may come now, needs no teachers
+
+    def _now(self, trainer: Trainer) -> int | Progress:
+        return trainer.global_step if self.distiller.always else progress_of(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

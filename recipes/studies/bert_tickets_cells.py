@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.history import EVAL_PREFIX
 from ..run.results import aligned, percent
-from .core import lower_is_better, of_validation
 from .density import DENSE, Mean, dense_of, means, values_of
+from .metrics import of_validation
 from .statistics import mean_and_deviation
 from .table import Row
 

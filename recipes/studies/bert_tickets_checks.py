@@ -8,7 +8,8 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from .bert_tickets_cells import Task
-from .core import FIXED, Base, Changes, evaluated, named, on_validation_data, refuse_twice
+from .core import FIXED, Base, Changes, named, refuse_twice
+from .metrics import evaluated, on_validation_data
 from .pruning import check_dense
 from .pruning_checks import selection
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..config.recipe import Recipe
 from .bert_tickets_cells import FROM, LATER, ONE_SHOT, RANDOM, SCRATCH, TICKETS
 from .bert_tickets_masks import TRANSFERRED
-from .core import Base, Train, duration, relative_length
+from .core import Base, Train
 from .density import DENSE
+from .lengths import duration, relative_length
 from .pruning_checks import ticket_of
 from .tickets import Ladder
 

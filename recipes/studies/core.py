@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from accelerando.algorithms.connectivity.curves import lower_is_better
-
 from ..config.errors import ConfigError, Source, show
 from ..config.keys import Holds
 from ..config.loading import LEFT_TO_YOU, merge, missing, resolving
@@ -27,10 +25,11 @@ from ..config.lookup import Part
 from ..config.recipe import Recipe, check
 from ..run.folder import is_begun, refuse_another_run
 from .claims import Claim
+from .metrics import choose_metric, evaluated
 from .table import Row
 
 if TYPE_CHECKING:
-    from composer.core import DataSpec, Time
+    from composer.core import DataSpec
     from matplotlib.figure import Figure
 
     from ..run.results import Result
@@ -277,59 +276,3 @@ def refuse_twice(given: Sequence[Any], source: Source, key: str, fits: bool, exp
     """Raises an error unless what is given `fits`, and each is given once."""
     if not fits or len({str(one) for one in given}) < len(given):
         raise source.error(key, f"{show(list(given))} given; expected different ones, {expected}")
-
-
-def evaluated(recipe: Recipe) -> list[str]:
-    """The full names of the metrics that a run's evaluation gives."""
-    from ..run.history import EVAL_PREFIX
-
-    return [f"{EVAL_PREFIX}{name}" for name in recipe.model.build().get_metrics(is_train=False)]
-
-
-def on_validation_data(recipe: Recipe, metric: str) -> str | None:
-    """The full name of the metric there; None where the run has none."""
-    return of_validation(metric) if recipe.validation_data else None
-
-
-def of_validation(metric: str) -> str:
-    """The full name, on validation data, of a metric of the evaluation."""
-    from ..run.history import EVAL_PREFIX, VALIDATION
-
-    return metric.replace(EVAL_PREFIX, f"metrics/{VALIDATION}/", 1)
-
-
-def choose_metric(names: Iterable[str], wanted: str | None = None, errors: bool = False) -> str:
-    """The metric `wanted` by its name or its last part, by default the first accuracy.
-
-    ValueError if there is none, and, unless `errors` are allowed, if less is better.
-    """
-    for name in (names := list(names)):
-        short = name.rpartition("/")[2]
-        if "Accuracy" in short if wanted is None else wanted.lower() in (name.lower(), short.lower()):
-            if lower_is_better(name) and not errors:
-                raise ValueError(f"lower is better for {name}; choose a metric of which more is better")
-            return name
-    raise ValueError(f"no metric is {wanted or 'an accuracy'!r}: choose one of {names}")
-
-
-def duration(recipe: Recipe) -> Time:
-    """How long it trains."""
-    return as_time(recipe.trainer["max_duration"])
-
-
-def relative_length(own: Time, whole: Time) -> float:
-    """How many times as long it is; 1 where the units differ, so that nobody can tell."""
-    return own.value / whole.value if own.unit == whole.unit else 1.0
-
-
-def as_time(value: Any) -> Time:
-    """A number without a unit counts epochs, as for Composer."""
-    from composer.core import TimeUnit, ensure_time
-
-    return ensure_time(value, TimeUnit.EPOCH)
-
-
-def has_times_in_dur(arguments: Mapping[str, Any]) -> bool:
-    """Whether one is a share of the whole run's length, other than its beginning."""
-    times = [value for value in arguments.values() if isinstance(value, str) and value.endswith("dur")]
-    return any(as_time(time).value > 0 for time in times)

@@ -11,7 +11,7 @@ from ..config.errors import show
 from ..config.keys import Holds
 from ..run.results import percent
 from .claims import Claim
-from .core import Base, TicketArguments, Train, duration
+from .core import Base, TicketArguments, Train
 from .data_diet_cells import INITIAL, LADDER, ORIGIN, SCORES, Ticket, arm_of, examples_of, midpoint_before, tickets_of
 from .data_diet_claims import Judged, claims_of
 from .data_diet_starts import Diet, check_counted_in_batches, checked_ladders, checked_starts, origins_of
@@ -19,6 +19,7 @@ from .data_diet_tables import lines_of_midpoints, lines_of_needed, lines_of_pred
 from .density import DENSE, Mean
 from .landscape import HESSIAN, check_hessian
 from .landscape_cells import curvature_of
+from .lengths import duration
 from .paths import check_steps
 from .stability_cells import COPY
 from .stability_checks import check_copies

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .core import lower_is_better
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from .density import DENSE, ROUNDING
 from .paths import TREATMENTS, treatments_in
 from .pruning import number

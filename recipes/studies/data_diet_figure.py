@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.figures import COLOURS, house_look
 from ..run.results import label, percent
-from .core import lower_is_better
 from .data_diet_cells import CONNECTED, INITIAL, Ticket, arm_of, by_place, points_of, treatments_of
 from .density import Mean, by_arm, dense_of
 from .density_figure import LEAVES, MARKS, exits, heights, mark_edge, over_density

@@ -23,7 +23,7 @@ from accelerando.algorithms.ranks import rank
 from accelerando.algorithms.snapshots import find_snapshot
 from accelerando.algorithms.untouched import copied
 
-from .core import as_time
+from .lengths import as_time
 from .measured_paths import END, AtEnd, check_paths, network_of
 
 EXAMPLES, MIDPOINTS = "examples", "midpoints"  # in a run's results

@@ -10,7 +10,8 @@ from ..config.arguments import check_arguments
 from ..config.errors import REFUSALS, show
 from ..config.recipe import Recipe
 from ..run.results import percent
-from .core import Base, Train, duration, named
+from .core import Base, Train, named
+from .lengths import duration
 from .pruning_checks import check_weights
 from .tickets import Ladder, checked_ladder
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.results import aligned, label, percent
-from .core import lower_is_better
 from .data_diet_cells import (
     CONNECTED,
     INITIAL,

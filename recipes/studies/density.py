@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.results import aligned, label, percent
-from .core import lower_is_better
 from .statistics import mean_and_deviation
 from .table import Row, by_seed
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
 from accelerando.algorithms.figures import COLOURS, house_look
 
 from ..run.results import label
-from .core import lower_is_better
 from .density import Mean, by_arm, dense_of
 from .plotting import HANDLERS, MARKERS, deviation_entry, draw_deviation, side_by_side, ticks_at
 

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from omegaconf import OmegaConf
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..config.keys import Holds
 from ..config.loading import merge
 from ..config.recipe import Recipe, check
 from ..run.folder import identity
 from .claims import Claim
-from .core import Base, NamedChanges, Study, Train, as_time, duration, lower_is_better, named, on_validation_data
+from .core import Base, NamedChanges, Study, Train, named
 from .distillation_checks import build_once, check_schedule, check_windows, rising
 from .distillation_claims import claims_of
+from .lengths import as_time, duration
+from .metrics import on_validation_data
 from .speedup import PLAIN, TEACHER, rank, summarize
 from .table import Row
 

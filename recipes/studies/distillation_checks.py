@@ -8,7 +8,7 @@ from typing import Any
 from ..config.arguments import TIME_HINT, check_arguments
 from ..config.errors import REFUSALS, Source, show
 from ..config.recipe import Recipe
-from .core import as_time
+from .lengths import as_time
 
 
 def build_once(source: Source, student: Recipe, teachers: Sequence[Recipe], arguments: Mapping[str, Any]) -> None:

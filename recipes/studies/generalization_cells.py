@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from accelerando.algorithms.checkpoints import read_metadata
+from accelerando.algorithms.connectivity.curves import lower_is_better
 from accelerando.algorithms.examples.scores import easiest_first
 from accelerando.algorithms.snapshots import find_snapshot
 
 from ..run.results import aligned, label, percent
-from .core import lower_is_better
 from .density import DENSE
 from .statistics import mean_and_deviation
 from .table import Row, by_seed, groups

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..config.sections import entries_of
-from .core import FIXED, Base, Train, as_time, duration, named, refuse_twice
+from .core import FIXED, Base, Train, named, refuse_twice
 from .density import DENSE
 from .generalization_rounds import Rounds
+from .lengths import as_time, duration
 from .prune_at_init import checked_criterion
 from .pruning_checks import check_weights
 

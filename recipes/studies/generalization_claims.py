@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.results import percent
 from .claims import Claim, judge, judge_each, judge_some
-from .core import lower_is_better
 from .density import DENSE
 from .generalization_cells import ALL, EXTENDED, LEFT_OUT, LOSS, NARROWER, ONCE, WRONG, values
 from .statistics import paired

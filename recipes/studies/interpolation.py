@@ -10,7 +10,7 @@ from ..config.errors import REFUSALS
 from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import FIXED, Base, NamedChanges, Study, Train, duration, named, refuse_twice, relative_length, row_of
+from .core import FIXED, Base, NamedChanges, Study, Train, named, refuse_twice, row_of
 from .interpolation_arms import BY, FROM, BySensitivity, beginning, by_sensitivity, parameters_of, rises_of
 from .interpolation_cells import (
     BEGIN,
@@ -23,6 +23,7 @@ from .interpolation_cells import (
     table,
     treatments_of,
 )
+from .lengths import duration, relative_length
 from .paths import check_steps
 from .table import Row
 from .tickets import OTHER_SEED

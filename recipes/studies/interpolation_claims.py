@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from .claims import Claim, Verdict, judge, judge_each, judge_some
-from .core import lower_is_better
 from .interpolation_arms import finest, halves
 from .interpolation_cells import BEGIN, RUN, WHOLE, parts_in, paths, short, treatments_of, with_treatment
 from .paths import TREATMENTS

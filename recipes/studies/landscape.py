@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .claims import Claim
-from .core import FIXED, Base, NamedChanges, TicketArguments, Train, duration, named, refuse_twice
+from .core import FIXED, Base, NamedChanges, TicketArguments, Train, named, refuse_twice
 from .density import DENSE
 from .landscape_cells import curvature_of, curvature_table, histograms_of, planes_of, points_of
 from .landscape_claims import claims_of
+from .lengths import duration
 from .pruning_checks import arguments_of, check_seeds_matter, check_weights
 from .stability_cells import COPY, TICKETS, means_of, table
 from .stability_checks import check_copies

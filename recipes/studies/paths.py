@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from ..config.errors import Source
 from ..config.recipe import Recipe
 from ..config.start import after_the_end
-from .core import duration, refuse_twice
+from .core import refuse_twice
+from .lengths import duration
 
 TREATMENTS = {"interpolate": "statistics interpolated", "recompute": "statistics recomputed"}  # of batch norm
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config.recipe import Recipe
 from .claims import Claim, judge_each
-from .core import Base, Study, Train, duration, has_times_in_dur, on_validation_data, row_of
+from .core import Base, Study, Train, row_of
 from .density import DENSE, Mean, dense_of, means, table, values_of
+from .lengths import duration, has_times_in_dur
+from .metrics import on_validation_data
 from .statistics import Difference, paired
 from .table import Row
 

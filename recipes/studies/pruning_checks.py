@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..config.arguments import check_arguments
 from ..config.errors import REFUSALS, ArgumentError, Source
 from ..config.recipe import Recipe
-from .core import Base, as_time, duration
+from .core import Base
+from .lengths import as_time, duration
 
 if TYPE_CHECKING:
     from ..run.results import Result

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..config.errors import show
 from ..config.keys import Holds
 from .claims import Claim
-from .core import FIXED, Base, TicketArguments, Train, duration, lower_is_better, named, refuse_twice, relative_length
+from .core import FIXED, Base, TicketArguments, Train, named, refuse_twice
+from .lengths import duration, relative_length
 from .pruning import PruningStudy, refuse_what_prunes
 from .pruning_checks import check_rewind, check_weights
 from .scaling_law_cells import TOLD, Family, families_of, lines_of, table_of

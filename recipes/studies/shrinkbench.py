@@ -13,20 +13,9 @@ from ..config.errors import REFUSALS, show
 from ..config.keys import Holds
 from ..config.recipe import Recipe
 from .claims import Claim
-from .core import (
-    FIXED,
-    Base,
-    Changes,
-    NamedChanges,
-    Study,
-    Train,
-    duration,
-    named,
-    refuse_twice,
-    relative_length,
-    row_of,
-)
+from .core import FIXED, Base, Changes, NamedChanges, Study, Train, named, refuse_twice, row_of
 from .density import DENSE
+from .lengths import duration, relative_length
 from .pruning import UNPRUNED, number, refuse_what_prunes, with_size
 from .pruning_checks import check_weights
 from .shrinkbench_checklist import told

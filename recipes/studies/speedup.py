@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .core import lower_is_better
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from .statistics import LEVEL
 from .table import Row, groups
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
 from accelerando.algorithms.figures import COLOURS
 
 from ..run.results import aligned, label, percent
-from .core import lower_is_better
 from .plotting import deviation_entry, draw_deviation, limits, over_time, time_unit
 from .speedup import PLAIN, RESAMPLES, TEACHER, Bounded, Speedup, limits_text, rank
 from .table import Row

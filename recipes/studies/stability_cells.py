@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from accelerando.algorithms.connectivity.curves import lower_is_better
+
 from ..run.results import aligned, label, percent
-from .core import lower_is_better
 from .density import DENSE, ROUNDING
 from .paths import TREATMENTS, treatments_in
 from .pruning import number

@@ -18,7 +18,8 @@ from ..config.recipe import Recipe
 from .budgets import budget_table, budgets, draw, rows_of
 from .claims import Claim
 from .comparison import PAPER, claims_of, comparison_table, comparisons
-from .core import FIXED, Base, NamedChanges, Study, Train, as_time, duration, has_times_in_dur, named
+from .core import FIXED, Base, NamedChanges, Study, Train, named
+from .lengths import as_time, duration, has_times_in_dur
 from .table import Row
 
 if TYPE_CHECKING:

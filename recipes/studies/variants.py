@@ -12,7 +12,8 @@ from accelerando.algorithms.connectivity.curves import lower_is_better
 
 from ..config.recipe import Recipe
 from .claims import Claim, judge
-from .core import FIXED, Base, NamedChanges, Study, Train, as_time, duration, named, relative_length
+from .core import FIXED, Base, NamedChanges, Study, Train, named
+from .lengths import as_time, duration, relative_length
 from .statistics import mean_and_deviation, paired
 from .table import Row, by_seed, groups
 

@@ -34,6 +34,7 @@ from accelerando.algorithms import (
 )
 from accelerando.algorithms.progress import Progress, moment
 from accelerando.algorithms.teachers import Teacher, rows
+from small import mixup_draws
 from tiny import (
     CLASSES,
     WORDS,
@@ -500,10 +501,8 @@ def test_with_mixup_the_teacher_sees_what_the_student_sees(interpolate_loss, fir
         assert torch.equal(mine, its)
 
     def step_loss(model, batch, step):
-        draw = lambda *key: np.random.default_rng((7, step, *key))  # noqa: E731
-        z = draw().beta(0.5, 0.5)
-        pairs = torch.from_numpy(draw(0).permutation(len(batch[0])))
-        mixed, other, m = mixup_batch(*batch, min(z, 1 - z), indices=pairs)
+        mixing, pairs = mixup_draws(0.5, len(batch[0]), 7, step)
+        mixed, other, m = mixup_batch(*batch, mixing, indices=pairs)
         logits = model(mixed)
         loss = (1 - m) * F.cross_entropy(logits, batch[1]) + m * F.cross_entropy(logits, other)
         return 0.1 * loss + 0.9 * distillation_kl(logits, asked(one, mixed))
@@ -688,7 +687,7 @@ def test_a_subclass_distills_in_its_own_way_in_both_passes_of_sam():
     class Own(Distillation):
         def _distill(self, state, logger):
             taken.append(self._labelled.next(state.batch[1]))
-            state.loss = self._noted(state.loss, state.loss)
+            self._note(state.loss, state.loss)
 
     taken = []
     x, y = torch.randn(6, 3, 8, 8), torch.randint(1, CLASSES, (6, 8, 8))

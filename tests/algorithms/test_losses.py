@@ -17,13 +17,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassi
 
 from accelerando.algorithms import Distillation, LabelSmoothing, Mixer, MixUp, Smoother, mix_targets, smooth_labels
 from accelerando.algorithms.asked_loss import KeyedLoss
-from accelerando.algorithms.mixup import draw_mixing
 from accelerando.algorithms.own_loss import PlainLoss
+from small import mixup_draws
 from tiny import fit
 
 N, SMOOTHING = 12, 0.1
-MIXING = draw_mixing(0.5, np.random.default_rng((7, 0)))
-PAIRS = torch.from_numpy(np.random.default_rng((7, 0, 0)).permutation(N))
+MIXING, PAIRS = mixup_draws(0.5, N, seed=7, step=0)
 BCE = F.binary_cross_entropy_with_logits
 WEIGHT = torch.tensor([1.0, 10.0, 1.0])
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from accelerando.algorithms import LabelSmoothing, Mixer, MixUp, Smoother, mixup_batch
 from accelerando.algorithms.mixup import draw_mixing
 from accelerando.algorithms.validation import NoEffectWarning
+from small import mixup_draws
 from tiny import CLASSES, SAMPLES, assert_same, classifier, differ, examples, fit, loop, network, trainer, weights
 
 
@@ -55,9 +56,7 @@ def reference(alpha, seed=7, epochs=2, batch=8, rate=0.1):
     step = 0
     for _ in range(epochs):
         for x, y in zip(inputs.split(batch), targets.split(batch), strict=True):
-            z = np.random.default_rng((seed, step)).beta(alpha, alpha)
-            lam = min(z, 1 - z)
-            other = torch.from_numpy(np.random.default_rng((seed, step, 0)).permutation(len(x)))
+            lam, other = mixup_draws(alpha, len(x), seed, step)
             outputs = model((1 - lam) * x + lam * x[other])
             loss = (1 - lam) * F.cross_entropy(outputs, y) + lam * F.cross_entropy(outputs, y[other])
             optimizer.zero_grad()

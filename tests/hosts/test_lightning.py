@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +26,7 @@ from accelerando.algorithms.pruning.masks import digest
 from accelerando.algorithms.validation import NoEffectWarning
 from launcher import run_two_ranks
 from light import SEED, TENSORS_ALONE, Kill, Module, Shuffled, checkpoints, loader, module_for, trainer, weights
-from small import assert_same, differ, hugging_face_lm, network, timeless
+from small import assert_same, differ, hugging_face_lm, mixup_draws, network, timeless
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"),
@@ -144,9 +143,8 @@ def mixed(parts: int, ranks: int) -> dict[str, torch.Tensor]:
             for part in range(parts * ranks):
                 rows = slice(part, None, ranks) if ranks > 1 else slice(2 * part, 2 * part + 2)
                 x, y, rank = inputs[rows], targets[rows], part if ranks > 1 else 0
-                z = np.random.default_rng((SEED, number)).beta(0.5, 0.5)
-                pairs = torch.from_numpy(np.random.default_rng((SEED, number, rank)).permutation(len(x)))
-                x, other, mixing = mixup_batch(x, y, min(z, 1 - z), indices=pairs)
+                mixing, pairs = mixup_draws(0.5, len(x), SEED, number, rank)
+                x, other, _ = mixup_batch(x, y, mixing, indices=pairs)
                 outputs = module.network(x)
                 loss = (1 - mixing) * F.cross_entropy(outputs, y) + mixing * F.cross_entropy(outputs, other)
                 (loss / parts / ranks).backward()

@@ -119,8 +119,11 @@ class PruneAtInit(Pruning):
             text = f"PruneAtInit: the training has ended after {state.timestamp.batch}, {text}."
             warnings.warn(NoEffectWarning(text), stacklevel=2)
 
+    def acts_before(self, state: State) -> bool:
+        return not self.masks
+
     def before_update(self, state: State, logger: Logger) -> None:
-        if self.masks or not progress_of(state).is_at(self.at):
+        if not progress_of(state).is_at(self.at):
             return
         seed = state.rank_zero_seed if self.seed is None else self.seed
         flow = self.criterion == "synflow"

@@ -63,9 +63,11 @@ class MagnitudePruning(Pruning):
         """How many weights are kept then, of all or of each layer."""
         return self.gradual.kept(progress)
 
+    def acts_before(self, state: State) -> bool:
+        return state.timestamp.batch.value == 0
+
     def before_update(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == 0:
-            self.after_update(state, logger)
+        self.after_update(state, logger)
 
     def after_update(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value if self.gradual.complete else progress_of(state)

@@ -104,6 +104,8 @@ class Pruning(ForRecipes, Guest):
     def match(self, event: Event, state: State) -> bool:
         if event is Event.BEFORE_FORWARD:
             return not self._traced
+        if event is Event.BATCH_START:
+            return self.acts_before(state)
         return event in _STEPS or (event in _MASKED and bool(self.masks))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -123,6 +125,10 @@ class Pruning(ForRecipes, Guest):
 
     def start(self, state: State) -> None:
         """When training starts."""
+
+    def acts_before(self, state: State) -> bool:
+        """Whether `before_update` may have anything to do: to be called is a share of a small network's step."""
+        return True
 
     def before_update(self, state: State, logger: Logger) -> None:
         """Before each update; the batch is known."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from accelerando.recipes.studies.core import choose_metric
+from accelerando.recipes.studies.metrics import choose_metric
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
 
