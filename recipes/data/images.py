@@ -6,9 +6,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from .loaders import AnyDevice, TensorLoader, to_device
 from .splits import overlap, part_of
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
+CIFAR10 = "cifar-10-batches-py"
 
 
 class _InMemory:
@@ -43,8 +44,8 @@ class _InMemory:
     resize: int | None
     augment = False
 
-    def load(self, split: str) -> tuple[Tensor, Tensor]:
-        """Images of float32 in [0, 1], (N, C, H, W), and labels."""
+    def load(self, split: str, rows: slice) -> tuple[Tensor, Tensor]:
+        """Images of float32 in [0, 1], (N, C, H, W), and labels, of these rows of the split."""
         raise NotImplementedError
 
     def place(self) -> str:
@@ -67,7 +68,7 @@ class _InMemory:
 
     def build(self, batch_size: int, train: bool, seed: int, device: AnyDevice) -> DataSpec:
         split, rows = self.part()
-        images, labels = (tensor[rows.start : rows.stop] for tensor in self.load(split))
+        images, labels = self.load(split, slice(rows.start, rows.stop))
         if self.resize:
             images = F.interpolate(images, size=self.resize, mode="area")
         tensors = [to_device(normalize(images, self.mean, self.std), device), to_device(labels, device)]
@@ -79,10 +80,34 @@ class _InMemory:
         return Described(TensorLoader(tensors, batch_size, train, seed), facts)
 
 
+class _Version(NamedTuple):
+    """A file as it is now: what it holds is read once for all runs of a study, and anew when it has been changed."""
+
+    path: Path
+    device: int
+    inode: int
+    changed: int
+    size: int
+
+    @classmethod
+    def of(cls, file: Path) -> "_Version":
+        found = file.stat()
+        return cls(file, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Read once for all runs of a study, as it is text."""
     return load_digits(return_X_y=True)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=2)
+def _cifar10(path: str, train: bool, download: bool, files: tuple[_Version, ...]) -> torchvision.datasets.CIFAR10:
+    return torchvision.datasets.CIFAR10(path, train, download=download)
+
+
+@lru_cache(maxsize=4)
+def _idx(file: _Version, shape: tuple[int, ...]) -> Tensor:
+    return read_idx(file.path, shape)
 
 
 @dataclass
@@ -95,11 +120,11 @@ class Digits(_InMemory):
     mean, std, classes, side = [0.305], [0.376], "0123456789", 8
     sizes: ClassVar[dict[str, int]] = {"train": 1437, "test": 360}
 
-    def load(self, split: str) -> tuple[Tensor, Tensor]:
+    def load(self, split: str, rows: slice) -> tuple[Tensor, Tensor]:
         pixels, labels = _digits()
         halves = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
         pixels, labels = halves[split == "test" :: 2]
-        return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+        return torch.tensor(pixels[rows], dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels[rows])
 
 
 @dataclass
@@ -123,12 +148,13 @@ class Cifar10(_InMemory):
     def check(self) -> None:
         super().check()
         if not self.download:
-            check_folder(Path(self.path) / "cifar-10-batches-py", "CIFAR-10 (or set download: true)")
+            check_folder(Path(self.path, CIFAR10), "CIFAR-10 (or set download: true)")
 
-    def load(self, split: str) -> tuple[Tensor, Tensor]:
+    def load(self, split: str, rows: slice) -> tuple[Tensor, Tensor]:
+        files = tuple(map(_Version.of, sorted(Path(self.path, CIFAR10).glob("*"))))
         with dist.run_local_rank_zero_first():
-            data = torchvision.datasets.CIFAR10(self.path, split == "train", download=self.download)
-        return torch.from_numpy(data.data).permute(0, 3, 1, 2) / 255, torch.tensor(data.targets)
+            data = _cifar10(self.path, split == "train", self.download, files)
+        return torch.from_numpy(data.data[rows]).permute(0, 3, 1, 2) / 255, torch.tensor(data.targets[rows])
 
 
 @dataclass
@@ -161,7 +187,7 @@ class FashionMnist(_InMemory):
         hint = "apt install dataset-fashion-mnist and leave out path, or set download: true with a path"
         return [find_idx(f"{part}-{kind}-ubyte", folders, hint) for kind in ("images-idx3", "labels-idx1")]
 
-    def load(self, split: str) -> tuple[Tensor, Tensor]:
+    def load(self, split: str, rows: slice) -> tuple[Tensor, Tensor]:
         with dist.run_local_rank_zero_first():
             try:
                 images, labels = self.files(split)
@@ -171,10 +197,11 @@ class FashionMnist(_InMemory):
                 torchvision.datasets.FashionMNIST(self.path, download=True)
                 images, labels = self.files(split)
         size = self.sizes[split]
-        pixels, classes = read_idx(images, (size, self.side, self.side)), read_idx(labels, (size,)).long()
+        pixels = _idx(_Version.of(images), (size, self.side, self.side))
+        classes = _idx(_Version.of(labels), (size,)).long()
         if classes.max() >= len(self.classes):
             raise ValueError(f"{labels} has the label {int(classes.max())}; expected 0 to {len(self.classes) - 1}")
-        return pixels[:, None] / 255, classes
+        return pixels[rows, None] / 255, classes[rows]
 
 
 def _crop_and_flip(batch: tuple[Tensor, ...], noise: Tensor, padding: int = 4) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 from itertools import chain
 
@@ -153,6 +154,33 @@ def test_fashion_mnist_of_debian():
     torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=0.01, rtol=0)
     torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=0.01, rtol=0)
     assert source.overlaps(FashionMnist(DEBIAN, "test", resize=14)) and not source.overlaps(FashionMnist())
+
+
+@pytest.mark.usefixtures("five")
+@pytest.mark.parametrize("kind", ["fashion_mnist", "cifar10"])
+def test_files_are_read_once_for_all_runs_but_again_when_they_have_changed(kind, tmp_path, monkeypatch):
+    if kind == "cifar10":
+        write_cifar(tmp_path, monkeypatch)
+        source, file = Cifar10(str(tmp_path), augment=False), tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    else:
+        write_fashion_mnist(tmp_path)
+        source, file = FashionMnist(str(tmp_path)), tmp_path / "train-images-idx3-ubyte"
+
+    def seen(split="train"):
+        source.split = split
+        ((images, _),) = batches(source.build(8, False, 0, "cpu"))
+        return images
+
+    first = seen()
+    expected, content, was = first.clone(), file.read_bytes(), file.stat()
+    first.zero_()  # what a run does to its images is not in the next one's
+    file.write_bytes(bytes(len(content)))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))  # as if nobody had written
+    assert torch.equal(seen(), expected) and torch.equal(seen("train[1:4]"), expected[1:4])
+    file.write_bytes(content.replace(content[-99:], bytes(99)) if kind == "fashion_mnist" else content)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+    again = seen()
+    assert torch.equal(again, expected) is (kind == "cifar10") and torch.equal(again[:4], expected[:4])
 
 
 @pytest.mark.usefixtures("five")
