@@ -15,7 +15,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --ignore tests/hosts
 
-# What starts many programs, such as studies as jobs of SLURM; needs root, and Debian's packages slurm-wlm and munge.
+# What starts many programs: the pages' commands, and studies as jobs of SLURM, for which it needs root, and Debian's
+# packages slurm-wlm and munge.
 test-programs: $(VENV)/ready
 	$(BIN)/python -m pytest -m programs
 

@@ -132,11 +132,8 @@ class Mixer(Shown):
         check_inputs(inputs)
         if self.alpha == 0:
             return inputs
-        generator = numpy_generator(self.seed, step)
-        self.mixing = draw_mixing(self.alpha, generator)
-        if (own := rank()) > 0:  # the first rank goes on: to make a generator is a share of a small network's step
-            generator = numpy_generator(self.seed, step, own)
-        pairs = torch.from_numpy(generator.permutation(len(inputs)))
+        self.mixing = draw_mixing(self.alpha, numpy_generator(self.seed, step))
+        pairs = torch.from_numpy(numpy_generator(self.seed, step, rank()).permutation(len(inputs)))
         mixed, self._permuted, _ = mixup_batch(inputs, targets, self.mixing, indices=pairs)
         self.restart()
         return mixed

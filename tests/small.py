@@ -52,10 +52,8 @@ def examples() -> tuple[torch.Tensor, torch.Tensor]:
 
 def mixup_draws(alpha: float, samples: int, seed: int, step: int, rank: int = 0) -> tuple[float, torch.Tensor]:
     """MixUp's weight of the other examples, common to the ranks, and which these are, each rank's own."""
-    generator = np.random.default_rng((seed, step))
-    z = generator.beta(alpha, alpha)
-    own = np.random.default_rng((seed, step, rank)) if rank else generator
-    return min(z, 1 - z), torch.from_numpy(own.permutation(samples))
+    z = np.random.default_rng((seed, step)).beta(alpha, alpha)
+    return min(z, 1 - z), torch.from_numpy(np.random.default_rng((seed, step, rank)).permutation(samples))
 
 
 WORDS, TOKENS = 40, 12

@@ -41,11 +41,13 @@ def outcomes(tmp_path_factory):
     return dict(zip([*PAGES, *WRONG], map(json.loads, ran.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_as_it_is_printed(page, outcomes):
     assert not outcomes[page]["wrong"]
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("page", WRONG)
 def test_what_fails_on_a_page_is_told(page, outcomes):
     assert WRONG[page] in outcomes[page]["wrong"]
