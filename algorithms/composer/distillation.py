@@ -163,6 +163,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
         precision = partial(get_precision_context, state.precision, state.precision_config)
         distilled = self.distiller.distilled(state.outputs, state.batch, labels, index, precision)
         if distilled is not None:
+            # In less precision the gradient of what is added, Composer's weight of the microbatch, would be rounded.
             added = self.distillation_weight * distilled.to(torch.promote_types(distilled.dtype, torch.float32))
             self._note(added, state.loss)
             state.loss = with_added(state.loss, added, self.base_weight)
