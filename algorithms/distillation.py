@@ -214,7 +214,7 @@ class Distiller(Shown):
         if distilled is None:
             return loss
         added = self.distillation_weight * distilled
-        self.parts = {"plain": minimised(loss).detach(), "distillation": added.detach()}
+        self.parts = {"plain": minimised(loss).detach().clone(), "distillation": added.detach().clone()}
         return with_added(loss, added, self.base_weight)
 
     def meet(self, student: nn.Module) -> None:
@@ -233,8 +233,8 @@ class Distiller(Shown):
 
     def begin(self, step: int | Progress) -> None:
         """Draws the teachers of a step: none outside the window."""
-        self.drawn = []
-        if not self.is_over(step) and self._reached("start", step):
+        self.drawn, begun = [], self._reached("start", step)
+        if not self.is_over(step) and begun:
             number = step.batch if isinstance(step, Progress) else step
             self.drawn = draw_teachers(self.seed, number, self.count, self.teachers_per_step)
             self.began = True

@@ -118,7 +118,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
         )
         self.target_key = target_key
         self._labelled, self._tokens = Labelled(ignore_index), False
-        self._parts: list[Tensor] = []  # of each microbatch's loss, weighed; see `_note`
+        self._parts: list[tuple[Tensor, Tensor]] = []  # of each microbatch's loss; see `_weighed`
         self._logged = -1
 
     @property
@@ -163,22 +163,21 @@ class Distillation(ForRecipes, RandomAlgorithm):
         precision = partial(get_precision_context, state.precision, state.precision_config)
         distilled = self.distiller.distilled(state.outputs, state.batch, labels, index, precision)
         if distilled is not None:
-            # In less precision the gradient of what is added, Composer's weight of the microbatch, would be rounded.
-            added = self.distillation_weight * distilled.to(torch.promote_types(distilled.dtype, torch.float32))
-            self._note(added, state.loss)
-            state.loss = with_added(state.loss, added, self.base_weight)
+            state.loss = with_added(state.loss, self._weighed(distilled, state.loss), self.base_weight)
 
-    def _note(self, added: Tensor, loss: Any) -> None:
-        """Keeps both parts of a microbatch's loss, weighed as Composer weighs it: by the gradient that comes here."""
-        parts = torch.stack([minimised(loss).detach().float(), added.detach().float()])
-        if added.requires_grad:
-            added.register_hook(lambda weight: self._parts.append(parts * weight.detach()))
+    def _weighed(self, distilled: Tensor, loss: Any) -> Tensor:
+        """What is added to a microbatch's loss, with a term of value 0, whose gradient is how Composer weighs it."""
+        zero = torch.zeros((), dtype=torch.float32, device=distilled.device, requires_grad=True)
+        added = torch.add(zero, distilled, alpha=self.distillation_weight)
+        self._parts.append((torch.stack([minimised(loss).detach().float(), added.detach().float()]), zero))
+        return added
 
     def _log(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
-        if not self._parts or step == self._logged:  # an optimizer's second pass
+        weighed = [parts * zero.grad for parts, zero in self._parts if zero.grad is not None]
+        if not weighed or step == self._logged:  # an optimizer's second pass
             return
-        parts = reduce(torch.add, self._parts)
+        parts = reduce(torch.add, weighed)
         if state.precision == Precision.AMP_FP16 and state.scaler is not None:
             parts = parts / state.scaler.scale(torch.ones_like(parts))  # type: ignore[operator]
         if (ranks := dist.get_world_size()) > 1:

@@ -687,7 +687,7 @@ def test_a_subclass_distills_in_its_own_way_in_both_passes_of_sam():
     class Own(Distillation):
         def _distill(self, state, logger):
             taken.append(self._labelled.next(state.batch[1]))
-            self._note(state.loss, state.loss)
+            state.loss = self._weighed(state.loss, state.loss)
 
     taken = []
     x, y = torch.randn(6, 3, 8, 8), torch.randint(1, CLASSES, (6, 8, 8))
@@ -893,6 +893,58 @@ def test_both_parts_of_the_last_loss_are_at_hand():
     torch.testing.assert_close(total.detach(), 0.25 * plain + distilled)
     assert not plain.requires_grad and not distilled.requires_grad
     assert distiller(loss, logits, x, 1) is loss and distiller.parts == {}
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
+def test_what_is_at_hand_does_not_change_with_the_loss(form):
+    one, (x, y) = teacher(), examples()
+    distiller, logits = Distiller(one), network()(x)
+    plain = F.cross_entropy(logits, y)
+    loss = {"tensor": plain, "tuple": (plain,), "mapping": {"loss": plain}}[form]
+    found = distiller(loss, logits, x, 0)
+    was = {name: part.clone() for name, part in distiller.parts.items()}
+    returned = found if form == "tuple" else found.values() if form == "mapping" else [found]
+    with torch.no_grad():
+        for tensor in (plain, *returned):
+            tensor.mul_(0.25)
+    assert distiller.parts == was
+
+
+@pytest.mark.parametrize("without_gradient", ["always", "at the last microbatch"])
+def test_a_distilled_loss_without_gradient_is_logged_too(without_gradient):
+    def loss(student, target):
+        distilled = F.mse_loss(student, target)
+        return distilled.detach() if without_gradient == "always" or len(student) == 2 else distilled
+
+    log, one, expected = InMemoryLogger(), teacher(), []
+    fit(Distillation(copy.deepcopy(one), loss=loss), device_train_microbatch_size=3, loggers=log)
+
+    def step_loss(model, batch, step):
+        logits, target = model(batch[0]), asked(one, batch[0])
+        parts = [
+            loss(*pair) * len(pair[0]) / len(target) for pair in zip(logits.split(3), target.split(3), strict=True)
+        ]
+        plain = F.cross_entropy(logits, batch[1])
+        expected.append((plain.item(), 0.9 * sum(parts).item()))
+        return 0.1 * plain + 0.9 * sum(parts)
+
+    by_hand(step_loss)
+    names = ("plain", "distillation")
+    found = zip(*([float(value) for _, value in log.data[f"loss/train/{name}"]] for name in names), strict=True)
+    assert [*found] == [pytest.approx(pair, rel=1e-4) for pair in expected]
+
+
+def test_who_differentiates_the_loss_before_changes_no_log():
+    class Looks(Callback):
+        def before_backward(self, state, logger):
+            torch.autograd.grad(state.loss, [*state.model.parameters()], retain_graph=True)
+
+    logs = [InMemoryLogger(), InMemoryLogger()]
+    for log, callbacks in zip(logs, ([], [Looks()]), strict=True):
+        fit(Distillation(teacher()), device_train_microbatch_size=3, loggers=log, callbacks=callbacks)
+    for name in ("plain", "distillation"):
+        plain, looked_at = ([float(value) for _, value in log.data[f"loss/train/{name}"]] for log in logs)
+        assert plain == looked_at
 
 
 def test_teachers_are_let_go_by_a_loop_of_ones_own():

@@ -120,10 +120,10 @@ class PruneAtInit(Pruning):
             warnings.warn(NoEffectWarning(text), stacklevel=2)
 
     def acts_before(self, state: State) -> bool:
-        return not self.masks
+        return not self.masks or type(self).before_update is not PruneAtInit.before_update
 
     def before_update(self, state: State, logger: Logger) -> None:
-        if not progress_of(state).is_at(self.at):
+        if self.masks or not progress_of(state).is_at(self.at):
             return
         seed = state.rank_zero_seed if self.seed is None else self.seed
         flow = self.criterion == "synflow"

@@ -64,10 +64,11 @@ class MagnitudePruning(Pruning):
         return self.gradual.kept(progress)
 
     def acts_before(self, state: State) -> bool:
-        return state.timestamp.batch.value == 0
+        return state.timestamp.batch.value == 0 or type(self).before_update is not MagnitudePruning.before_update
 
     def before_update(self, state: State, logger: Logger) -> None:
-        self.after_update(state, logger)
+        if state.timestamp.batch.value == 0:
+            self.after_update(state, logger)
 
     def after_update(self, state: State, logger: Logger) -> None:
         now = state.timestamp.batch.value if self.gradual.complete else progress_of(state)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from composer import Callback
 
-from accelerando.algorithms import MagnitudePruning
+from accelerando.algorithms import MagnitudePruning, PruneAtInit
 from accelerando.algorithms.pruning import gradual_density, keep_highest
 from accelerando.algorithms.pruning.masks import size
 from tiny import classifier, fit, loader, network, trainer, weights
@@ -30,6 +30,18 @@ def counts(pruning, **options):
     seen = Counts()
     fit(pruning, callbacks=seen, **options)
     return seen.of
+
+
+@pytest.mark.parametrize("base, arguments", [(MagnitudePruning, {}), (PruneAtInit, {"criterion": "magnitude"})])
+def test_a_subclass_prunes_before_a_later_update(base, arguments):
+    class Mine(base):
+        def before_update(self, state, logger):
+            super().before_update(state, logger)
+            if state.timestamp.batch == 4:
+                scores = {name: weight.detach().abs() for name, weight in self.weights.items()}
+                self.prune(keep_highest(scores, TOTAL // 4, self.masks), state, logger)
+
+    assert counts(Mine(density=0.5, **arguments)) == [TOTAL // 2] * 4 + [TOTAL // 4] * 4
 
 
 @pytest.mark.parametrize("schedule, power", [("linear", 1), ("cubic", 3)])

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 from itertools import chain
 
 import numpy as np
@@ -154,6 +155,20 @@ def test_fashion_mnist_of_debian():
     torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=0.01, rtol=0)
     torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=0.01, rtol=0)
     assert source.overlaps(FashionMnist(DEBIAN, "test", resize=14)) and not source.overlaps(FashionMnist())
+
+
+def test_what_is_not_there_is_downloaded_again(tmp_path, monkeypatch):
+    def download(self):
+        (tmp_path / "cifar-10-batches-py").exists() or write_cifar(tmp_path, monkeypatch)
+
+    write_cifar(tmp_path, monkeypatch)
+    monkeypatch.setattr(CIFAR10, "download", download)
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "cifar-10-batches-py")
+        assert labels_of(Cifar10(str(tmp_path), augment=False, download=True).build(6, False, 0, "cpu")) == [*range(6)]
+        assert (tmp_path / "cifar-10-batches-py" / "data_batch_1").is_file()
+    (tmp_path / "cifar-10-batches-py" / "old").symlink_to("nowhere")  # a file that nobody reads
+    assert labels_of(Cifar10(str(tmp_path), "test").build(2, False, 0, "cpu")) == [6, 7]
 
 
 @pytest.mark.usefixtures("five")
