@@ -1044,6 +1044,8 @@ def test_what_the_number_of_a_step_does_not_tell_is_refused():
     }.items():
         with pytest.raises(ValueError, match=message):
             Distiller(teacher(), **dict([options]))(F.cross_entropy(logits, y), logits, x, 0)
+    with pytest.raises(ValueError, match="start=1ep cannot be told"):  # though the end tells that it is over
+        Distiller(teacher(), start="1ep", end="3ba")(F.cross_entropy(logits, y), logits, x, 9)
     with pytest.raises(ValueError, match=r"teacher 0 \(Sequential\) gives logits of \(30, 7\)"):
         Distiller(teacher(classes=7))(F.cross_entropy(logits, y), logits, x, 0)
     for wrong in (0, 2.5):
