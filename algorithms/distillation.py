@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .generators import numpy_generator
 from .labelled_positions import Labelled
-from .progress import Moment, Progress, moment
+from .progress import WHOLE, Progress, moment
 from .shown import Shown
 from .targets import IGNORED
 from .teachers import Teacher, load_teacher, logits_of, rows
@@ -25,7 +25,6 @@ from .validation import check
 
 STREAM = 0x7EAC  # sets these draws apart from what others draw by the same seed and step
 DTYPES = ("bfloat16", "float16", "float32")
-WHOLE = Moment(1.0, "dur")  # the end of the whole training
 Teachers = nn.Module | str | PathLike[str] | Sequence[nn.Module | str | PathLike[str]]
 Loss = Literal["kl", "mse"] | Callable[[Tensor, Tensor], Tensor]
 

@@ -20,6 +20,9 @@ class Moment:
         return f"{self.value}{self.unit}"
 
 
+WHOLE = Moment(1.0, "dur")  # the end of the whole training
+
+
 def moment(text: object) -> Moment | None:
     """Returns the moment that a time string, or an object printed as one, stands for; None for what is none."""
     found = re.fullmatch(r"\s*([-+.\de]+?)\s*(ep|ba|sp|tok|dur)\s*", str(text))

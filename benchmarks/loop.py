@@ -106,10 +106,7 @@ def events_of(algorithm: Any, network: nn.Module, data: Any) -> set[Event]:
         return apply(event, state, logger)
 
     algorithm.apply = counted
-    model = ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    options = {"algorithms": algorithm, "optimizers": optimizer, "progress_bar": False, "device": "cpu"}
-    Trainer(model=model, train_dataloader=data, max_duration="6ba", **options).fit()
+    composer_trainer(network, data, algorithm, max_duration="6ba").fit()
     return {event for event, count in counts.items() if count >= 3}
 
 
@@ -219,22 +216,21 @@ def fitted(trainer: Trainer, steps: int) -> Callable[[], float]:
     return InTurns(train, steps)
 
 
-def in_composer(
-    network: nn.Module, data: Any, steps: int, algorithms: Any = (), metrics: bool = False
-) -> Callable[[], float]:
+def composer_trainer(
+    network: nn.Module, data: Any, algorithms: Any = (), metrics: bool = False, **options: Any
+) -> Trainer:
     model = ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
     if not metrics:
         model.get_metrics = lambda is_train=False: {}  # type: ignore[method-assign]
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    trainer = Trainer(
+    return Trainer(
         model=model,
         train_dataloader=data,
-        optimizers=optimizer,
+        optimizers=torch.optim.SGD(model.parameters(), 0.01, momentum=0.9),
         algorithms=algorithms,
         progress_bar=False,
         device="cpu",
+        **options,
     )
-    return fitted(trainer, steps)
 
 
 def in_lightning(network: nn.Module, data: Any, steps: int, callback: Any = None) -> Callable[[], float]:
@@ -275,8 +271,8 @@ def hosts(name: str, network: nn.Module, data: Any, given: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as folder:
         arms = {
             "plain loop": in_a_loop(network, data, given.steps),
-            "Composer": in_composer(network, data, given.steps),
-            "Composer, its training metrics": in_composer(network, data, given.steps, metrics=True),
+            "Composer": fitted(composer_trainer(network, data), given.steps),
+            "Composer, its training metrics": fitted(composer_trainer(network, data, metrics=True), given.steps),
             "our train, training metrics": in_our_train(NETWORKS[name], folder, given.steps),
             "Lightning": in_lightning(network, data, given.steps),
         }
@@ -292,9 +288,9 @@ def techniques(name: str, network: nn.Module, data: Any, given: argparse.Namespa
         arms = {
             "plain loop": in_a_loop(network, data, given.steps),
             f"plain loop, {title}": in_a_loop(network, data, given.steps, title),
-            "Composer": in_composer(network, data, given.steps),
-            f"Composer, {title}": in_composer(network, data, given.steps, IN_COMPOSER[title](network)),
-            "Composer, nothing": in_composer(network, data, given.steps, Idle(idle)),
+            "Composer": fitted(composer_trainer(network, data), given.steps),
+            f"Composer, {title}": fitted(composer_trainer(network, data, IN_COMPOSER[title](network)), given.steps),
+            "Composer, nothing": fitted(composer_trainer(network, data, Idle(idle)), given.steps),
             "Lightning": in_lightning(network, data, given.steps),
             f"Lightning, {title}": in_lightning(network, data, given.steps, IN_LIGHTNING[title]),
         }
@@ -334,9 +330,9 @@ def tell(name: str, title: str, found: Sequence[Medians]) -> None:
             costs.append(f"{host} {fmean(each_cost) * 1e3:.3f} ms, {_mean(shares, '.1%')}")
         calls = [each.quartiles(lambda taken: taken["Composer, nothing"] - taken["Composer"])[1] for each in found]
         notes = (
-            f"the callback's cost over the plain loop's technique, and as a share of the host's empty step: "
-            f"{'; '.join(costs)}; Composer's own for calling an "
-            f"algorithm at these events, which does nothing: {fmean(calls) * 1e3:.3f} ms"
+            "the callback's cost over the plain loop's technique, and as a share of the host's empty step: "
+            f"{'; '.join(costs)}; Composer's own for calling an algorithm at these events, which does nothing: "
+            f"{fmean(calls) * 1e3:.3f} ms"
         )
     report(f"{name}: {title}", pooled, "plain loop", notes)
 

@@ -174,8 +174,10 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def _log(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
+        if step == self._logged:  # an optimizer's second pass
+            return
         weighed = [parts * zero.grad for parts, zero in self._parts if zero.grad is not None]
-        if not weighed or step == self._logged:  # an optimizer's second pass
+        if not weighed:
             return
         parts = reduce(torch.add, weighed)
         if state.precision == Precision.AMP_FP16 and state.scaler is not None:

@@ -71,8 +71,8 @@ class MixUp(RandomAlgorithm):
         # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
         if not super().match(event, state) or (self.alpha == 0 and event is not Event.INIT):
             return False
-        if event is Event.BEFORE_TRAIN_BATCH:
-            return self._mixer.begun or self.step_at(event) is not MixUp._restart
+        if self.step_at(event) is MixUp._restart:
+            return self._mixer.begun
         if event is Event.AFTER_LOSS:
             return self._by_loss
         return event is not Event.BEFORE_BACKWARD or not self._by_loss

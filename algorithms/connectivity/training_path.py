@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..batches import device_of
 from ..checkpoints import read_weights, some
-from ..progress import Moment, Progress, moment
+from ..progress import WHOLE, Moment, Progress, moment
 from ..ranks import gathered, of_first
 from ..snapshots import SnapshotWriter
 from ..validation import check
@@ -33,7 +33,7 @@ def checked_arguments(
     """Returns the moment `start`; ValueError for what cannot work among the arguments of a host's LinearPath."""
     time = moment(start) if isinstance(start, str) else None
     expected = f"a moment in {', '.join(units)} before the end, such as '0ba'"
-    check(_OWNER, "start", time and time.unit in units and str(time) != "1.0dur", expected, start)
+    check(_OWNER, "start", time and time.unit in units and time != WHOLE, expected, start)
     check(_OWNER, "points", type(points) is int and points > 1, "2 or more, the ends among them", points)
     check(_OWNER, "batch_norm", batch_norm in BATCH_NORM, " or ".join(BATCH_NORM), batch_norm)
     check(_OWNER, "batches", batches is None or (type(batches) is int and batches > 0), "1 or more", batches)

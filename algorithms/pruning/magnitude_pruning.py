@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from .. import ranks
 from ..checkpoints import some
-from ..progress import SURELY, Moment, Progress, moment
+from ..progress import SURELY, WHOLE, Moment, Progress, moment
 from .criteria import magnitude
 from .masks import Masks, Scope, keep_highest, kept_counts, layer_shares, rounded, size
 from .pruner import Pruner, check_density
@@ -84,7 +84,7 @@ class MagnitudePruner(Pruner):
         self.schedule: Schedule = schedule
         self.scope: Scope = scope
         self.times = {"start": self._moment("start", start)}
-        self.check("start", str(self.times["start"]) != "1.0dur", "before the end of the training", start)
+        self.check("start", self.times["start"] != WHOLE, "before the end of the training", start)
         if end is not None:
             self.times["end"] = self._moment("end", end)
             if not self.times["start"].value:  # which is the same in every unit

@@ -29,7 +29,6 @@ from .loaders import AnyDevice, TensorLoader, to_device
 from .splits import overlap, part_of
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
-CIFAR10 = "cifar-10-batches-py"
 
 
 class _InMemory:
@@ -97,6 +96,7 @@ class _Version(NamedTuple):
 
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Read once for all runs of a study, as it is text."""
     return load_digits(return_X_y=True)  # type: ignore[return-value]
 
 
@@ -148,11 +148,12 @@ class Cifar10(_InMemory):
     def check(self) -> None:
         super().check()
         if not self.download:
-            check_folder(Path(self.path, CIFAR10), "CIFAR-10 (or set download: true)")
+            check_folder(Path(self.path, torchvision.datasets.CIFAR10.base_folder), "CIFAR-10 (or set download: true)")
 
     def load(self, split: str, rows: slice) -> tuple[Tensor, Tensor]:
         source = torchvision.datasets.CIFAR10
-        files = [Path(self.path, CIFAR10, name) for name, _ in (source.train_list, source.test_list)[split == "test"]]
+        listed = source.train_list if split == "train" else source.test_list
+        files = [Path(self.path, source.base_folder, name) for name, _ in listed]
         with dist.run_local_rank_zero_first():
             there = all(file.is_file() for file in files)
             read = _cifar10 if there else _cifar10.__wrapped__  # what is not there may be downloaded at each call
