@@ -63,15 +63,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def teacher(network: nn.Module) -> ComposerClassifier:
-    return ComposerClassifier(copy.deepcopy(network), num_classes=10, loss_fn=F.cross_entropy)
-
-
 # The same for each host as `plain.TECHNIQUES` for the plain loop.
 IN_COMPOSER: dict[str, Callable[[nn.Module], Algorithm]] = {
     "LabelSmoothing": lambda network: LabelSmoothing(0.1),
     "MixUp": lambda network: MixUp(0.2),
-    "Distillation": lambda network: Distillation([teacher(network)]),
+    "Distillation": lambda network: Distillation([copy.deepcopy(network)]),
     "MagnitudePruning": lambda network: MagnitudePruning(DENSITY, start="0ba", end="1ba", interval="1ba"),
 }
 IN_LIGHTNING: dict[str, Callable[[nn.Module], pl.Callback]] = {
