@@ -111,20 +111,25 @@ def _hint(file: str, folder: Path, shipped: Path) -> str:
     return f"{f'beside it are {there}; ' if beside else ''}those of the package are in {folders}"
 
 
-def merge(config: DictConfig, update: DictConfig) -> DictConfig:
-    """The update wins; where it names another model (optimizer, ...), that one replaces the old one."""
-    config, update = copy.deepcopy(config), copy.deepcopy(update)
-    for part in (config, update):
-        for key in SECTIONS:
-            if not OmegaConf.is_interpolation(part, key) and isinstance(name := part.get(key), str):
-                part[key] = {name: {}}
-    for key in (SECTIONS.keys() - MANY) | STUDY_KEYS:
-        old, new = (OmegaConf.select(part, key, throw_on_resolution_failure=False) for part in (config, update))
-        if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
-            del config[key]
-    merged = OmegaConf.merge(config, update)
-    assert isinstance(merged, DictConfig)
+def merge(config: DictConfig, *updates: DictConfig) -> DictConfig:
+    """Each update wins; where it names another model (optimizer, ...), that one replaces the old one."""
+    merged: Any = _with_mappings(config)
+    for update in map(_with_mappings, updates):
+        for key in (SECTIONS.keys() - MANY) | STUDY_KEYS:
+            old, new = (OmegaConf.select(part, key, throw_on_resolution_failure=False) for part in (merged, update))
+            if isinstance(old, DictConfig) and isinstance(new, DictConfig) and not old.keys() & new.keys():
+                del merged[key]
+        merged = OmegaConf.unsafe_merge(merged, update)  # of copies that nobody else has; `merge` would copy them again
     return merged
+
+
+def _with_mappings(config: DictConfig) -> DictConfig:
+    """A copy, in which a section that is one name is a mapping."""
+    config = copy.deepcopy(config)
+    for key in SECTIONS:
+        if not OmegaConf.is_interpolation(config, key) and isinstance(name := config.get(key), str):
+            config[key] = {name: {}}
+    return config
 
 
 def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str,
     What begins with ``~/`` is a path in the home folder.
     """
     with resolving(source):
-        node = OmegaConf.create(config)  # type: ignore[arg-type]
+        node: Any = config if isinstance(config, DictConfig) else OmegaConf.create(config)  # type: ignore[arg-type]
         plain = OmegaConf.to_container(node, resolve=True)
         absent = sorted(OmegaConf.missing_keys(node))
     for key in absent:

@@ -100,7 +100,7 @@ class Base:
             source = self.source.inside(node.key, node.changes) if node.key else self.source
             with self._renamed(node.made_from):
                 with resolving(source), source.blame("", TypeError):  # such as a list where the file has a mapping
-                    merged = merge(merge(self.config, OmegaConf.create(dict(node.changes))), OmegaConf.create(own))
+                    merged = merge(self.config, OmegaConf.create(dict(node.changes)), OmegaConf.create(own))
                 for left in missing(node.changes):
                     raise source.error(left, LEFT_TO_YOU)
                 self._recipes[key] = recipe = check(merged, source)

@@ -86,7 +86,7 @@ class Glue(Study):
         data = {"config": task, "text_columns": own["columns"], "split": "train"}
         sets = {"seed": seed, "model": {"bert": model}, "train_data": {"hugging_face_text": data}}
         with resolving(base.source), base.source.blame(key, TypeError):
-            merged = merge(merge(base.config, OmegaConf.create(changes)), OmegaConf.create(sets))
+            merged = merge(base.config, OmegaConf.create(changes), OmegaConf.create(sets))
             evaluated: Any = OmegaConf.to_container(merged.train_data)
         evaluated["hugging_face_text"]["split"] = own["splits"] if len(own["splits"]) > 1 else own["splits"][0]
         tags = {"task": task, "seed": seed}

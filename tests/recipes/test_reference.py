@@ -12,7 +12,7 @@ from jsonschema import Draft7Validator
 
 import accelerando.yamls
 from accelerando.recipes.config.catalogue import OwnKeys, recipe_keys, things
-from accelerando.recipes.config.keys import Key, in_words, keys_of
+from accelerando.recipes.config.keys import in_words, keys_of
 from accelerando.recipes.config.recipe import NOT_COMPOSERS
 from accelerando.recipes.config.sections import SECTIONS
 from accelerando.recipes.reference import FILES, written
@@ -106,19 +106,13 @@ def test_everything_of_ours_has_a_meaning():
     silent = []
     namespaces = {**SECTIONS, "study": STUDIES, "executor": EXECUTORS}
     for section, names in namespaces.items():
+        found = {thing.name.replace("_", ""): thing.keys for thing in things(section, names)}
         for name, target in names.things().items():
             if target.__module__.startswith("accelerando."):
-                silent += [
-                    f"{section}.{name}.{key.name}" for key in things_by_name(section, names, name) if not key.meaning
-                ]
+                silent += [f"{section}.{name}.{key.name}" for key in found[name.replace("_", "")] if not key.meaning]
     assert silent == []
     assert NOT_COMPOSERS - SECTIONS.keys() <= {key.name for key in keys_of(OwnKeys)}
     assert all(key.meaning for key in recipe_keys())
-
-
-def things_by_name(section, names, name) -> list[Key]:
-    found = {thing.name.replace("_", ""): thing.keys for thing in things(section, names)}
-    return found[name.replace("_", "")]
 
 
 def test_a_key_of_each_kind():
