@@ -213,19 +213,18 @@ class MagnitudePruner(Pruner):
         if (share := self.share_due(progress)) is None:
             return None
         if not self._initial:
-            self._initial = {name: size(weight) for name, weight in self.weights.items()}
-            zero = [name for name, count in self._initial.items() if not count]
+            initial = {name: size(weight) for name, weight in self.weights.items()}
+            zero = [name for name, count in initial.items() if not count]
             if zero and progress.batch == 0:
                 hint = "begin later (start), when it has been trained, or exclude it"
                 raise ValueError(f"{self.name}: all of {some(zero)} is zero, and would never be trained; {hint}.")
-        self._completed = copy.copy(self.density) if share == 1 else None
-        if (kept := self.kept(share)) == self._kept:
-            return None
-        self._kept = kept
-        if _sum(kept) >= self.remaining():
-            return None
-        masks = self.masks or {name: weight != 0 for name, weight in self.weights.items()}
-        return keep_highest(magnitude(self.weights), kept, masks)
+            self._initial = initial
+        kept, masks = self.kept(share), None
+        if kept != self._kept and _sum(kept) < self.remaining():
+            held = self.masks or {name: weight != 0 for name, weight in self.weights.items()}
+            masks = keep_highest(magnitude(self.weights), kept, held)
+        self._kept, self._completed = kept, copy.copy(self.density) if share == 1 else None
+        return masks
 
     def finish(self) -> None:
         """Warns where the training has ended with more weights than planned."""

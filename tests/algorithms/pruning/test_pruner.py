@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -236,6 +237,22 @@ def test_gradual_pruning_refuses_times_that_it_cannot_tell():
     late.step()
     with pytest.warns(UserWarning, match="ended after 1ba, before start=5ba, so that 3376 weights are left, not 675"):
         late.finish()
+
+
+@pytest.mark.parametrize("given", [{"start": "1ba"}, {"start": "1ba", "end": "4ba", "interval": "1ba"}], ids=str)
+def test_what_could_not_be_pruned_is_still_due(given):
+    """Whoever mends the weights and goes on is not left with a network that counts as pruned."""
+    model = classifier()
+    pruner = MagnitudePruner(model, sgd(model), 0.2, **given, schedule="linear")
+    weight = next(iter(pruner.weights.values())).data
+    was = weight.clone()
+    weight[0] = math.nan
+    for updates in (3, 4, 5):
+        with pytest.raises(ValueError, match="scores of module.0.weight are not finite"):
+            pruner.update(updates)
+    weight.copy_(was)
+    pruner.step()
+    assert pruner.complete and pruner.remaining() == round(0.2 * sum(w.numel() for w in pruner.weights.values()))
 
 
 CHOICES = [
