@@ -248,7 +248,7 @@ def test_what_could_not_be_pruned_is_still_due(given):
     was = weight.clone()
     weight[0] = math.nan
     for updates in (3, 4, 5):
-        with pytest.raises(ValueError, match="scores of module.0.weight are not finite"):
+        with pytest.raises(ValueError, match=r"scores of module\.0\.weight are not finite"):
             pruner.update(updates)
     weight.copy_(was)
     pruner.step()
