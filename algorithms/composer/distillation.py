@@ -119,7 +119,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
         self.target_key = target_key
         self._labelled, self._tokens = Labelled(ignore_index), False
         self._parts: list[tuple[Tensor, Tensor]] = []  # of each microbatch's loss; see `_weighed`
-        self._drawn = self._logged = -1  # for which step teachers were last drawn, and of which parts were logged
+        self._logged = -1
 
     @property
     def bound_to_the_length(self) -> bool:
@@ -130,9 +130,6 @@ class Distillation(ForRecipes, RandomAlgorithm):
         if not super().match(event, state):
             return False
         step = self.step_at(event)
-        # Of what Composer itself takes for an event, no more than is needed: of a small network's step it is a share.
-        if step is Distillation._choose:
-            return not self.distiller.always or stands_by_position(labels_in(state.batch, self.target_key))
         if step is Distillation._restart:
             return self._labelled.begun or bool(self._parts)
         return step is not Distillation._finish or self.distiller.lets_go
@@ -144,28 +141,21 @@ class Distillation(ForRecipes, RandomAlgorithm):
         self.distiller.load_state_dict(state)
 
     def _meet(self, state: State, logger: Logger) -> None:
-        self._drawn = -1
         self.distiller.meet(state.model)
 
     def _choose(self, state: State, logger: Logger) -> None:
-        self._draw(state)
+        Distillation._restart(self, state, logger)
+        self.distiller.begin(self._now(state))
         labels = labels_in(state.batch, self.target_key)
         self._tokens = stands_by_position(labels)
         if labels is not None and self._tokens and self.distiller.asks:
             self._labelled.start(labels, bool(getattr(composer_model(state), "shift_labels", False)))
-
-    def _draw(self, state: State) -> None:
-        self._labelled.restart()
-        self._parts, self._tokens, self._drawn = [], False, state.timestamp.batch.value
-        self.distiller.begin(self._now(state))
 
     def _restart(self, state: State, logger: Logger) -> None:
         self._labelled.restart()
         self._parts = []
 
     def _distill(self, state: State, logger: Logger) -> None:
-        if self._drawn != state.timestamp.batch.value:
-            self._draw(state)
         if not self.distiller.asks:
             return
         labels = labels_in(state.batch, self.target_key)
@@ -183,11 +173,10 @@ class Distillation(ForRecipes, RandomAlgorithm):
         return added
 
     def _log(self, state: State, logger: Logger) -> None:
-        step, found = state.timestamp.batch.value, self._parts
-        self._parts = []
+        step = state.timestamp.batch.value
         if step == self._logged:  # an optimizer's second pass
             return
-        weighed = [parts * zero.grad for parts, zero in found if zero.grad is not None]
+        weighed = [parts * zero.grad for parts, zero in self._parts if zero.grad is not None]
         if not weighed:
             return
         parts = reduce(torch.add, weighed)
