@@ -2,15 +2,17 @@
 
 import gc
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from composer.algorithms import EMA
 from composer.core import Precision
 from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+from omegaconf import OmegaConf
 
 from accelerando.recipes.config.errors import ConfigError
-from accelerando.recipes.config.loading import load
+from accelerando.recipes.config.loading import load, merge
 from accelerando.recipes.config.lookup import Namespace
 from accelerando.recipes.config.recipe import check
 from accelerando.recipes.train import main
@@ -287,6 +289,47 @@ def test_what_is_named_is_merged_replaced_or_left_out(overrides, algorithms, yam
     smoothing = ["algorithms.label_smoothing:={}"] if "label_smoothing" in algorithms else []
     recipe = check(*load(yaml, [*smoothing, *overrides]))
     assert {part.key.partition(".")[2]: part.arguments for part in recipe.algorithms} == algorithms
+
+
+def test_several_updates_are_merged_one_after_the_other_and_none_is_changed():
+    config, *updates = map(
+        OmegaConf.create,
+        (
+            {"model": "lenet_300_100", "algorithms": {"ema": {"half_life": "${variables.half}"}}, "variables": "???"},
+            {"model": {"resnet_cifar": {"depth": 8}}, "algorithms": {"ema": {"smoothing": 0.9}, "mix_up": {}}},
+            {"model": {"resnet_cifar": {"width": 4}}, "algorithms": {"mix_up": False}, "variables": {"half": "2ba"}},
+        ),
+    )
+    before = [OmegaConf.to_yaml(each) for each in (config, *updates)]
+    merged = merge(config, *updates)
+    assert merged == merge(merge(config, updates[0]), updates[1]) and merged != merge(config, *updates[::-1])
+    assert OmegaConf.to_container(merged, resolve=True) == {
+        "model": {"resnet_cifar": {"depth": 8, "width": 4}},
+        "algorithms": {"ema": {"half_life": "2ba", "smoothing": 0.9}, "mix_up": False},
+        "variables": {"half": "2ba"},
+    }
+    merged.algorithms.ema.smoothing = merged.variables = 0
+    assert [OmegaConf.to_yaml(each) for each in (config, *updates)] == before
+
+
+@dataclass
+class Bomb:
+    """One that is no key of a dictionary."""
+
+    size: int
+
+    def __call__(self, width: int = 1):
+        bomb()
+
+
+unhashable = Bomb(3)
+
+
+def test_what_is_no_key_is_asked_for_its_arguments_all_the_same(yaml, capsys):
+    recipe = check(*load(yaml, [f"model:={{'{__name__}:unhashable': {{width: 3}}}}"]))
+    assert recipe.model.target is unhashable and recipe.model.arguments == {"width": 3}
+    error = refusal(capsys, yaml, f"model:={{'{__name__}:unhashable': {{with: 3}}}}")
+    assert error.endswith("unhashable.with: unknown argument; did you mean width?")
 
 
 def test_callbacks_loggers_and_the_scheduler_are_left_out_too(yaml):
