@@ -114,7 +114,7 @@ class MagnitudePruner(Pruner):
         self.updates = 0
         self._initial: dict[str, int] = {}  # how many of each layer's weights were not zero at the start
         self._length: Moment | None = None  # of the training as planned, which may be stopped before
-        self._kept: int | dict[str, int] | None = None
+        self._kept: int | dict[str, int] | None = None  # how many were left when it was last asked
         self._completed: float | dict[str, float] | None = None  # the density, once it is reached
 
     def _start(self, model: nn.Module, optimizers: Optimizer | Iterable[Optimizer]) -> None:
@@ -213,18 +213,20 @@ class MagnitudePruner(Pruner):
         if (share := self.share_due(progress)) is None:
             return None
         if not self._initial:
+            magnitude(self.weights)  # raises for what is not finite, before it is counted
             initial = {name: size(weight) for name, weight in self.weights.items()}
             zero = [name for name, count in initial.items() if not count]
             if zero and progress.batch == 0:
                 hint = "begin later (start), when it has been trained, or exclude it"
                 raise ValueError(f"{self.name}: all of {some(zero)} is zero, and would never be trained; {hint}.")
             self._initial = initial
-        kept, masks = self.kept(share), None
+        kept = self.kept(share)
         if kept != self._kept and _sum(kept) < self.remaining():
-            held = self.masks or {name: weight != 0 for name, weight in self.weights.items()}
-            masks = keep_highest(magnitude(self.weights), kept, held)
+            masks = self.masks or {name: weight != 0 for name, weight in self.weights.items()}
+            return keep_highest(magnitude(self.weights), kept, masks)
+        # Not before: whoever is given masks may fail to prune by them.
         self._kept, self._completed = kept, copy.copy(self.density) if share == 1 else None
-        return masks
+        return None
 
     def finish(self) -> None:
         """Warns where the training has ended with more weights than planned."""

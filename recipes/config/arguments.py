@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from .errors import ArgumentError, show
 from .lookup import nearest
 
-Result = TypeVar("Result")
 TIME_HINT = "a time string such as 10ep, 500ba or 0.5dur"
 TIME_NAMES = re.compile(r"t_\w+|start|end|half_life|\w+_(start|end|interval|duration)")
 DESCRIPTIONS = {
@@ -31,22 +29,6 @@ DESCRIPTIONS = {
 }
 
 
-def _remembered(ask: Callable[..., Result]) -> Callable[..., Result]:
-    """Asks once of each target, of which a study's hundreds of runs have the same; of what is no key, each time."""
-    remembered = functools.cache(ask)
-
-    @functools.wraps(ask)
-    def asked(target: Any, *options: Any) -> Result:
-        try:
-            hash(target)
-        except TypeError:  # such as a callable object of a dataclass
-            return ask(target, *options)
-        return remembered(target, *options)
-
-    return asked
-
-
-@_remembered
 def parameters(target: Any) -> list[inspect.Parameter]:
     """Those that a YAML can name; of a class that takes ``**kwargs`` also those of the bases to which these may go."""
     named: dict[str, inspect.Parameter] = {}
@@ -115,7 +97,6 @@ def check_arguments(
     return {name: check_value(name, hints.get(name, Any), value, times) for name, value in arguments.items()}
 
 
-@_remembered
 def hints_of(target: Any, extras: bool = False) -> dict[str, Any]:
     """The annotations of its parameters, with `extras` those that are `Annotated` whole."""
     hints: dict[str, Any] = {}

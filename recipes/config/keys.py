@@ -67,7 +67,7 @@ def keys_of(target: Any, supplied: int = 0, but: Collection[str] = ()) -> list[K
     """Those that a YAML may give to a class or function; what a caller supplies, first or by name, is left out."""
     from torch.optim.optimizer import required
 
-    hints, times, told = hints_of(target, True), names_times(target), meanings(target)
+    hints, times, told = hints_of(target, extras=True), names_times(target), meanings(target)
     keys = []
     for parameter in parameters(target)[supplied:]:
         name, default = parameter.name, _made(target, parameter)

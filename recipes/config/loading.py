@@ -138,7 +138,7 @@ def resolve(config: Mapping[str, Any] | DictConfig, source: Source) -> dict[str,
     What begins with ``~/`` is a path in the home folder.
     """
     with resolving(source):
-        node: Any = config if isinstance(config, DictConfig) else OmegaConf.create(config)  # type: ignore[arg-type]
+        node = OmegaConf.create(config)  # type: ignore[arg-type]
         plain = OmegaConf.to_container(node, resolve=True)
         absent = sorted(OmegaConf.missing_keys(node))
     for key in absent:

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -239,19 +240,33 @@ def test_gradual_pruning_refuses_times_that_it_cannot_tell():
         late.finish()
 
 
-@pytest.mark.parametrize("given", [{"start": "1ba"}, {"start": "1ba", "end": "4ba", "interval": "1ba"}], ids=str)
-def test_what_could_not_be_pruned_is_still_due(given):
+def of_nothing_finite(pruner):
+    next(iter(pruner.weights.values())).data[0] = math.nan
+    return "scores of module.0.weight are not finite"
+
+
+def of_a_layer_that_would_collapse(pruner):
+    [*pruner.weights.values()][1].data.mul_(1e-9)
+    warnings.simplefilter("error", LayerCollapseWarning)
+    return "layer collapse"
+
+
+@pytest.mark.parametrize("given", [{"start": "1ba"}, {"start": "1ba", "end": "3ba", "interval": "1ba"}], ids=str)
+@pytest.mark.parametrize("broken", [of_nothing_finite, of_a_layer_that_would_collapse])
+def test_what_could_not_be_pruned_is_still_due(broken, given):
     """Whoever mends the weights and goes on is not left with a network that counts as pruned."""
     model = classifier()
-    pruner = MagnitudePruner(model, sgd(model), 0.2, **given, schedule="linear")
-    weight = next(iter(pruner.weights.values())).data
-    was = weight.clone()
-    weight[0] = math.nan
-    for updates in (3, 4, 5):
-        with pytest.raises(ValueError, match=r"scores of module\.0\.weight are not finite"):
-            pruner.update(updates)
-    weight.copy_(was)
-    pruner.step()
+    pruner = MagnitudePruner(model, sgd(model), 0.2, **given)
+    was = copy.deepcopy(model.state_dict())
+    with warnings.catch_warnings():
+        message = broken(pruner)
+        for updates in (3, 4, 5):
+            with pytest.raises((ValueError, LayerCollapseWarning), match=message):
+                pruner.update(updates)
+    assert not pruner.complete and pruner.remaining() == sum(weight.numel() for weight in pruner.weights.values())
+    model.load_state_dict(was)
+    for _ in range(2):
+        pruner.step()
     assert pruner.complete and pruner.remaining() == round(0.2 * sum(w.numel() for w in pruner.weights.values()))
 
 
