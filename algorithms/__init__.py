@@ -266,8 +266,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from . import composer
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "composer":
+    except ImportError as error:
+        if error.name != "composer":
             raise
         hint = "pip install 'accelerando[composer]', or use what a loop of your own needs, which is in __all__ too"
         raise ImportError(

@@ -48,16 +48,21 @@ def tensor_in(name: str, batch: Any, key: Any, argument: str) -> Tensor:
 
     Raises ValueError where there is nothing, and TypeError for what is no tensor.
     """
+    tensor = item_in(name, batch, key, argument)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} needs one tensor at {argument}, but the batch holds {type(tensor).__name__} there.")
+    return tensor
+
+
+def item_in(name: str, batch: Any, key: Any, argument: str) -> Any:
+    """What a batch holds where the `argument` of an algorithm of this name says. Raises ValueError for nothing."""
     try:
-        tensor = item(batch, key)
+        return item(batch, key)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         held = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
         raise ValueError(
             f"{name} finds nothing at {key!r} in a batch{held} ({type(batch).__name__}): give {argument}."
         ) from error
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} needs one tensor at {argument}, but the batch holds {type(tensor).__name__} there.")
-    return tensor
 
 
 def item(batch: Any, key: Any) -> Any:

@@ -216,8 +216,14 @@ class Distiller(Shown):
         self.parts = {"plain": minimised(loss).detach().clone(), "distillation": added.detach().clone()}
         return with_added(loss, added, self.base_weight)
 
-    def meet(self, student: nn.Module) -> None:
-        """Gives teachers the memory format of the student. Raises ValueError where one shares weights with it."""
+    def meet(self, student: nn.Module, anew: bool = False) -> None:
+        """Gives teachers the memory format of the student; `anew`, where a training begins.
+
+        Raises ValueError where one shares weights with it, and where an earlier training has let the teachers go.
+        """
+        if anew and not self.teachers:
+            text = f"its teachers were let go at end={self.end} of an earlier training"
+            raise ValueError(f"Distillation: {text}; make a new one for each training.")
         own = set(map(id, student.parameters()))
         if any(id(parameter) in own for teacher in self.teachers for parameter in teacher.module.parameters()):
             raise ValueError("Distillation: a teacher shares weights with the student; give copy.deepcopy of it.")
@@ -303,6 +309,9 @@ class Distiller(Shown):
         if (count := state.get("teachers", self.count)) != self.count:
             raise ValueError(f"Distillation: the checkpoint's run has {count} teachers, got {self.count}.")
         self.seed, self.over = state.get("seed", self.seed), state.get("over", self.over)
+        if not (self.over or self.teachers):
+            text = f"its teachers were let go at end={self.end} of an earlier training, and the checkpoint's has them"
+            raise ValueError(f"Distillation: {text}; make a new one to go on from it.")
 
     def _reached(self, name: Literal["start", "end"], step: int | Progress) -> bool:
         when = self.start if name == "start" else self.end

@@ -18,6 +18,8 @@ from .generators import untouched_generators
 from .labelled_positions import HeadPositions, has_masked_lm_head
 from .shown import Shown
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which inputs may be
+
 
 def load_teacher(path: str | PathLike[str], module: nn.Module | None = None) -> nn.Module:
     """A teacher with the weights of a file or folder, from which nothing is executed.
@@ -100,9 +102,16 @@ def is_hugging_face(module: nn.Module) -> bool:
 def ask_by_name(
     module: nn.Module, batch: Mapping[str, Any], labels: Any = "labels", known: Collection[str] | None = None
 ) -> Any:
-    """The outputs of a module on the entries of a batch that its `forward` knows, or `known`, but for the labels."""
+    """The outputs of a module on the entries of a batch that its `forward` knows, or `known`, but for the labels.
+
+    An encoder-decoder of Hugging Face's makes of the labels what its decoder sees, where the batch does not hold that.
+    """
     known = inspect.signature(module.forward).parameters if known is None else known
-    return module(**{name: value for name, value in batch.items() if name in known and name != labels})
+    given = {name: value for name, value in batch.items() if name in known and name != labels}
+    shifted: Any = getattr(module, "prepare_decoder_input_ids_from_labels", None)
+    if shifted and labels in batch and "decoder_inputs_embeds" not in given:
+        given.setdefault("decoder_input_ids", shifted(labels=batch[labels]))
+    return module(**given)
 
 
 def ask(module: nn.Module, inputs: Any) -> Any:
@@ -116,7 +125,8 @@ class Teacher(Shown):
     Args:
         module: the network.
         ask: a function of the module and of a loop's inputs that gives the module's outputs.
-        dtype: of its weights and its arithmetic, by torch's name; None: weights as they are, the caller's precision.
+        dtype: of its weights and its arithmetic, by torch's name; None: weights as they are, and the autocast that is
+            on. Without one, floating-point inputs are given in the precision of the weights.
         compile: with `torch.compile`.
         offload: keep it on the CPU while it is not asked.
 
@@ -138,6 +148,7 @@ class Teacher(Shown):
         self._head = HeadPositions(module) if has_masked_lm_head(module) else None
         if self.dtype:
             module.to(self.dtype)
+        self._takes = next((p.dtype for p in module.parameters() if p.dtype in FLOATS), None)
         if compile:
             module.compile()
         # Where its tensors were before it was moved to the device.
@@ -175,14 +186,18 @@ class Teacher(Shown):
         self.enter(device)
         if self.module.training:
             self.module.eval()
-        if dtype := self.dtype:
-            inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
         if self._head:
             self._head.index = index
         try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False) if dtype else precision():
+            with torch.no_grad(), torch.autocast(device.type, enabled=False) if self.dtype else precision():
+                if (takes := self._takes) and not torch.is_autocast_enabled(device.type):
+                    inputs = tree_map(lambda x: x.to(takes) if _is_floating(x) else x, inputs)
                 outputs = self.ask(self.module, inputs)
         finally:
             if self._head:
                 self._head.index = None
         return rows(logits_of(outputs), index, labels, not isinstance(outputs, Tensor))
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,5 +1,13 @@
 """The techniques as classes for Composer's Trainer: at which of its events each of them acts."""
 
+try:
+    import composer  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "composer":
+        raise
+    hint = "pip install 'accelerando[composer]'"
+    raise ImportError(f"{__name__} needs Composer, which is missing: {hint}", name="composer") from None
+
 from .blurpool import BlurPool
 from .channels_last import ChannelsLast
 from .cyclic import MultiplicativeCyclicScheduler

@@ -65,7 +65,7 @@ class Distillation(ForRecipes, RandomAlgorithm):
     """
 
     steps: ClassVar = {
-        Event.INIT: "_meet",
+        Event.INIT: "_begin",
         Event.FIT_START: "_meet",  # again, when it has its memory format
         Event.BATCH_START: "_choose",
         Event.BEFORE_TRAIN_BATCH: "_restart",
@@ -139,6 +139,9 @@ class Distillation(ForRecipes, RandomAlgorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.distiller.load_state_dict(state)
+
+    def _begin(self, state: State, logger: Logger) -> None:
+        self.distiller.meet(state.model, anew=True)
 
     def _meet(self, state: State, logger: Logger) -> None:
         self.distiller.meet(state.model)

@@ -14,7 +14,8 @@ class BlurPool(Technique):
     """Anti-alias the model's strided convolutions and max-pools, see `apply_blurpool` for the arguments.
 
     It acts before weights are loaded and before an optimizer is made, in training, evaluation and prediction. A
-    checkpoint resumes with the same arguments only (ValueError); without BlurPool, its weights do not load.
+    checkpoint resumes with the same arguments only (ValueError); without BlurPool, its weights do not load, but for a
+    checkpoint of weights alone, for which Lightning asks no callback.
     """
 
     def __init__(

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..batches import item, labels_in
+from ..batches import item_in, labels_in
 from ..distillation import Distiller, Loss, Teachers
-from ..progress import Progress
+from ..progress import WHOLE, Progress
 from ..targets import IGNORED
 from ..validation import NoEffectWarning
-from .host import common_seed, progress_of
+from .host import common_seed, progress_of, refuse_untold
 from .losses import LossTechnique
 from .steps import Place
 
@@ -100,15 +100,17 @@ class Distillation(LossTechnique):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.distiller.meet(pl_module)
+        refuse_untold(self, trainer, *(time for time in (self.distiller.start, self.distiller.end) if time != WHOLE))
+        self.distiller.meet(pl_module, anew=not trainer.global_step)
 
     def change(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
         self._batch = batch
         return batch
 
     def beside(self, trainer: Trainer, pl_module: LightningModule, loss: Any, outputs: Any) -> Any:
-        batch, whole = self._batch, isinstance(self._batch, Tensor)
-        inputs = batch if whole or (isinstance(batch, Mapping) and self.input_key == 0) else item(batch, self.input_key)
+        batch = self._batch
+        whole = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and self.input_key == 0)
+        inputs = batch if whole else item_in("Distillation", batch, self.input_key, "input_key")
         total = self.distiller(loss, outputs, inputs, self._now(trainer), labels_in(batch, self.target_key))
         if (parts := self.distiller.parts) and _is_logged(trainer):
             pl_module.log_dict({f"loss/train/{name}": part for name, part in parts.items()})

@@ -896,6 +896,64 @@ def test_both_parts_of_the_last_loss_are_at_hand():
     assert distiller(loss, logits, x, 1) is loss and distiller.parts == {}
 
 
+@pytest.mark.parametrize("own", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_teacher_is_given_inputs_in_the_precision_of_its_weights(dtype, own):
+    """As where a whole student is of another precision, without autocast."""
+    (x, y), one = examples(), teacher().to(own).eval()
+    x = x.to(dtype)
+    logits = network().to(dtype)(x)
+    loss = F.cross_entropy(logits, y)
+    with torch.no_grad():
+        expected = distillation_kl(logits, one(x.to(own)))
+    for module, inputs in ((one, x), (OfMapping(one), {"x": x, "labels": y})):
+        distiller = Distiller(copy.deepcopy(module), base_weight=0.0, distillation_weight=1.0)
+        torch.testing.assert_close(distiller(loss, logits, inputs, 0).detach().float(), expected.float())
+    assert x.dtype == dtype
+
+
+class OfMapping(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module(batch["x"])
+
+
+def test_teachers_that_were_let_go_are_no_teachers_of_another_training():
+    algorithm = Distillation(teacher(), end="0.5dur")
+    fit(algorithm)
+    with pytest.raises(ValueError, match=r"let go at end=0\.5dur of an earlier training; make a new one for each"):
+        fit(algorithm)
+    distiller = Distiller(teacher(), end="1ba")
+    state = distiller.state_dict()
+    (x, y), student = examples(), network()
+    for step in range(2):
+        distiller(F.cross_entropy(logits := student(x), y), logits, x, step)
+    with pytest.raises(ValueError, match="the checkpoint's has them; make a new one to go on from it"):
+        distiller.load_state_dict(state)
+
+
+def test_an_encoder_decoder_is_asked_with_what_its_decoder_sees_of_the_labels():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    def model(width):
+        sizes = {"vocab_size": 30, "d_model": width, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+        return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0))
+
+    torch.manual_seed(5)
+    student, one, ids = model(16), model(8).eval(), torch.randint(1, 30, (3, 5))
+    labels = torch.where(torch.rand(3, 4) < 0.3, -100, torch.randint(1, 30, (3, 4)))
+    batch = {"input_ids": ids, "labels": labels}
+    outputs = student(**batch)
+    found = Distiller(copy.deepcopy(one))(outputs.loss, outputs, batch, 0)
+    with torch.no_grad():
+        asked = one(**batch).logits[labels != -100]
+    expected = 0.1 * outputs.loss + 0.9 * distillation_kl(outputs.logits[labels != -100], asked)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
 def test_what_is_at_hand_does_not_change_with_the_loss(form):
     one, (x, y) = teacher(), examples()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from accelerando import algorithms
 from tiny import launch
 
@@ -19,3 +21,12 @@ def test_every_name_is_used_without_a_host():
     )
     classes = {name for name in algorithms.__all__ if f"algorithms.{name} is a class for Composer" in done.stdout}
     assert len(lines) == len(classes) and {"MixUp", "Snapshots", "LotteryTicket"} <= classes
+
+
+@pytest.mark.parametrize("name", ["algorithms.composer", "algorithms.composer.mixup", "recipes.train"])
+def test_what_is_of_composer_says_so(name):
+    code = f"import sys; sys.modules['composer'] = None; import accelerando.{name}"
+    last = launch(1, "-c", code).stderr.strip().splitlines()[-1]
+    package = ".".join(name.split(".")[:2]) if "." in name and name[0] == "a" else "recipes"
+    assert last.startswith(f"ImportError: accelerando.{package} needs ")
+    assert last.endswith("pip install 'accelerando[composer]'")
