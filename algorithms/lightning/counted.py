@@ -16,13 +16,15 @@ _SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 class Counted(Technique):
     """The base of a technique that counts updates.
 
-    `before_update` comes with the first of the batches whose gradients make an update, `after_update` with the last.
+    `before_update` comes with the first of the batches whose gradients make an update, `after_update` with the last;
+    and where a module that optimizes by itself ends an epoch without an update, there once more.
     """
 
     late: ClassVar[int] = 1  # who is later comes after those that are less so, and before those that write checkpoints
 
     def __init__(self) -> None:
         self._counted = 0
+        self._open = False  # whether the last batch was no update's last one
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises ValueError where the strategy splits weights."""
@@ -47,15 +49,20 @@ class Counted(Technique):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step > self._counted:
+        self._open = trainer.global_step == self._counted
+        if not self._open:
             self._counted = trainer.global_step
+            self.after_update(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._open and not pl_module.automatic_optimization:  # the epoch's last batches have made no update
             self.after_update(trainer, pl_module)
 
     def before_update(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Before each update; the batch is the first one of it."""
 
     def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After each update, before evaluation and checkpoint."""
+        """After each update, or an epoch's last batch, before evaluation and checkpoint."""
 
 
 def _lateness(callback: Any) -> int:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..checkpoints import some
 from .counted import Counted, is_fitting
+from .host import accumulation_varies
 
 
 class Evaluated(Counted, ABC):
@@ -35,6 +36,9 @@ class Evaluated(Counted, ABC):
 
     def check_validations(self, trainer: Trainer, ends: Iterable[int]) -> None:
         """Raises ValueError where the Trainer does not validate after so many updates each."""
+        if accumulation_varies(trainer):
+            text = "leave GradientAccumulationScheduler out: a validation has to fall due after certain updates"
+            raise ValueError(f"{type(self).__name__}: {text}, of which each must have as many batches.")
         ends = [*ends]
         if missed := [end for end in ends if not _validates(trainer, end)]:
             name, many = type(self).__name__, f"{some([*map(str, missed)])} updates"

@@ -5,12 +5,14 @@ import inspect
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from ..progress import Moment, Progress
+from ..progress import Moment, Progress, Unit
 from ..shown import Shown
 
 
@@ -52,6 +54,8 @@ def progress_of(trainer: Trainer) -> Progress:
 
     Samples and tokens are nobody's to count here, and stay 0.
     """
+    if updates_vary(trainer):
+        return _counted(trainer)
     batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
     per_epoch = math.ceil(batches / each) if math.isfinite(batches) and batches else None
     in_epoch = trainer.global_step - trainer.current_epoch * per_epoch if per_epoch else 0
@@ -62,6 +66,73 @@ def progress_of(trainer: Trainer) -> Progress:
         batches_per_epoch=per_epoch,
         length=first_limit(trainer.max_steps, trainer.max_epochs, per_epoch),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted(Progress):
+    """That of a training in which nobody knows how many updates an epoch has: `part` of the one at hand is over."""
+
+    part: float = 0.0
+
+    def elapsed(self, unit: Unit) -> float:
+        return self.epoch + self.part if unit == "ep" else super().elapsed(unit)
+
+
+def updates_vary(trainer: Trainer) -> bool:
+    """Whether the number of an epoch's updates is not known beforehand, or not the same in all."""
+    known = trainer.lightning_module.automatic_optimization and math.isfinite(trainer.num_training_batches)
+    return not known or accumulation_varies(trainer)
+
+
+def accumulation_varies(trainer: Trainer) -> bool:
+    """Whether the number of batches that make an update may change from one epoch to the next."""
+    return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer))
+
+
+def _counted(trainer: Trainer) -> Progress:
+    """By the batches that Lightning has counted; of an epoch of unknown length none of it is over before the end."""
+    batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
+    loop = trainer.fit_loop
+    counts = loop.epoch_loop.batch_progress
+    now: Any = counts.current
+    epochs: Any = loop.epoch_progress.current
+    done = now.processed
+    ended = 0 < done == now.ready and (counts.is_last_batch or done == batches)
+    starts = trainer.lightning_module._current_fx_name == "on_train_start"
+    if starts and ended and epochs.started <= epochs.completed:  # the counts are those of an epoch that is over
+        done, ended = 0, False
+    in_epoch = math.ceil(done / each) if ended else done // each
+    part = in_epoch / math.ceil(batches / each) if math.isfinite(batches) and batches else 0.0
+    return _Counted(
+        batch=trainer.global_step,
+        epoch=trainer.current_epoch,
+        batch_in_epoch=in_epoch,
+        length=first_limit(trainer.max_steps, trainer.max_epochs, None),
+        part=1.0 if ended else part,
+    )
+
+
+def refuse_untold(technique: Technique, trainer: Trainer, *moments: Moment) -> None:
+    """Raises ValueError for a moment of which nobody can tell in this training when it comes; at its start."""
+    for time in moments:
+        if time.value and time.unit != "ba" and (why := _untold(trainer, time)):
+            raise ValueError(f"{type(technique).__name__}: {time} {why}.")
+
+
+def _untold(trainer: Trainer, time: Moment) -> str | None:
+    length, epochs = progress_of(trainer).length, time.value
+    if time.unit == "dur":
+        if length is None:
+            known = "max_steps or max_epochs, or the moment in ep or ba"
+            return f"is a share of a training whose length is not known; give the Trainer {known}"
+        if updates_vary(trainer) and trainer.max_steps >= 0 and first_limit(-1, trainer.max_epochs, None):
+            return (
+                "is a share of a training that may end by max_steps or by max_epochs; give the Trainer one of the two"
+            )
+        epochs = time.value * length.value if length.unit == "ep" else 0
+    if not math.isfinite(trainer.num_training_batches) and abs(epochs - round(epochs)) > 1e-6:
+        return "lies within an epoch, and the loader has no length; give whole epochs, or ba, or a loader with a length"
+    return None
 
 
 def first_limit(steps: int, max_epochs: int | None, per_epoch: int | None) -> Moment | None:

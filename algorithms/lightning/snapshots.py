@@ -1,7 +1,7 @@
 """Snapshots of a training by Lightning's Trainer."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from ..snapshots import SnapshotWriter, copied_weights
 from ..validation import check
 from ..whole_files import written_whole
 from .counted import Counted
-from .host import common_seed, progress_of
+from .host import common_seed, progress_of, refuse_untold
 
 
 class KeepsWeights(Counted):
@@ -39,6 +39,12 @@ class KeepsWeights(Counted):
     def due(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """Returns what the writer is given where something is due: by default copies of weights and buffers by name."""
         return copied_weights(pl_module)
+
+    @property
+    def moments(self) -> Iterable[Moment]:
+        """When something is due; or how long an interval is, where something is due at the end of each."""
+        writer: Any = self._writer
+        return [writer.interval] if hasattr(writer, "interval") else writer.at.values()
 
     @property
     def kept(self) -> dict[str, int]:
@@ -67,6 +73,7 @@ class KeepsWeights(Counted):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """When the length of the training is known, and a checkpoint has been loaded."""
+        refuse_untold(self, trainer, *self.moments)
         self._writer.begin(pl_module.state_dict(), progress_of(trainer))
 
     def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:

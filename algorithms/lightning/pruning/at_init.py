@@ -14,7 +14,7 @@ from ...pruning.masks import Masks, Scope, digest
 from ...pruning.pruner import Pruner
 from ...pruning.samples import balanced_batches
 from ...validation import NoEffectWarning
-from ..host import common_seed, progress_of
+from ..host import common_seed, progress_of, refuse_untold
 from .sparsity import Pruning
 
 
@@ -96,6 +96,7 @@ class PruneAtInit(Pruning):
     def measure(self, trainer: Trainer) -> None:
         # What is wrong with a ticket must not come up after hours.
         self._digest = None if (masks := self._load()) is None else digest(masks)
+        refuse_untold(self, trainer, self.at)
         progress = progress_of(trainer)
         fits = self.masks or (progress.share(self.at) or 0) < 1
         self.pruner.check("at", fits, f"within the training, which lasts {progress.length}", str(self.at))

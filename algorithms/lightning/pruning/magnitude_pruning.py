@@ -5,9 +5,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from ...progress import Moment
 from ...pruning.magnitude_pruning import MagnitudePruner, Schedule
 from ...pruning.masks import Scope
-from ..host import progress_of
+from ..host import progress_of, refuse_untold
 from .sparsity import Pruning
 
 
@@ -50,7 +51,15 @@ class MagnitudePruning(Pruning):
                 self.counted_moment(argument, value, ("ep", "ba", "dur"))
 
     def measure(self, trainer: Trainer) -> None:
+        refuse_untold(self, trainer, *self._times())
         self.gradual.check_times(progress_of(trainer))
+
+    def _times(self) -> list[Moment]:
+        times = self.gradual.times
+        start, end = times["start"], times.get("end")
+        if end is None or "interval" in times or start.unit != end.unit:
+            return [*times.values()]
+        return [start, end, Moment((end.value - start.value) / 100, end.unit)]
 
     def is_due_before(self, trainer: Trainer) -> bool:
         return self.gradual.left_at(progress_of(trainer)) < self.remaining()
