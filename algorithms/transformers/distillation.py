@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ..distillation import Distiller, Loss, Teachers
 from ..targets import IGNORED
 from ..validation import NoEffectWarning
-from .host import Run, counted
+from .host import Run
 from .losses import OfLoss, shifts_labels
 
 
@@ -63,12 +63,12 @@ class Distillation(OfLoss):
             ignore_index=ignore_index,
             common_classes=common_classes,
         )
-        counted(self.name, (self.distiller.start, self.distiller.end))
+        self.counted((self.distiller.start, self.distiller.end))
 
     def begin(self, run: Run) -> None:
         super().begin(run)
         self.distiller.seed, self.distiller.shift_labels = run.args.seed, shifts_labels(run.model)
-        self.distiller.meet(run.model)
+        self.distiller.meet(run.model, anew=not run.state.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return self.distiller.state_dict()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..examples.forgetting import Forgetting
-from .host import Run, counted
+from .host import Run
 from .snapshots import KeepsWeights
 
 
@@ -32,7 +32,7 @@ class ForgettingEvents(KeepsWeights):
     def __init__(self, data: Iterable[Any], interval: str = "1ep", save_folder: str | None = None):
         self.data, self.interval = data, interval
         super().__init__(save_folder)
-        counted(self.name, [self.forgetting.interval])
+        self.counted([self.forgetting.interval])
 
     def new_writer(self, folder: Path, run: Run | None) -> Any:
         def outputs(model: Any, batch: Any) -> Any:

@@ -44,10 +44,14 @@ class Run:
 
         Samples and tokens are nobody's to count here, and stay 0.
         """
-        batches = len(self.loader) if isinstance(self.loader, Sized) and _has_length(self.loader) else 0
-        per_epoch = math.ceil(batches / self.args.gradient_accumulation_steps) or None
         done = self.state.global_step if updates is None else updates
-        return Progress.after(done, self.state.max_steps, per_epoch)
+        return Progress.after(done, self.state.max_steps, self.per_epoch)
+
+    @property
+    def per_epoch(self) -> int | None:
+        """The updates of an epoch; None of a stream, whose length nobody knows."""
+        batches = len(self.loader) if isinstance(self.loader, Sized) and _has_length(self.loader) else 0
+        return math.ceil(batches / self.args.gradient_accumulation_steps) or None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Makes the context in which the Trainer has the model compute: hooks run outside of it."""
@@ -66,10 +70,37 @@ class Technique(Shown, TrainerCallback):
     """
 
     run: Run | None = None
+    moments: tuple[Moment, ...] = ()
 
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def state_key(self) -> str:
+        """What Lightning asks of a callback at first. Raises TypeError."""
+        raise TypeError(self._of_another("Lightning's", "accelerando.algorithms.lightning"))
+
+    @property
+    def match(self) -> Any:
+        """What Composer asks an algorithm at first. Raises TypeError."""
+        raise TypeError(self._of_another("Composer's", "accelerando.algorithms"))
+
+    run_event = match  # what it asks a callback
+
+    def _of_another(self, host: str, module: str) -> str:
+        return (
+            f"This {self.name} is the class for Hugging Face's Trainer: for {host}, from {module} import {self.name}."
+        )
+
+    def counted(self, moments: Iterable[Moment]) -> None:
+        """Keeps the technique's moments, to refuse those that a training cannot tell, when it begins.
+
+        Raises ValueError for moments in samples or tokens, which no Trainer tells.
+        """
+        self.moments = (*moments,)
+        if odd := [str(moment) for moment in self.moments if moment.unit in ("sp", "tok")]:
+            raise ValueError(f"{self.name}: {some(odd)} cannot be told here; give ba, ep or dur.")
 
     def begin(self, run: Run) -> None:
         """When a training begins; it may not be the first one."""
@@ -99,6 +130,7 @@ class Technique(Shown, TrainerCallback):
             scheduler=parts["lr_scheduler"],
             loader=parts["train_dataloader"],
         )
+        self._refuse_epochs(run)
         at_work: list[Technique] = vars(state).setdefault("_accelerando", [])
         if twin := next((other for other in at_work if self.excludes(other)), None):
             raise ValueError(f"{self.name}: the Trainer was given {twin.name} too; keep one of the two.")
@@ -150,6 +182,13 @@ class Technique(Shown, TrainerCallback):
         there = some([*map(str, folders)])
         raise ValueError(f"{self.name}: the checkpoint of step {step} has no {self._file} in {there}; {hint}.")
 
+    def _refuse_epochs(self, run: Run) -> None:
+        """Raises ValueError for a moment after the first in ep, where epochs have no length and it would never come."""
+        never = [str(moment) for moment in self.moments if moment.unit == "ep" and moment.value]
+        if never and run.per_epoch is None:
+            hint = "the training data have no length, as an IterableDataset; give updates (ba)"
+            raise ValueError(f"{self.name}: when {some(never)} comes cannot be told, as {hint}.")
+
     def _refuse_split(self, args: TrainingArguments) -> None:
         kind = AcceleratorState().distributed_type.value if AcceleratorState._shared_state else ""
         for name, given in (("FSDP", args.fsdp), ("DEEPSPEED", args.deepspeed), ("MEGATRON_LM", False)):
@@ -174,12 +213,6 @@ def _has_length(loader: Sized) -> bool:
         return len(loader) >= 0
     except TypeError:  # of a dataset that is a stream
         return False
-
-
-def counted(owner: str, moments: Iterable[Moment]) -> None:
-    """Raises ValueError for moments in samples or tokens, which the Trainer does not tell."""
-    if odd := [str(moment) for moment in moments if moment.unit in ("sp", "tok")]:
-        raise ValueError(f"{owner}: {some(odd)} cannot be told here; give ba, ep or dur.")
 
 
 def install(model: nn.Module, owner: str, handles: Iterable[RemovableHandle] = ()) -> None:

@@ -62,11 +62,12 @@ class LinearPath(KeepsWeights):
         metrics: Mapping[str, Metric] | None = None,
         save_folder: str | None = None,
     ):
-        checked_arguments(start, points, batch_norm, batches, save_folder, ("ep", "ba", "dur"))
+        time = checked_arguments(start, points, batch_norm, batches, save_folder, ("ep", "ba", "dur"))
         self.at_start, self.points, self.batch_norm = start, points, batch_norm
         self.train, self.batches, self.metrics = train, batches, dict(metrics or {})
         self.result: PathCurves | None = None
         super().__init__(save_folder)
+        self.counted([time])
 
     def new_writer(self, folder: Path, run: Run | None) -> StartWriter:
         return StartWriter(folder, self.at_start)

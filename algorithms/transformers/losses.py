@@ -31,7 +31,7 @@ class OfLoss(Technique):
     def __init__(self, ignore_index: int = IGNORED):
         self.ignore_index = ignore_index
         self._inputs: dict[str, Any] = {}
-        self._changed = False
+        self._changed = self._used = self._at_work = False
 
     def changed(self, loss: Callable[[Any, Tensor | None], Tensor], outputs: Any, labels: Tensor | None) -> Tensor:
         """Returns the loss of a microbatch as it is to be, where `loss(outputs, labels)` is that of others.
@@ -49,9 +49,11 @@ class OfLoss(Technique):
 
             if not torch.is_grad_enabled():
                 return loss(outputs, labels)
+            if not self._at_work:
+                hint = "give the callback too, callbacks=[...], beside compute_loss_func=....wrap(...)"
+                raise ValueError(f"{self.name}: the Trainer was given its loss function, and not itself; {hint}.")
             part = 1 if labels is None else self._part(labels, num_items_in_batch)
-            self._changed = True
-            return part * self.changed(lambda *given: loss(*given) / part, outputs, labels)
+            return self._watched(part * self.changed(lambda *given: loss(*given) / part, outputs, labels))
 
         return compute
 
@@ -69,8 +71,7 @@ class OfLoss(Technique):
                 and isinstance(outputs, MutableMapping)
                 and outputs.get("loss") is not None
             ):
-                outputs["loss"] = self._own(outputs, inputs.get("labels"))
-                self._changed = True
+                outputs["loss"] = self._watched(self._own(outputs, inputs.get("labels")))
 
         hooks: list[Any] = [before, after]
         if run.args.torch_compile:
@@ -80,7 +81,21 @@ class OfLoss(Technique):
             model.register_forward_hook(hooks[1], prepend=self.first, with_kwargs=True),
         ]
         install(model, self.name, handles)
-        self._changed = False
+        self._changed, self._used, self._at_work = False, False, True
+
+    def _watched(self, loss: Tensor) -> Tensor:
+        """Notes that there is a changed loss and, once, that a gradient comes back to it.
+
+        A `compute_loss` of the user's may make a loss of its own, and leave this one.
+        """
+
+        def use(gradient: Tensor) -> None:
+            self._used = True
+
+        self._changed = True
+        if not self._used and loss.requires_grad:
+            loss.register_hook(use)
+        return loss
 
     def _own(self, outputs: Any, labels: Tensor | None) -> Tensor:
         """The model's own loss, changed. It may be the sum over its labels through the number of a whole update's."""
@@ -109,6 +124,9 @@ class OfLoss(Technique):
         if not self._changed:
             hint = "with a compute_loss_func, give the Trainer callback.wrap(compute_loss_func), else labels are needed"
             raise ValueError(f"{self.name}: the model gives no 'loss' among its outputs; {hint}, and return_dict=True.")
+        if not self._used:
+            hint = "return outputs['loss'], or make its loss a compute_loss_func and give the Trainer callback.wrap(it)"
+            raise ValueError(f"{self.name}: compute_loss leaves the 'loss' of the model's outputs unused; {hint}.")
         self._inputs, self._changed = {}, False
 
     on_pre_optimizer_step = on_substep_end
@@ -116,6 +134,7 @@ class OfLoss(Technique):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         assert self.run
         install(self.run.model, self.name)
+        self._at_work = False
 
 
 def refuse_other_losses(owner: str, args: TrainingArguments) -> None:
@@ -138,8 +157,11 @@ def _inner(model: Any) -> Any:
 def shifts_labels(model: Any) -> bool:
     """Whether position t predicts the label of t + 1, as in causal language models."""
     inner = _inner(model)
-    causal = LOSS_MAPPING.get(str(getattr(inner, "loss_type", None))) is ForCausalLMLoss
-    return causal and not getattr(inner.config, "is_encoder_decoder", False)
+    named = LOSS_MAPPING.get(str(getattr(inner, "loss_type", None)))
+    if takes_items(model):  # its loss is its loss_function's: the causal one where its name tells none, as of GPT-2
+        found = inner.loss_function
+        return (found if found in LOSS_MAPPING.values() else named or ForCausalLMLoss) is ForCausalLMLoss
+    return named is ForCausalLMLoss and not getattr(inner.config, "is_encoder_decoder", False)
 
 
 def takes_items(model: Any) -> bool:

@@ -152,11 +152,27 @@ def _as_long_as(run: Run, steps: int) -> None:
     made = [each for each in getattr(scheduler, "lr_lambdas", []) if isinstance(each, partial)]
     if not (isinstance(scheduler, LambdaLR) and made):
         return
-    warmup = {"num_training_steps": steps, "num_warmup_steps": run.args.get_warmup_steps(steps)}
+    kwargs: Any = run.args.lr_scheduler_kwargs or {}
+    given = {name for name, value in kwargs.items() if value is not None}
+    of_all, of_one = (_lengths(run, made[0].keywords, length) for length in (run.state.max_steps, steps))
+    told = of_all.keys() & made[0].keywords.keys() - given
+    if any(each.keywords.get(name) != of_all[name] for each in made for name in told):
+        return  # one of the user's own
     for each in made:
-        each.keywords.update({name: value for name, value in warmup.items() if name in each.keywords})
+        each.keywords.update({name: of_one[name] for name in told})
     if run.state.global_step == 0:
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, run.optimizer.param_groups, strict=True)
         for rate, factor, group in rates:
             group["lr"] = rate * factor(0)
         scheduler._last_lr = [group["lr"] for group in run.optimizer.param_groups]
+
+
+def _lengths(run: Run, keywords: Mapping[str, Any], steps: int) -> dict[str, int]:
+    """What a schedule of so many updates is told, where the user tells nothing else."""
+    warmup = run.args.get_warmup_steps(steps)
+    return {
+        "num_training_steps": steps,
+        "num_warmup_steps": warmup,
+        "num_stable_steps": steps - warmup - keywords.get("num_decay_steps", 0),
+        "timescale": warmup or 10_000,
+    }

@@ -16,7 +16,7 @@ from ..pruning.masks import Masks, Scope, digest
 from ..pruning.pruner import Pruner
 from ..pruning.samples import balanced_batches
 from ..validation import NoEffectWarning
-from .host import Run, Technique, counted, install
+from .host import Run, Technique, install
 
 
 class Pruning(Technique):
@@ -128,7 +128,7 @@ class MagnitudePruning(Pruning):
             None, (), density, start, end, interval, schedule, scope, steps, include, exclude, classifier,
             name=self.name,
         )  # fmt: skip
-        counted(self.name, self.gradual.times.values())
+        self.counted(self.gradual.times.values())
 
     def is_due_before(self, run: Run) -> bool:
         return self.gradual.left_at(run.progress()) < self.gradual.remaining()
@@ -204,6 +204,7 @@ class PruneAtInit(Pruning):
         assert time is not None
         check("reinitialize", not reinitialize or time.value == 0, "False where training has begun (at)", reinitialize)
         self.criterion, self.density, self.ticket, self.at = criterion, density, ticket, time
+        self.counted([time])
         self.iterations, self.shuffle, self.reinitialize, self.invert = iterations, shuffle, reinitialize, invert
         self.scope: Scope = scope
         self.samples_per_class, self.seed, self.compute_loss_func = samples_per_class, seed, compute_loss_func

@@ -11,7 +11,7 @@ from .. import ranks
 from ..checkpoints import some
 from ..progress import Moment
 from ..snapshots import SnapshotWriter
-from .host import Run, Technique, counted, output_folder
+from .host import Run, Technique, output_folder
 
 
 class KeepsWeights(Technique):
@@ -74,7 +74,7 @@ class Snapshots(KeepsWeights):
     def __init__(self, at: Sequence[str], full: bool = False, save_folder: str | None = None):
         self._at, self.full = at, full
         super().__init__(save_folder)
-        counted(self.name, self.at.values())
+        self.counted(self.at.values())
 
     def new_writer(self, folder: Path, run: Run | None) -> SnapshotWriter:
         full = {"optimizer": run.optimizer, "scheduler": run.scheduler} if self.full and run else None

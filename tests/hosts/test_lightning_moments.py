@@ -237,6 +237,13 @@ def test_gradual_pruning_within_epochs_of_unknown_length_is_refused():
         fit(ours.MagnitudePruning(0.3, start="2ba", end="2ep"), module=Manual())
 
 
+def test_teachers_that_were_let_go_are_none_of_another_training():
+    technique = ours.Distillation(network(), end="0.5dur")
+    fit(technique)
+    with pytest.raises(ValueError, match=r"let go at end=0\.5dur of an earlier training; make a new one for each"):
+        fit(technique)
+
+
 def test_distillation_to_the_end_needs_no_length():
     assert distilled(data=stream(), start="1ep", max_epochs=-1, max_steps=6) == [5, 6]
     assert distilled(start="1ep", max_epochs=-1, limit_train_batches=2, extra=[_Stops(3)]) == [3, 4, 5, 6]

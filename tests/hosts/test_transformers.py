@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -25,7 +25,11 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    get_constant_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
 )
+from transformers import __version__ as TRANSFORMERS
 
 from accelerando import algorithms
 from accelerando.algorithms import find_snapshot, transformers
@@ -59,9 +63,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:LinearPath. the path is not draw
 
 
 @pytest.fixture(autouse=True)
-def no_precision_is_left(monkeypatch):
-    """TrainingArguments(bf16=True) says so to all Trainers of the process that come."""
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+def nothing_is_left(monkeypatch):
+    """What TrainingArguments ask of Accelerate (bf16, torch_compile, fsdp) holds for all Trainers of the process."""
+    for name in ("MIXED_PRECISION", "DYNAMO_BACKEND"):
+        monkeypatch.setenv(f"ACCELERATE_{name}", "no")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
 
 
 def bert(kind: Any = BertForSequenceClassification, dropout: float = 0.0, seed: int = 0) -> Any:
@@ -380,18 +386,61 @@ def test_tickets_are_those_of_a_plain_loop(tmp_path):
     assert equal(found, plain_loop(tmp_path, begin, updates=11))
 
 
-def test_the_schedule_of_a_ticket_is_rewound(tmp_path):
-    class Rates(TrainerCallback):
-        rates: tuple = ()
+class Rates(TrainerCallback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
 
-        def on_step_begin(self, args, state, control, optimizer=None, **parts):
-            self.rates += (optimizer.param_groups[0]["lr"],)
+    def on_step_begin(self, args, state, control, optimizer=None, **parts):
+        first, second = (group["lr"] for group in optimizer.param_groups)  # with weight decay, and without
+        assert first == second
+        self.rates.append(first)
 
-    options = {"warmup_steps": 2, "lr_scheduler_type": "linear"}
+
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
+@pytest.mark.parametrize(
+    ("kind", "more", "warmup"),
+    [
+        ("linear", {}, 2),
+        ("cosine_with_restarts", {"num_cycles": 2}, 1),
+        ("inverse_sqrt", {}, 2),
+        ("warmup_stable_decay", {"num_decay_steps": 2}, 1),
+        ("warmup_stable_decay", {"num_decay_steps": 2}, 0.4),
+        ("warmup_stable_decay", {"num_decay_steps": 4, "decay_type": "linear"}, 0),
+        ("warmup_stable_decay", {"num_decay_steps": 1, "num_stable_steps": 2}, 1),
+        ("inverse_sqrt", {}, 0.4),
+    ],
+)
+def test_the_schedule_of_a_ticket_is_rewound(kind, more, warmup, tmp_path):
+    share = {"warmup_ratio" if int(TRANSFORMERS.split(".")[0]) < 5 else "warmup_steps": warmup}
+    options = share if isinstance(warmup, float) else {"warmup_steps": warmup}
+    options |= {"lr_scheduler_type": kind, "lr_scheduler_kwargs": more}
     trainer(tmp_path, [ticket(), levels := Rates()], max_steps=11, **options).train()
     trainer(tmp_path, [plain := Rates()], max_steps=5, **options).train()
-    expected = plain.rates + 2 * plain.rates[2:]
-    assert levels.rates == pytest.approx(expected)
+    assert levels.rates == pytest.approx(plain.rates + 2 * plain.rates[2:])
+    assert len({*levels.rates}) > 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer: get_linear_schedule_with_warmup(optimizer, 3, 5),
+        lambda optimizer: get_wsd_schedule(optimizer, 1, 2, num_training_steps=5),
+        lambda optimizer: get_constant_schedule_with_warmup(optimizer, 4),
+    ],
+)
+def test_a_schedule_of_ones_own_is_left_as_it_is(make, tmp_path):
+    def rates_of(steps: int, *callbacks: TrainerCallback) -> list[float]:
+        model = bert()
+        optimizer = torch.optim.SGD(
+            [{"params": [*model.bert.parameters()]}, {"params": [*model.classifier.parameters()]}], 0.1
+        )
+        found = Rates()
+        own = {"optimizers": (optimizer, make(optimizer)), "warmup_steps": 1}
+        trainer(tmp_path, [*callbacks, found], model, max_steps=steps, **own).train()
+        return found.rates
+
+    plain = rates_of(5)
+    assert rates_of(11, ticket()) == pytest.approx(plain + 2 * plain[2:])
 
 
 def test_pruned_gradients_do_not_count_in_the_norm(tmp_path):
@@ -589,6 +638,73 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path):
         with pytest.raises((ValueError, TypeError), match=sentence) as error:
             attempt()
         assert "\n" not in str(error.value)
+
+
+class Stream(IterableDataset):
+    """The sentences, as many as are asked for."""
+
+    def __iter__(self):
+        while True:
+            yield from sentences()
+
+
+IN_EPOCHS: dict[str, tuple[Callable[[], TrainerCallback], str]] = {
+    "Distillation from": (lambda: distillation(start="1ep"), "1ep"),
+    "Distillation to": (lambda: distillation(end="1ep"), "1ep"),
+    "ForgettingEvents": (lambda: ForgettingEvents(DataLoader(sentences(), 7)), "1ep"),  # type: ignore[arg-type]
+    "LinearPath": (lambda: LinearPath("1ep", points=3, train=True), "1ep"),
+    "MagnitudePruning from": (lambda: MagnitudePruning(0.5, start="1ep"), "1ep"),
+    "MagnitudePruning to": (lambda: MagnitudePruning(0.5, end="2ep"), "2ep"),
+    "MagnitudePruning every": (lambda: MagnitudePruning(0.5, "2ba", "6ba", interval="1ep"), "1ep"),
+    "PruneAtInit": (lambda: PruneAtInit("magnitude", 0.5, at="1ep"), "1ep"),
+    "Snapshots": (lambda: Snapshots(["0ba", "1ep", "1dur"]), "1ep"),
+}
+
+
+@pytest.mark.parametrize("name", IN_EPOCHS)
+def test_epochs_of_a_stream_never_come_and_are_refused(name, tmp_path):
+    make, told = IN_EPOCHS[name]
+    run = trainer(tmp_path, [make()], data=Stream(), max_steps=8)
+    before = weights(run.model)
+    start = f"^{name.split()[0]}: when {told} comes cannot be told, as the training data have no length"
+    with pytest.raises(ValueError, match=start) as error:
+        run.train()
+    assert "\n" not in str(error.value) and equal(weights(run.model), before)
+
+
+def test_other_moments_of_a_stream_come(tmp_path):
+    """Among them the beginning, which is the same in every unit."""
+    pruning, kept = MagnitudePruning(0.5, start="0ep"), Snapshots(["0ep", "3ba", "0.5dur", "1dur"])
+    taught = distillation(start="2ba", end="0.5dur")
+    trainer(tmp_path, [pruning, kept, taught], data=Stream(), max_steps=8).train()
+    assert kept.kept == {"0ep": 0, "3ba": 3, "0.5dur": 4, "1dur": 8} and taught.distiller.over
+    assert all(not mask.all() for mask in pruning.masks.values())
+    at_once = PruneAtInit("magnitude", 0.5, at="0ep")
+    trainer(tmp_path, [at_once], data=Stream(), max_steps=1).train()
+    assert at_once.masks
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_trainer_of_another_host_is_told_of_its_own_class(name):
+    technique = CASES[name].make()
+    for asked, host, module in (
+        ("state_key", "Lightning's", "accelerando.algorithms.lightning"),
+        ("match", "Composer's", "accelerando.algorithms"),
+        ("run_event", "Composer's", "accelerando.algorithms"),
+    ):
+        with pytest.raises(TypeError) as error:
+            getattr(technique, asked)
+        expected = f"is the class for Hugging Face's Trainer: for {host}, from {module} import {name}."
+        assert str(error.value) == f"This {name} {expected}"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_asks_for_it_at_first():
+    lightning = pytest.importorskip("lightning")
+    quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    for technique in (LabelSmoothing(), Snapshots(["1ba"])):
+        with pytest.raises(TypeError, match=f"from accelerando.algorithms.lightning import {technique.name}"):
+            lightning.Trainer(callbacks=[technique], **quiet)
 
 
 @pytest.mark.parametrize("name", CASES)
