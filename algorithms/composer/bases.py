@@ -24,6 +24,14 @@ class Guest(Shown, Algorithm):
             f"import {name}."
         )
 
+    @property
+    def on_init_end(self) -> Any:
+        """What Hugging Face's Trainer asks of a callback at first. Raises TypeError."""
+        raise TypeError(
+            f"This {type(self).__name__} is the class for Composer's Trainer: those for Hugging Face's are in "
+            "accelerando.algorithms.transformers."
+        )
+
 
 class EventAlgorithm(Guest):
     """The base of an algorithm whose methods act at events, and of which a run holds one.

@@ -37,6 +37,14 @@ class Technique(Shown, Callback):
 
     run_event = match  # what it asks a callback
 
+    @property
+    def on_init_end(self) -> Any:
+        """What Hugging Face's Trainer asks of a callback at first. Raises TypeError."""
+        raise TypeError(
+            f"This {type(self).__name__} is the class for Lightning's Trainer: those for Hugging Face's are in "
+            "accelerando.algorithms.transformers."
+        )
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises ValueError where the Trainer holds a second callback of this class: both would act."""
         name = type(self).__name__

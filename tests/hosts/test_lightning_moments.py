@@ -1,12 +1,14 @@
 """When moments in ep and dur come, where the updates of an epoch are not all alike, or nobody knows how many come."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import accelerando.algorithms.lightning as ours
@@ -242,6 +244,25 @@ def test_teachers_that_were_let_go_are_none_of_another_training():
     fit(technique)
     with pytest.raises(ValueError, match=r"let go at end=0\.5dur of an earlier training; make a new one for each"):
         fit(technique)
+
+
+def test_a_batch_without_an_input_at_the_key_says_which_argument_tells():
+    @dataclass
+    class Batch:
+        images: torch.Tensor
+        labels: torch.Tensor
+
+    class Named(Module):
+        def forward(self, batch: Any) -> torch.Tensor:
+            return self.network(batch.images)
+
+        def loss(self, batch: Any, outputs: torch.Tensor) -> torch.Tensor:
+            return ours.training_loss(self, F.cross_entropy, outputs, batch.labels)
+
+    data: Any = DataLoader([Batch(*batch) for batch in loader("images")], None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Distillation finds nothing at 0 in a batch \(Batch\): give input_key"):
+        fit(ours.Distillation(network()), module=Named(network()), data=data)
+    fit(ours.Distillation(network(), input_key="images", target_key="labels"), module=Named(network()), data=data)
 
 
 def test_distillation_to_the_end_needs_no_length():

@@ -190,6 +190,17 @@ def test_distillation_teaches_the_positions_that_the_loss_predicts(name, answers
     assert not alike(found, by_formula(model_of(name), data, divergence(not shifts)))
 
 
+@pytest.mark.parametrize("name", ["MixUp", "MagnitudePruning", "BlurPool"])
+def test_a_callback_of_lightnings_says_where_those_for_this_trainer_are(name, tmp_path):
+    from accelerando.algorithms import lightning
+
+    arguments = {"MagnitudePruning": [0.2]}.get(name, [])
+    with pytest.raises(
+        TypeError, match=rf"This {name} is .* Lightning's .* are in accelerando\.algorithms\.transformers"
+    ):
+        gradient(model_of("Llama"), [getattr(lightning, name)(*arguments)], tmp_path, texts())
+
+
 def test_teachers_that_were_let_go_are_none_of_another_training(tmp_path):
     data, algorithm = texts(), Distillation(model_of("Llama", seed=1), end="0.5dur")
     options = {"per_device_train_batch_size": 1, "max_steps": 4}
