@@ -9,6 +9,7 @@ from composer.loggers import Logger
 
 from ..generators import numpy_generator
 from ..shown import Shown
+from ..validation import misplaced
 from .host import refuse_twins
 
 
@@ -18,19 +19,12 @@ class Guest(Shown, Algorithm):
     @property
     def state_key(self) -> str:
         """What Lightning asks of a callback at first. Raises TypeError."""
-        name = type(self).__name__
-        raise TypeError(
-            f"This {name} is the class for Composer's Trainer: for Lightning's, from accelerando.algorithms.lightning "
-            f"import {name}."
-        )
+        raise misplaced(self, "Composer", "Lightning")
 
     @property
     def on_init_end(self) -> Any:
         """What Hugging Face's Trainer asks of a callback at first. Raises TypeError."""
-        raise TypeError(
-            f"This {type(self).__name__} is the class for Composer's Trainer: those for Hugging Face's are in "
-            "accelerando.algorithms.transformers."
-        )
+        raise misplaced(self, "Composer", "Hugging Face")
 
 
 class EventAlgorithm(Guest):

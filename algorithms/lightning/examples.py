@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..examples.forgetting import Forgetting
+from ..progress import Moment
 from ..validation import check
 from .snapshots import KeepsWeights
 
@@ -50,6 +51,10 @@ class ForgettingEvents(KeepsWeights):
     def forgetting(self) -> Forgetting:
         writer: Any = self._writer
         return writer
+
+    @property
+    def moments(self) -> Iterable[Moment]:
+        return [self.forgetting.interval]
 
     def due(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         def outputs(module: Any, batch: Any) -> Any:

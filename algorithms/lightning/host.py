@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from ..progress import Moment, Progress, Unit
 from ..shown import Shown
+from ..validation import misplaced
 
 
 class Technique(Shown, Callback):
@@ -29,21 +30,14 @@ class Technique(Shown, Callback):
     @property
     def match(self) -> Any:
         """What Composer asks an algorithm at first. Raises TypeError."""
-        name = type(self).__name__
-        raise TypeError(
-            f"This {name} is the class for Lightning's Trainer: for Composer's, from accelerando.algorithms import "
-            f"{name}."
-        )
+        raise misplaced(self, "Lightning", "Composer")
 
     run_event = match  # what it asks a callback
 
     @property
     def on_init_end(self) -> Any:
         """What Hugging Face's Trainer asks of a callback at first. Raises TypeError."""
-        raise TypeError(
-            f"This {type(self).__name__} is the class for Lightning's Trainer: those for Hugging Face's are in "
-            "accelerando.algorithms.transformers."
-        )
+        raise misplaced(self, "Lightning", "Hugging Face")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises ValueError where the Trainer holds a second callback of this class: both would act."""
@@ -63,7 +57,7 @@ def progress_of(trainer: Trainer) -> Progress:
     Samples and tokens are nobody's to count here, and stay 0.
     """
     if updates_vary(trainer):
-        return _counted(trainer)
+        return _by_batches(trainer)
     batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
     per_epoch = math.ceil(batches / each) if math.isfinite(batches) and batches else None
     in_epoch = trainer.global_step - trainer.current_epoch * per_epoch if per_epoch else 0
@@ -77,7 +71,7 @@ def progress_of(trainer: Trainer) -> Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Counted(Progress):
+class _ByBatches(Progress):
     """That of a training in which nobody knows how many updates an epoch has: `part` of the one at hand is over."""
 
     part: float = 0.0
@@ -97,7 +91,7 @@ def accumulation_varies(trainer: Trainer) -> bool:
     return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer))
 
 
-def _counted(trainer: Trainer) -> Progress:
+def _by_batches(trainer: Trainer) -> Progress:
     """By the batches that Lightning has counted; of an epoch of unknown length none of it is over before the end."""
     batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
     loop = trainer.fit_loop
@@ -111,7 +105,7 @@ def _counted(trainer: Trainer) -> Progress:
         done, ended = 0, False
     in_epoch = math.ceil(done / each) if ended else done // each
     part = in_epoch / math.ceil(batches / each) if math.isfinite(batches) and batches else 0.0
-    return _Counted(
+    return _ByBatches(
         batch=trainer.global_step,
         epoch=trainer.current_epoch,
         batch_in_epoch=in_epoch,

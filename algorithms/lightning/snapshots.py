@@ -43,8 +43,7 @@ class KeepsWeights(Counted):
     @property
     def moments(self) -> Iterable[Moment]:
         """When something is due; or how long an interval is, where something is due at the end of each."""
-        writer: Any = self._writer
-        return [writer.interval] if hasattr(writer, "interval") else writer.at.values()
+        return self._writer.at.values()
 
     @property
     def kept(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..checkpoints import some
 from ..progress import Moment, Progress
 from ..shown import Shown
+from ..validation import misplaced
 from ..whole_files import written_whole
 
 _STATE = "accelerando"  # under this name TrainerState tells of our files
@@ -79,19 +80,14 @@ class Technique(Shown, TrainerCallback):
     @property
     def state_key(self) -> str:
         """What Lightning asks of a callback at first. Raises TypeError."""
-        raise TypeError(self._of_another("Lightning's", "accelerando.algorithms.lightning"))
+        raise misplaced(self, "Hugging Face", "Lightning")
 
     @property
     def match(self) -> Any:
         """What Composer asks an algorithm at first. Raises TypeError."""
-        raise TypeError(self._of_another("Composer's", "accelerando.algorithms"))
+        raise misplaced(self, "Hugging Face", "Composer")
 
     run_event = match  # what it asks a callback
-
-    def _of_another(self, host: str, module: str) -> str:
-        return (
-            f"This {self.name} is the class for Hugging Face's Trainer: for {host}, from {module} import {self.name}."
-        )
 
     def counted(self, moments: Iterable[Moment]) -> None:
         """Keeps the technique's moments, to refuse those that a training cannot tell, when it begins.
